@@ -1,0 +1,119 @@
+"""Linux containers through pluggable execution drivers, as a library: no daemon.
+
+The names below are everything that is public.  Each is imported when it is
+first used (:pep:`562`), so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # known to type checkers by its name; typing would cost more than all the rest here
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pycontainer._api import CompletedContainer, Container, run
+    from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
+    from pycontainer.driver import (
+        ContainerInfo,
+        ContainerProcess,
+        ExecutionDriver,
+        ExitStatus,
+        Feature,
+        FeatureProbe,
+        Probe,
+        State,
+        Stdio,
+    )
+    from pycontainer.errors import (
+        AlreadyExistsError,
+        ContainerError,
+        ContainerExitError,
+        ContainerLostError,
+        DriverConflictError,
+        DriverNotFoundError,
+        DriverUnavailableError,
+        InvalidCommandError,
+        NotRunningError,
+        SetupError,
+        UnsupportedError,
+        WaitTimeoutError,
+    )
+    from pycontainer.hookspecs import hookimpl
+    from pycontainer.plugins import InstalledDriver, drivers, get_driver
+    from pycontainer.rootfs import HostView
+    from pycontainer.stdio import DEVNULL, PIPE, STDOUT, Pipes, Terminal, TtyTerminal
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "AlreadyExistsError",
+    "Command",
+    "CompletedContainer",
+    "Container",
+    "ContainerError",
+    "ContainerExitError",
+    "ContainerInfo",
+    "ContainerLostError",
+    "ContainerProcess",
+    "DriverConflictError",
+    "DriverNotFoundError",
+    "DriverUnavailableError",
+    "ExecutionDriver",
+    "ExitStatus",
+    "Feature",
+    "FeatureProbe",
+    "HostView",
+    "InstalledDriver",
+    "InvalidCommandError",
+    "Mount",
+    "Network",
+    "NotRunningError",
+    "Pipes",
+    "Probe",
+    "Process",
+    "Resources",
+    "Rlimit",
+    "SetupError",
+    "State",
+    "Stdio",
+    "Terminal",
+    "TtyTerminal",
+    "UnsupportedError",
+    "WaitTimeoutError",
+    "__version__",
+    "drivers",
+    "get_driver",
+    "hookimpl",
+    "run",
+]
+
+_HOMES = {
+    "_api": "CompletedContainer Container run",
+    "command": "Command Mount Network Process Resources Rlimit",
+    "driver": "ContainerInfo ContainerProcess ExecutionDriver ExitStatus Feature FeatureProbe Probe State Stdio",
+    "errors": "AlreadyExistsError ContainerError ContainerExitError ContainerLostError DriverConflictError "
+    "DriverNotFoundError DriverUnavailableError InvalidCommandError NotRunningError SetupError UnsupportedError "
+    "WaitTimeoutError",
+    "hookspecs": "hookimpl",
+    "plugins": "InstalledDriver drivers get_driver",
+    "rootfs": "HostView",
+    "stdio": "DEVNULL PIPE STDOUT Pipes Terminal TtyTerminal",
+}
+
+if not TYPE_CHECKING:  # which would let a type checker believe that any name is there
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name from where it is defined."""
+        for module, names in _HOMES.items():
+            if name in names.split():
+                from importlib import import_module
+
+                value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

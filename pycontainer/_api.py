@@ -1,0 +1,449 @@
+"""``run()`` and ``Container``: a reader starts here.
+
+The way from here: a :class:`~pycontainer.command.Command` is made of the
+keywords, a driver is chosen (:mod:`pycontainer.plugins`), the container lives
+in a :class:`~pycontainer.lifecycle.Lifecycle`, and its output comes through
+:mod:`pycontainer.stdio`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, TypedDict
+
+from attrs import frozen
+
+from pycontainer._exchange import Exchange
+from pycontainer.command import Command, Mount, Network, Resources, Rlimit
+from pycontainer.driver import ContainerProcess, ExecutionDriver, ExitStatus, Stdio
+from pycontainer.errors import ContainerError, ContainerExitError, WaitTimeoutError, add_note
+from pycontainer.lifecycle import Lifecycle
+from pycontainer.plugins import get_driver
+from pycontainer.stdio import PIPE, Streams, TtyTerminal
+
+if TYPE_CHECKING:
+    import os
+
+    import psutil
+    from typing_extensions import Self, Unpack
+
+    from pycontainer.rootfs import HostView
+    from pycontainer.stdio import Input, Output
+
+__all__ = ["CommandKeywords", "CompletedContainer", "Container", "run"]
+
+
+class CommandKeywords(TypedDict, total=False):
+    """The keywords of :meth:`Command.of`, for type checkers: ``run`` and ``Container`` take all of them."""
+
+    rootfs: str | os.PathLike[str] | HostView | None
+    env: Mapping[str, str] | None
+    cwd: str | os.PathLike[str]
+    user: str | int | None
+    groups: Iterable[str | int]
+    additional_groups: Iterable[str | int]
+    hostname: str | None
+    memory: int | str | None
+    memory_swap: int | str | None
+    cpus: float | None
+    cpu_shares: int | None
+    cpu_quota: int | None
+    cpu_period: int | None
+    pids_limit: int | None
+    cpuset_cpus: str | None
+    cpuset_mems: str | None
+    mounts: Iterable[Mount]
+    network: Network | str | None
+    tty: bool
+    privileged: bool
+    read_only: bool
+    capabilities: Iterable[str] | None
+    cap_add: Iterable[str]
+    cap_drop: Iterable[str]
+    name: str | None
+    rlimits: Mapping[str, int | tuple[int, int]] | Iterable[Rlimit]
+    no_new_privileges: bool
+    init: bool
+    pid: str | None
+    ipc: str | None
+    uts: str | None
+    masked_paths: Iterable[str] | None
+    readonly_paths: Iterable[str] | None
+    cgroup_parent: str | None
+    config: Iterable[str]
+    annotations: Mapping[str, str] | None
+
+
+@frozen
+class CompletedContainer:
+    """What :func:`run` returns: subprocess's CompletedProcess, and how the container ended."""
+
+    args: list[str]
+    status: ExitStatus
+    stdout: Any = None  #: bytes or str, None where it was not captured
+    stderr: Any = None
+    truncated: bool = False  #: more came than output_limit, and was dropped
+
+    @property
+    def returncode(self) -> int:
+        """The exit code, or -N when signal N ended it."""
+        return self.status.returncode
+
+    def check_returncode(self) -> None:
+        """Raise ContainerExitError unless the exit code is 0."""
+        if self.returncode != 0:
+            raise ContainerExitError(self.args, self.status, self.stdout, self.stderr)
+
+
+def run(
+    argv: Sequence[str | bytes | os.PathLike[str]],
+    *,
+    input: str | bytes | None = None,
+    stdin: Input = None,
+    stdout: Output = None,
+    stderr: Output = None,
+    capture_output: bool = False,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    timeout: float | None = None,
+    check: bool = False,
+    driver: str | ExecutionDriver | None = None,
+    output_limit: int | str | None = None,
+    **fields: Unpack[CommandKeywords],
+) -> CompletedContainer:
+    """Run *argv* in a container and wait for its end: :func:`subprocess.run`, with a container around it.
+
+    *input*, *capture_output*, *text*, *encoding*, *errors* and *check* are
+    those of subprocess, the streams, *driver* and *output_limit* those of
+    :class:`Container`, *fields* those of :meth:`Command.of`.  After *timeout*
+    seconds every process of the container is killed, and WaitTimeoutError has
+    what was captured.  Whatever else is raised meanwhile, as by ^C, the
+    container is dead before it goes on.
+
+    Raises ContainerExitError with *check*, and what :class:`Container` raises.
+    """
+    if input is not None:
+        if stdin is not None:
+            raise ValueError("stdin and input cannot both be given")
+        stdin = PIPE
+    if capture_output:
+        if stdout is not None or stderr is not None:
+            raise ValueError("stdout and stderr cannot be given with capture_output")
+        stdout = stderr = PIPE
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with Container(
+        argv,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        text=text,
+        encoding=encoding,
+        errors=errors,
+        driver=driver,
+        output_limit=output_limit,
+        **fields,
+    ) as container:
+        try:
+            out, err = container.communicate(input, None if deadline is None else deadline - time.monotonic())
+        except WaitTimeoutError:
+            assert timeout is not None
+            assert container._exchange is not None
+            container.kill()
+            container._pump(None)
+            raise WaitTimeoutError(container.id, timeout, *container._exchange.result(partial=True)) from None
+        assert container.status is not None
+        done = CompletedContainer(container.args, container.status, out, err, container.truncated)
+    if check:
+        done.check_returncode()
+    return done
+
+
+class Container:
+    """A container that has been started: :class:`subprocess.Popen`, with a container around it.
+
+    Each of *stdin*, *stdout* and *stderr* is None (stdin: /dev/null; the
+    others: the caller's own), PIPE, DEVNULL, a descriptor, an object with
+    fileno(), or one with only read() or write(), which is served by
+    :meth:`wait` and :meth:`communicate`; *stderr* may be STDOUT.  For a PIPE
+    the attribute of that name is a file object: binary and unbuffered, or
+    with *text*, *encoding* or *errors* a text file.  With ``tty=True`` the
+    container has a terminal for its three streams: its output is *stdout*
+    alone, and a *stdin* that is a terminal itself is in raw mode during
+    :meth:`wait` and :meth:`communicate`.
+
+    *driver* is a driver's name, an ExecutionDriver, or None for the default.
+    *output_limit*, in bytes or as ``"1m"``, is how much of each stream
+    :meth:`communicate` keeps; the rest is read and dropped.  *fields* are
+    those of :meth:`Command.of`.  With ``start=False`` nothing happens before
+    :meth:`create` or :meth:`start`.
+
+    As a context manager it is killed, if it still runs, when the block is
+    left, and so it is when the object is no longer used.
+
+    Raises InvalidCommandError, UnsupportedError, AlreadyExistsError,
+    SetupError and what :func:`pycontainer.get_driver` raises.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        stdin: Input = None,
+        stdout: Output = None,
+        stderr: Output = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        driver: str | ExecutionDriver | None = None,
+        output_limit: int | str | None = None,
+        start: bool = True,
+        **fields: Unpack[CommandKeywords],
+    ) -> None:
+        command = Command.of(argv, **fields)
+        self.args = list(command.process.argv)
+        self.stdin: IO[Any] | None = None
+        self.stdout: IO[Any] | None = None
+        self.stderr: IO[Any] | None = None
+        self._wanted = (stdin, stdout, stderr)
+        self._text = (encoding, errors) if text or encoding or errors else None
+        self._limit = _size(output_limit)
+        self._streams: Streams | None = None
+        self._exchange: Exchange | None = None
+        self._life = Lifecycle(get_driver(driver), command)
+        if start:
+            self.start()
+
+    # -- what it is ----------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """Its name, or the random one that it got."""
+        return self._life.id
+
+    @property
+    def pid(self) -> int | None:
+        """The host pid of its main process; None before it is created."""
+        process = self._life.process
+        return None if process is None else process.pid
+
+    @property
+    def status(self) -> ExitStatus | None:
+        """How it ended, once a poll or a wait has noticed; None before."""
+        return self._life.status
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, or -N when signal N ended it, once a poll or a wait has noticed; None before."""
+        return None if self.status is None else self.status.returncode
+
+    @property
+    def terminal(self) -> TtyTerminal | None:
+        """Its terminal, with ``tty=True``."""
+        return None if self._streams is None else self._streams.terminal
+
+    @property
+    def truncated(self) -> bool:
+        """Whether communicate() has dropped output beyond output_limit."""
+        return self._exchange is not None and self._exchange.truncated
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}: returncode: {self.returncode} args: {self.args!r}>"
+
+    # -- its beginning -------------------------------------------------------
+
+    def create(self) -> None:
+        """After ``start=False``: set everything up, so that only execve is left. Feature.CREATE.
+
+        Raises as :class:`Container`; ContainerError when it is created already.
+        """
+        self._begin(self._life.create)
+
+    def start(self) -> None:
+        """After ``start=False``: run the program, returning once execve has succeeded.
+
+        Raises as :class:`Container`; ContainerError when it is started already.
+        """
+        if self._life.process is None:
+            self._begin(self._life.start)
+            return
+        try:
+            self._life.start()
+        except BaseException:
+            if not self._life.can_signal:  # it was the end of it, and not the wrong moment
+                self.close()
+            raise
+
+    def _begin(self, verb: Callable[[Stdio], ContainerProcess]) -> None:
+        streams = Streams(*self._wanted, tty=self._life.command.process.tty)
+        try:
+            streams.started(verb(streams.stdio))
+            self._streams = streams
+            for name in ("stdin", "stdout", "stderr"):
+                setattr(self, name, self._file(getattr(streams, name)))
+        except BaseException:
+            streams.close()
+            self._life.close()
+            raise
+
+    def _file(self, file: io.FileIO | None) -> IO[Any] | None:
+        if file is None or self._text is None:
+            return file
+        encoding, errors = self._text
+        buffer = io.BufferedWriter(file) if file.writable() else io.BufferedReader(file)
+        return io.TextIOWrapper(buffer, encoding, errors, line_buffering=True)
+
+    # -- its end -------------------------------------------------------------
+
+    def poll(self) -> int | None:
+        """:attr:`returncode`, looked up now; None while it runs. Raises ContainerLostError."""
+        status = self._life.poll()
+        return None if status is None else status.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended and all of it is removed; its :attr:`returncode`.
+
+        *timeout* in seconds.  A container that fills a PIPE which nobody
+        reads does not end: :meth:`communicate` reads.  Raises
+        WaitTimeoutError, after which it still runs, NotRunningError before
+        the start, ContainerLostError.
+        """
+        streams = self._streams
+        return self._life.wait(timeout, streams.pump if streams is not None and streams.flows else None).returncode
+
+    def communicate(self, input: str | bytes | None = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """Send *input*, read stdout and stderr until it has ended: (stdout, stderr), None for one that is no PIPE.
+
+        *timeout* in seconds.  After a WaitTimeoutError, which carries what
+        has come so far, it still runs; the next call goes on with the rest of
+        the input and returns all the output.  Raises as :meth:`wait`;
+        ValueError for an input where stdin is no PIPE, or in a second call.
+        """
+        if self._exchange is None:
+            tty = self._life.command.process.tty
+            self._exchange = Exchange(self.stdin, self.stdout, self.stderr, input, self._limit, tty)
+        elif input is not None:
+            raise ValueError("the input was given in the first call")
+        try:
+            self._pump(timeout)
+        except WaitTimeoutError:
+            raise WaitTimeoutError(self.id, timeout or 0.0, *self._exchange.result(partial=True)) from None
+        return self._exchange.result()
+
+    def _pump(self, timeout: float | None) -> None:
+        streams, flows = self._streams, self._exchange.flows if self._exchange is not None else ()
+        if streams is None or not (flows or streams.flows):
+            self._life.wait(timeout)
+        else:
+            self._life.wait(timeout, lambda process, deadline: streams.pump(process, deadline, flows))
+
+    def send_signal(self, signal: int) -> None:
+        """Send *signal* to its main process; nothing once that has ended.
+
+        The main process is PID 1 in its container, and so ignores every
+        signal but SIGKILL that it has no handler for (pid_namespaces(7)),
+        unless ``init=True``.  Raises NotRunningError before the start.
+        """
+        self._life.send_signal(signal)
+
+    def terminate(self) -> None:
+        """Send SIGTERM to its main process. Mind :meth:`send_signal`'s remark on PID 1."""
+        self.send_signal(15)
+
+    def kill(self) -> None:
+        """SIGKILL to everything in it: Docker's Terminate."""
+        self._life.terminate()
+
+    def stop(self, timeout: float | None = 10) -> ExitStatus:
+        """As docker stop: SIGTERM, after *timeout* seconds SIGKILL to everything; how it ended."""
+        self.terminate()
+        try:
+            self.wait(timeout)
+        except WaitTimeoutError:
+            self.kill()
+            self.wait()
+        assert self.status is not None
+        return self.status
+
+    def close(self) -> None:
+        """Kill it if it still runs, wait for its end, and close its pipes. Twice is no error."""
+        try:
+            self._life.close()
+        finally:
+            for file in (self.stdin, self.stdout, self.stderr):
+                if file is not None:
+                    with contextlib.suppress(OSError):  # what a text file had buffered, and nobody reads any more
+                        file.close()
+            if self._streams is not None:
+                self._streams.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self.close()
+        except Exception as failure:
+            if error is None:
+                raise
+            add_note(error, f"closing the container failed as well: {type(failure).__name__}: {failure}")
+
+    def __del__(self) -> None:
+        try:
+            alive = self._life.abandon()
+        except Exception:
+            return  # never made, or at the interpreter's exit: the driver ends what is attached to this process
+        if alive and not sys.is_finalizing():
+            warnings.warn(f"container {self.id} was still running", ResourceWarning, stacklevel=2, source=self)
+
+    # -- what goes on inside -------------------------------------------------
+
+    def pids(self) -> list[int]:
+        """Host pids of every process in it. Raises NotRunningError."""
+        return list(self._life.pids())
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process in it, as psutil has them. Raises NotRunningError."""
+        import psutil
+
+        found = []
+        for pid in self.pids():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(pid))
+        return found
+
+    def pause(self) -> None:
+        """Freeze every process in it. Feature.PAUSE; raises NotRunningError."""
+        self._life.pause()
+
+    def unpause(self) -> None:
+        """Let it go on after :meth:`pause`. Raises NotRunningError; ContainerError when it is not paused."""
+        self._life.unpause()
+
+    def stats(self) -> Any:
+        """What it has used until now. Feature.STATS; raises NotRunningError."""
+        return self._life.stats()
+
+    def update(self, **limits: Any) -> None:
+        """Other limits from now on, the fields of Resources. Feature.UPDATE; raises NotRunningError."""
+        self._life.update(Resources(**limits))
+
+    def resize(self, height: int, width: int) -> None:
+        """Set its terminal's size, in characters. Raises ContainerError without ``tty=True``."""
+        if self.terminal is None:
+            raise ContainerError(f"container {self.id!r} has no terminal")
+        self.terminal.resize(height, width)
+
+
+def _size(limit: int | str | None) -> int | None:
+    from pycontainer import _fields as check
+
+    size = check.size("output_limit", limit)
+    if size is not None:
+        check.integer("output_limit", size, 0, 2**63 - 1)
+    return size

@@ -1,0 +1,450 @@
+"""The command line: ``docker run``'s flags and exit codes, without a daemon.
+
+::
+
+    pycontainer run [flags] [--] COMMAND [ARG...]       run a container and exit as it did
+    pycontainer explain [flags] [--] COMMAND [ARG...]   print the steps that this would take
+    pycontainer drivers [--json]                        list the drivers, and whether they work here
+
+Exit codes of ``run``: the payload's own; 128+N when signal N ended it; 127
+when the command does not exist; 126 when it cannot be executed; 125 for any
+other error before it ran, a wrong flag included (those are Docker's); 124
+when ``--timeout`` ended it, as with timeout(1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pycontainer.errors import ContainerError, SetupError, WaitTimeoutError
+
+if TYPE_CHECKING:
+    from pycontainer import Container
+    from pycontainer.command import Command
+    from pycontainer.mount import Mount
+    from pycontainer.plugins import InstalledDriver
+
+FORWARDED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program: *arguments* without its name (None: those of this process), its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.verb(options))
+    except ContainerError as error:
+        _complain(error)
+        return exit_code(error)
+    except OSError as error:
+        _complain(error)
+        return 125
+    except KeyboardInterrupt:
+        return 128 + 2
+
+
+def exit_code(error: ContainerError) -> int:
+    """What ``pycontainer run`` exits with because of *error*."""
+    import errno
+
+    if isinstance(error, WaitTimeoutError):
+        return 124
+    if isinstance(error, SetupError) and error.step == "execve":
+        return 127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126
+    return 125
+
+
+def _complain(error: Exception) -> None:
+    for line in (str(error), *getattr(error, "__notes__", ())):
+        print("pycontainer:", line, file=sys.stderr)
+
+
+# -- the verbs
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pycontainer import Container
+
+    # Without a terminal the payload gets our own descriptors: nothing is copied.
+    stdin = 0 if options.interactive else None
+    with (
+        _signal_proxy() as forward_to,
+        Container(options.argv, driver=options.driver, stdin=stdin, **command_keywords(options)) as box,
+    ):
+        forward_to(box)
+        box.wait(options.timeout)
+    assert box.status is not None
+    return box.status.shell_code
+
+
+@contextmanager
+def _signal_proxy() -> Iterator[Callable[[Container], None]]:
+    """Docker's ``--sig-proxy``: catches signals, and sends them to the container that it is called with.
+
+    Those that come before there is one wait for it; the same one again ends
+    the start.  What nohup(1), or a shell for a background job, has ignored
+    stays ignored.
+    """
+    import signal
+
+    boxes: list[Container] = []
+    waiting: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        if boxes:
+            boxes[0].send_signal(number)
+        elif number in waiting:
+            raise KeyboardInterrupt
+        else:
+            waiting.append(number)
+
+    def forward_to(box: Container) -> None:
+        boxes.append(box)
+        for number in waiting:
+            box.send_signal(number)
+
+    before = {}
+    try:
+        for number in (signal.Signals[name] for name in FORWARDED_SIGNALS):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, forward)
+        yield forward_to
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from pycontainer.plugins import get_driver
+
+    command = command_of(options)
+    driver = get_driver(options.driver)
+    explain = getattr(driver, "explain", None)
+    if explain is None:
+        raise ContainerError(f"driver {driver.name!r} does not support explain")
+    for line in explain(command):
+        print(line)
+    return 0
+
+
+def _drivers(options: argparse.Namespace) -> int:
+    from pycontainer.plugins import drivers
+
+    installed = drivers().values()
+    if options.json:
+        import json
+
+        print(json.dumps([_driver_data(driver) for driver in installed], indent=2))
+    else:
+        print("\n".join(_driver_table(installed)))
+    return 0
+
+
+def _driver_data(driver: InstalledDriver) -> dict[str, Any]:
+    probe = driver.probe
+    features: dict[str, Any] = {}
+    for feature in sorted(driver.features, key=lambda feature: feature.value):
+        seen = probe.features.get(feature)
+        # None: declared, and the driver has not looked whether this host lets it.
+        features[feature.value] = seen and {
+            "usable": seen.usable,
+            "evidence": seen.evidence,
+            "cause": seen.cause,
+            "remedy": seen.remedy,
+        }
+    return {
+        "name": driver.name,
+        "version": probe.version,
+        "distribution": driver.distribution,
+        "entry_point": driver.entry_point,
+        "usable": probe.usable,
+        "evidence": probe.evidence,
+        "cause": probe.cause,
+        "remedy": probe.remedy,
+        "features": features,
+    }
+
+
+def _driver_table(installed: Iterable[InstalledDriver]) -> Iterator[str]:
+    def because(cause: str, remedy: str) -> str:
+        return (cause or "unknown cause") + (f" (remedy: {remedy})" if remedy else "")
+
+    yield f"{'DRIVER':12} {'VERSION':14} {'USABLE':7} DISTRIBUTION"
+    for driver in installed:
+        probe = driver.probe
+        usable = "yes" if probe.usable else "no"
+        yield f"{driver.name:12} {probe.version or '-':14} {usable:7} {driver.distribution}"
+        if not probe.usable:
+            yield f"    {because(probe.cause, probe.remedy)}"
+            continue
+        here, lacking = [], []
+        for feature in sorted(driver.features, key=lambda feature: feature.value):
+            seen = probe.features.get(feature)
+            if seen is None or seen.usable:
+                here.append(feature.value)
+            else:
+                lacking.append(f"    without {feature.value}: {because(seen.cause, seen.remedy)}")
+        if here:
+            yield f"    with {', '.join(here)}"
+        yield from lacking
+
+
+# -- from flags to a Command
+
+
+def command_of(options: argparse.Namespace) -> Command:
+    """The Command that the flags describe. Raises InvalidCommandError."""
+    from pycontainer.command import Command
+
+    return Command.of(options.argv, **command_keywords(options))
+
+
+def command_keywords(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags as the keywords of :meth:`Command.of`; a flag that was not given is not among them."""
+    from pycontainer.command import COMMAND_KEYWORDS, Command
+
+    keywords = {name: value for name, value in vars(options).items() if name in COMMAND_KEYWORDS}
+    for name in ("annotations", "rlimits"):
+        if name in keywords:
+            keywords[name] = dict(keywords[name])
+    variables = dict(_environment(options.environment, os.environ))
+    if variables:
+        # On top of what the container would have had, as with docker; Command.env is all there is.
+        from pycontainer.spec import process_to_oci
+
+        command = Command.of(options.argv, **keywords)
+        usual = process_to_oci(command.process, command.rootfs)["env"]
+        keywords["env"] = dict(item.split("=", 1) for item in usual) | variables
+    return keywords
+
+
+def _environment(given: Sequence[tuple[str, str]], ours: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The variables of ``--env-file``, then those of ``-e``; one without a value has ours, or is left out."""
+    assignments = [line for kind, path in given if kind == "file" for line in _lines(path)]
+    assignments += [text for kind, text in given if kind == "variable"]
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if equals:
+            yield name, value
+        elif name in ours:
+            yield name, ours[name]
+
+
+def _lines(path: str) -> Iterator[str]:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            text = line.lstrip().rstrip("\r\n")
+            if text and not text.startswith("#"):
+                yield text
+
+
+def _checked(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """*convert* for argparse, which would hide what a ValueError says."""
+
+    def converted(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+    return converted
+
+
+@_checked
+def _volume(text: str) -> Mount:
+    from pycontainer.mount import Mount
+
+    return Mount.parse(text)
+
+
+@_checked
+def _mount(text: str) -> Mount:
+    from pycontainer.mount import Mount
+
+    return Mount.parse_long(text)
+
+
+@_checked
+def _tmpfs(text: str) -> Mount:
+    """``/run:size=64m,mode=1777``. As with docker nosuid, nodev and noexec hold unless suid, dev or exec is given."""
+    from pycontainer.mount import Mount
+
+    target, _, options = text.partition(":")
+    flags = [option for option in options.split(",") if option and "=" not in option]
+    values = dict(option.split("=", 1) for option in options.split(",") if "=" in option)
+    if not values.keys() <= {"size", "mode"}:
+        raise ValueError("only size and mode have a value")
+    safe = [f"no{flag}" for flag in ("suid", "dev", "exec") if flag not in flags]
+    flags = [flag for flag in flags if flag not in ("ro", "rw", "suid", "dev", "exec", *safe)]
+    return Mount.tmpfs(
+        target,
+        size=values.get("size"),
+        mode=int(values["mode"], 8) if "mode" in values else None,
+        read_only="ro" in options.split(","),
+        options=safe + flags,
+    )
+
+
+@_checked
+def _ulimit(text: str) -> tuple[str, tuple[int, int]]:
+    """``nofile=64:128``, or one number for both; ``unlimited`` and -1 are RLIM_INFINITY."""
+    name, equals, limits = text.partition("=")
+    if not equals:
+        raise ValueError("is not of the form TYPE=SOFT[:HARD]")
+    soft, colon, hard = (-1 if part == "unlimited" else part for part in limits.partition(":"))
+    return name, (int(soft), int(hard if colon else soft))
+
+
+@_checked
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError("is not of the form NAME=VALUE")
+    return name, value
+
+
+@_checked
+def _no_new_privileges(text: str) -> bool:
+    """``no-new-privileges``, also with ``=true`` or ``=false``; docker takes a colon as well."""
+    name, _, value = text.replace(":", "=", 1).partition("=")
+    if name != "no-new-privileges" or value not in ("", "true", "false"):
+        raise ValueError("only no-new-privileges, =true or =false, is known")
+    return value != "false"
+
+
+@_checked
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError("is not a time")
+    return seconds
+
+
+# -- the flags
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(125, f"pycontainer: {message} ('{self.prog} --help' lists the flags)\n")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print("pycontainer", version("pycontainer-execdriver"))
+        parser.exit()
+
+
+class _NotYet(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.error(f"{'/'.join(self.option_strings)}: containers that outlive their caller are not there yet")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="pycontainer", description="Run containers, without a daemon.", allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for name, verb, summary in (
+        ("run", _run, "run a command in a new container, and exit as it did"),
+        ("explain", _explain, "print the steps that a run with the same flags would take, and take none"),
+    ):
+        flags = verbs.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}. The flags are those of docker run.",
+            usage="%(prog)s [FLAG...] [--] COMMAND [ARG...]",
+            add_help=False,  # -h is --hostname, as in docker
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,  # what was not given is absent: the defaults are Command's
+        )
+        flags.set_defaults(verb=verb)
+        _add_flags(flags)
+    drivers = verbs.add_parser("drivers", help="list the drivers, and whether they work here", allow_abbrev=False)
+    drivers.add_argument("--json", action="store_true", help="as JSON")
+    drivers.set_defaults(verb=_drivers)
+    return parser
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``run`` and ``explain``; ``dest`` is the keyword of Command.of where there is one."""
+    parser.add_argument("argv", action=_Argv, nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    yes: dict[str, Any] = {"action": "store_true"}
+    many: dict[str, Any] = {"action": "append"}
+    # Two flags, one list, in which each is marked.
+    variables: dict[str, Any] = {"dest": "environment", "default": [], "action": "append"}
+
+    add = parser.add_argument_group("how it runs").add_argument
+    add("-i", "--interactive", **yes, default=False, help="pass standard input on; without this it is /dev/null")
+    add("-t", "--tty", **yes, help="give it a terminal of its own")
+    add("-u", "--user", metavar="USER[:GROUP]", help="names in the container, or numbers")
+    add("--group-add", dest="groups", **many, metavar="GROUP", help="a supplementary group")
+    add("-w", "--workdir", dest="cwd", metavar="DIR", help="working directory in the container")
+    add("-e", "--env", **variables, type=_variable, metavar="NAME[=VALUE]", help="a variable; without a value, ours")
+    add("--env-file", **variables, type=_variable_file, metavar="FILE", help="variables, one in a line")
+    add("--init", **yes, help="a small init as PID 1, which reaps processes and forwards signals")
+    add("--timeout", type=_seconds, default=None, metavar="SECONDS", help="kill it after that time and exit with 124")
+    add("--name", metavar="NAME", help="its id; default: a random one")
+    add("--driver", default=None, metavar="NAME", help="default: $PYCONTAINER_DRIVER, or native")
+    add("--rm", **yes, help="accepted for docker's sake: it is always removed")
+    add("-d", "--detach", action=_NotYet, nargs=0, help="not there yet")
+    add("--annotation", dest="annotations", **many, type=_assignment, metavar="NAME=VALUE", help="an OCI annotation")
+    add("--help", action="help", help="show this and exit")
+
+    add = parser.add_argument_group("what it sees").add_argument
+    add("--rootfs", metavar="DIR", help="its root; default: a throw-away view of this host's programs")
+    add("--read-only", **yes, help="its root cannot be written to")
+    add("-v", "--volume", dest="mounts", **many, type=_volume, metavar="SOURCE:TARGET[:ro]", help="a bind mount")
+    add("--mount", dest="mounts", **many, type=_mount, metavar="type=bind,source=S,target=T", help="likewise")
+    add("--tmpfs", dest="mounts", **many, type=_tmpfs, metavar="TARGET[:size=64m]", help="a directory in memory")
+    add("--network", "--net", metavar="MODE", help="none, host, bridge or container:ID; default: loopback only")
+    add("-h", "--hostname", metavar="NAME", help="default: its id")
+    for namespace in ("pid", "ipc", "uts"):
+        add(f"--{namespace}", metavar="host", help=f"share this host's {namespace} namespace")
+
+    add = parser.add_argument_group("what it may use").add_argument
+    add("-m", "--memory", metavar="BYTES", help="memory, with a unit if you like: 64m")
+    add("--memory-swap", metavar="BYTES", help="memory and swap together, -1 unlimited; default: twice the memory")
+    add("--cpus", type=float, metavar="NUMBER", help="processors, parts of one as well: 0.5")
+    add("-c", "--cpu-shares", type=int, metavar="WEIGHT", help="against other containers: 2 to 262144")
+    add("--cpu-period", type=int, metavar="MICROSECONDS", help="of the quota")
+    add("--cpu-quota", type=int, metavar="MICROSECONDS", help="processor time in each period")
+    add("--cpuset-cpus", metavar="LIST", help="the processors it may run on: 0-3,5")
+    add("--cpuset-mems", metavar="LIST", help="the memory nodes it may use")
+    add("--pids-limit", type=int, metavar="NUMBER", help="processes and threads, -1 unlimited")
+    add("--ulimit", dest="rlimits", **many, type=_ulimit, metavar="TYPE=SOFT[:HARD]", help="such as nofile=64:128")
+    add("--cgroup-parent", metavar="CGROUP", help="make its cgroups below this one")
+
+    add = parser.add_argument_group("what it may do").add_argument
+    add("--cap-add", **many, metavar="CAPABILITY", help="one more, or ALL")
+    add("--cap-drop", **many, metavar="CAPABILITY", help="one less, or ALL")
+    add("--privileged", **yes, help="every capability and nothing masked: as good as root on this host")
+    add(
+        "--security-opt",
+        dest="no_new_privileges",
+        type=_no_new_privileges,
+        metavar="no-new-privileges=false",
+        help="let setuid programs raise its privileges; by default they cannot",
+    )
+
+
+class _Argv(argparse.Action):
+    """COMMAND and its arguments: everything from the first word that is no flag, or after ``--``."""
+
+    def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, words: Any, *_: object) -> None:
+        argv = words[1:] if words[:1] == ["--"] else words
+        if not argv:
+            parser.error("what is to be run? There is no COMMAND")
+        options.argv = argv
+
+
+def _variable(text: str) -> tuple[str, str]:
+    return "variable", text
+
+
+def _variable_file(path: str) -> tuple[str, str]:
+    return "file", path

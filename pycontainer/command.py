@@ -1,0 +1,450 @@
+"""What to run: the :class:`Command`, Docker 0.9's ``execdriver.Command`` for today.
+
+A Command is a value: immutable, comparable, hashable, picklable, and the same
+for every driver.  Each field is checked when the object is made, so that an
+impossible one is an :class:`~pycontainer.errors.InvalidCommandError` naming
+the field before anything has been created.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import attrs
+from attrs import field, frozen
+
+from pycontainer import _fields as check
+from pycontainer._fields import FrozenMapping, refuse, store
+from pycontainer.errors import InvalidCommandError
+from pycontainer.mount import Mount
+from pycontainer.process import DEFAULT_CAPABILITIES, DEFAULT_PATH, Process, Rlimit
+
+if TYPE_CHECKING:
+    from pycontainer.rootfs import HostView
+
+__all__ = [
+    "COMMAND_KEYWORDS",
+    "DEFAULT_CAPABILITIES",
+    "DEFAULT_PATH",
+    "Command",
+    "Mount",
+    "Network",
+    "Process",
+    "Resources",
+    "Rlimit",
+]
+
+#: Annotations that change what a runtime does: ours, and those of runc and crun (CVE-2024-3154).
+RESERVED_ANNOTATIONS = ("org.pycontainer.", "org.systemd.", "run.oci.")
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_CGROUP = re.compile(r"/?[A-Za-z0-9_:@-][A-Za-z0-9_.:@-]{0,254}(/[A-Za-z0-9_:@-][A-Za-z0-9_.:@-]{0,254})*")
+_INTERFACE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,14}")
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
+
+
+def _memory(value: int | str | None) -> int | None:
+    return check.size("resources.memory", value)
+
+
+def _memory_swap(value: int | str | None) -> int | None:
+    return check.size("resources.memory_swap", value)
+
+
+@frozen(kw_only=True)
+class Resources:
+    """The container's limits, all of them cgroup ones; None leaves the kernel's default.
+
+    *memory* in bytes, or with a unit as Docker has it (``"64m"``, ``"1.5g"``);
+    *memory_swap* is memory and swap together, in the same units: -1 is
+    unlimited, None or 0 twice the memory.  *cpu_shares* 2 to 262144 (the
+    kernel's default is 1024), *cpu_quota* and *cpu_period* in microseconds.
+    *pids_limit* counts processes and threads, -1 is unlimited.  *cpuset_cpus*
+    and *cpuset_mems* are lists as in cpuset(7): ``"0-3,5"``.
+
+    Raises InvalidCommandError, for ``resources.<field>``.
+    """
+
+    memory: int | None = field(default=None, converter=_memory)
+    memory_swap: int | None = field(default=None, converter=_memory_swap)
+    cpu_shares: int | None = None
+    cpu_quota: int | None = None
+    cpu_period: int | None = None
+    pids_limit: int | None = None
+    cpuset_cpus: str | None = None
+    cpuset_mems: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.memory is not None:
+            check.integer("resources.memory", self.memory, check.PAGE, 2**63 - 1)
+        if self.memory_swap is not None:
+            check.integer("resources.memory_swap", self.memory_swap, -1, 2**63 - 1)
+            if self.memory_swap > 0:
+                if self.memory is None:
+                    refuse("resources.memory_swap", "is given without memory")
+                if self.memory_swap < self.memory:
+                    refuse("resources.memory_swap", f"{self.memory_swap} is less than the memory, {self.memory}")
+        if self.cpu_shares is not None:
+            check.integer("resources.cpu_shares", self.cpu_shares, 2, 262144)
+        if self.cpu_quota is not None and (type(self.cpu_quota) is not int or self.cpu_quota != -1):
+            # sched_group_set_cfs_bandwidth: at least 1 ms, at most what 44 bits hold
+            check.integer("resources.cpu_quota", self.cpu_quota, 1000, 2**44 - 1)
+        if self.cpu_period is not None:
+            check.integer("resources.cpu_period", self.cpu_period, 1000, 1000000)
+        if self.pids_limit is not None and (type(self.pids_limit) is not int or self.pids_limit != -1):
+            check.integer("resources.pids_limit", self.pids_limit, 1, 2**22)
+        if self.cpuset_cpus is not None:
+            check.cpuset("resources.cpuset_cpus", self.cpuset_cpus)
+        if self.cpuset_mems is not None:
+            check.cpuset("resources.cpuset_mems", self.cpuset_mems)
+
+
+@frozen
+class Network:
+    """The container's network, in Docker 0.9's fields.
+
+    *mode* ``"none"`` is a loopback device alone, ``"host"`` the host's network,
+    ``"container"`` that of the running container *container*, and ``"bridge"``
+    a veth pair whose far end is on *bridge*: there *address* with
+    *prefix_length* (bits), *gateway*, *mtu* (bytes) and *mac* belong.
+    """
+
+    mode: str = "bridge"
+    bridge: str | None = field(default=None, kw_only=True)
+    address: str | None = field(default=None, kw_only=True)
+    prefix_length: int | None = field(default=None, kw_only=True)
+    gateway: str | None = field(default=None, kw_only=True)
+    mtu: int | None = field(default=None, kw_only=True)
+    mac: str | None = field(default=None, kw_only=True)
+    container: str | None = field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.mode not in ("bridge", "host", "none", "container"):
+            refuse("network.mode", f"{self.mode!r} is none of bridge, host, none, container")
+        if (self.container is None) is (self.mode == "container"):
+            refuse("network.container", "belongs to the mode container, and only to it")
+        if self.container is not None:
+            check.matching("network.container", self.container, _ID)
+        if self.mode != "bridge":
+            for name in ("bridge", "address", "prefix_length", "gateway", "mtu", "mac"):
+                if getattr(self, name) is not None:
+                    refuse(f"network.{name}", "belongs to the mode bridge")
+            return
+        if self.bridge is not None:
+            check.matching("network.bridge", self.bridge, _INTERFACE)
+        bits = check.address("network.address", self.address) if self.address is not None else 32
+        if self.gateway is not None:
+            check.address("network.gateway", self.gateway)
+        if (self.address is None) is not (self.prefix_length is None):
+            refuse("network.prefix_length", "address and prefix_length belong together")
+        if self.prefix_length is not None:
+            check.integer("network.prefix_length", self.prefix_length, 1, bits)
+        if self.mtu is not None:
+            check.integer("network.mtu", self.mtu, 68, 65535)
+        if self.mac is not None:
+            check.matching("network.mac", self.mac, _MAC)
+
+
+def _as_network(value: Network | str | None) -> Network | None:
+    if isinstance(value, str):
+        mode, colon, container = value.partition(":")
+        return Network(mode, container=container if colon else None)
+    return value
+
+
+def _as_mounts(value: Sequence[Mount]) -> tuple[Mount, ...]:
+    return check.as_tuple(value)  # type: ignore[no-any-return]
+
+
+_NO_LIMITS = Resources()
+_NO_ANNOTATIONS = FrozenMapping()
+
+
+@frozen(kw_only=True)
+class Command:
+    """A container to be: Docker 0.9's Command, the same through every driver.
+
+    *rootfs* is an absolute path, None for a throw-away view of the host's own
+    programs, or a value of :mod:`pycontainer.rootfs`.  *hostname* None is the
+    *id*.  *network*, *pid*, *ipc* and *uts* None are namespaces of the
+    container's own.  *masked_paths* and *readonly_paths* None are the OCI
+    defaults.  *config* holds driver-specific raw values, as in 0.9.
+
+    :meth:`of` makes one from flat keywords.  Raises InvalidCommandError.
+    """
+
+    id: str
+    process: Process
+    rootfs: str | HostView | None = None
+    hostname: str | None = None
+    mounts: tuple[Mount, ...] = field(default=(), converter=_as_mounts)
+    resources: Resources = _NO_LIMITS
+    network: Network | None = field(default=None, converter=_as_network)
+    pid: str | None = None
+    ipc: str | None = None
+    uts: str | None = None
+    read_only: bool = False
+    init: bool = False
+    masked_paths: tuple[str, ...] | None = field(default=None, converter=check.as_texts_or_none)
+    readonly_paths: tuple[str, ...] | None = field(default=None, converter=check.as_texts_or_none)
+    cgroup_parent: str | None = None
+    config: tuple[str, ...] = field(default=(), converter=check.as_texts)
+    annotations: Mapping[str, str] = _NO_ANNOTATIONS
+
+    def __attrs_post_init__(self) -> None:
+        check.matching("id", self.id, _ID)
+        check.instance("process", self.process, Process)
+        if type(self.rootfs) is str:
+            store(self, "rootfs", check.host_path("rootfs", self.rootfs))
+        elif self.rootfs is not None:
+            from pycontainer.rootfs import HostView
+
+            check.instance("rootfs", self.rootfs, HostView)
+        if self.hostname is not None:
+            check.matching("hostname", self.hostname, _HOSTNAME)
+            if self.uts == "host":
+                refuse("hostname", "would change the host's name, for uts is 'host'")
+        if check.items("mounts", self.mounts):
+            check.instances("mounts", self.mounts, Mount)
+            for mount in self.mounts:
+                if mount.source is not None and not mount.source.startswith("/"):
+                    refuse("mounts.source", f"{mount.source!r} is not absolute")
+            if len({mount.target for mount in self.mounts}) != len(self.mounts):
+                refuse("mounts.target", "two mounts have the same one")
+        check.instance("resources", self.resources, Resources)
+        if self.network is not None:
+            check.instance("network", self.network, Network)
+        for name in ("pid", "ipc", "uts"):
+            if getattr(self, name) not in (None, "host"):
+                refuse(name, f"{getattr(self, name)!r} is neither None nor 'host'")
+        check.boolean("read_only", self.read_only)
+        check.boolean("init", self.init)
+        for name in ("masked_paths", "readonly_paths"):
+            paths = getattr(self, name)
+            if paths is not None:
+                store(self, name, tuple(check.path(name, path) for path in check.items(name, paths)))
+        if self.cgroup_parent is not None:
+            check.matching("cgroup_parent", self.cgroup_parent, _CGROUP)
+        for value in check.items("config", self.config):
+            check.line("config", value)
+        if self.annotations is not _NO_ANNOTATIONS:
+            store(self, "annotations", check.environment("annotations", self.annotations))
+            for key in self.annotations:
+                if key.startswith(RESERVED_ANNOTATIONS):
+                    refuse("annotations", f"{key!r} is reserved: it would change what a runtime does")
+
+    @classmethod
+    def of(
+        cls,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        rootfs: str | os.PathLike[str] | HostView | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] = "/",
+        user: str | int | None = None,
+        groups: Iterable[str | int] = (),
+        additional_groups: Iterable[str | int] = (),
+        hostname: str | None = None,
+        memory: int | str | None = None,
+        memory_swap: int | str | None = None,
+        cpus: float | None = None,
+        cpu_shares: int | None = None,
+        cpu_quota: int | None = None,
+        cpu_period: int | None = None,
+        pids_limit: int | None = None,
+        cpuset_cpus: str | None = None,
+        cpuset_mems: str | None = None,
+        mounts: Iterable[Mount] = (),
+        network: Network | str | None = None,
+        tty: bool = False,
+        privileged: bool = False,
+        read_only: bool = False,
+        capabilities: Iterable[str] | None = None,
+        cap_add: Iterable[str] = (),
+        cap_drop: Iterable[str] = (),
+        name: str | None = None,
+        rlimits: Mapping[str, int | tuple[int, int]] | Iterable[Rlimit] = (),
+        no_new_privileges: bool = True,
+        init: bool = False,
+        pid: str | None = None,
+        ipc: str | None = None,
+        uts: str | None = None,
+        masked_paths: Iterable[str] | None = None,
+        readonly_paths: Iterable[str] | None = None,
+        cgroup_parent: str | None = None,
+        config: Iterable[str] = (),
+        annotations: Mapping[str, str] | None = None,
+        **unknown: NoReturn,
+    ) -> Command:
+        """A Command from an argv and the flat keywords of :func:`pycontainer.run`.
+
+        Relative paths of the host (*rootfs*, a mount's source) are taken from
+        the caller's working directory.  *name* becomes the id, None twelve
+        random hexadecimal digits.  *cpus* is a number of processors, put down
+        as a quota in a period of 100000 us.  *rlimits* may be a mapping,
+        ``{"nofile": 64}`` or ``{"nofile": (64, 128)}``.  *cap_add* and
+        *cap_drop* change the default set as in Docker.
+
+        Raises InvalidCommandError; TypeError for a keyword that does not exist.
+        """
+        if unknown:
+            raise TypeError(_unknown_keyword(next(iter(unknown))))
+        if groups and additional_groups:
+            refuse("process.additional_groups", "groups is the same under its short name: give one of them")
+        if cpus is not None:
+            if cpu_quota is not None or cpu_period is not None:
+                refuse("resources.cpu_quota", "cpus says the same as cpu_quota and cpu_period: give one of them")
+            cpu_quota, cpu_period = check.processors("cpus", cpus), 100000
+        limits = (memory, memory_swap, cpu_shares, cpu_quota, cpu_period, pids_limit, cpuset_cpus, cpuset_mems)
+        return cls(
+            id=os.urandom(6).hex() if name is None else name,
+            process=Process.of(
+                argv,
+                env=env,
+                cwd=cwd,
+                user=user,
+                groups=groups or additional_groups,
+                tty=tty,
+                privileged=privileged,
+                capabilities=capabilities,
+                cap_add=cap_add,
+                cap_drop=cap_drop,
+                rlimits=rlimits,
+                no_new_privileges=no_new_privileges,
+            ),
+            rootfs=_existing(rootfs),
+            hostname=hostname,
+            mounts=tuple(map(_from_here, check.several("mounts", mounts))),
+            resources=_NO_LIMITS
+            if limits.count(None) == len(limits)
+            else Resources(
+                memory=memory,
+                memory_swap=memory_swap,
+                cpu_shares=cpu_shares,
+                cpu_quota=cpu_quota,
+                cpu_period=cpu_period,
+                pids_limit=pids_limit,
+                cpuset_cpus=cpuset_cpus,
+                cpuset_mems=cpuset_mems,
+            ),
+            network=network,
+            pid=pid,
+            ipc=ipc,
+            uts=uts,
+            read_only=read_only,
+            init=init,
+            masked_paths=None if masked_paths is None else check.several("masked_paths", masked_paths),
+            readonly_paths=None if readonly_paths is None else check.several("readonly_paths", readonly_paths),
+            cgroup_parent=cgroup_parent,
+            config=check.several("config", config),
+            annotations=_NO_ANNOTATIONS if annotations is None else annotations,
+        )
+
+    def copy_with(self, **changes: Any) -> Command:
+        """This Command with other values for some fields, checked anew. Raises InvalidCommandError, TypeError."""
+        return attrs.evolve(self, **changes)
+
+    def to_json(self) -> str:
+        """This Command as JSON, without loss: :meth:`from_json` gives an equal one, on any machine."""
+        import json
+
+        return json.dumps(_to_data(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Command:
+        """The Command that :meth:`to_json` wrote, checked like any other. Raises InvalidCommandError."""
+        import json
+
+        try:
+            data = json.loads(text, object_pairs_hook=_without_duplicates)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, InvalidCommandError):
+                raise
+            raise InvalidCommandError("command", f"is not JSON: {error}") from None
+        return _from_data(cls, data, "")  # type: ignore[no-any-return]
+
+
+#: The keywords of :meth:`Command.of`, and so those of ``run`` and ``Container`` that describe the container.
+COMMAND_KEYWORDS = frozenset(Command.of.__func__.__kwdefaults__)  # type: ignore[attr-defined]
+
+
+def _unknown_keyword(name: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, COMMAND_KEYWORDS, 1, 0.5)
+    return f"there is no keyword {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
+
+
+def _existing(rootfs: Any) -> Any:
+    """A directory's absolute path; a value that is no path as it is."""
+    if not isinstance(rootfs, (str, os.PathLike)):
+        return rootfs
+    path = check.fspath("rootfs", rootfs)
+    check.line("rootfs", path)
+    path = os.path.abspath(path) if path else refuse("rootfs", "is empty")
+    if not os.path.isdir(path):
+        refuse("rootfs", f"{path} is not a directory" if os.path.lexists(path) else f"{path} does not exist")
+    return path
+
+
+def _from_here(mount: Mount) -> Mount:
+    if type(mount) is Mount and mount.source is not None and not mount.source.startswith("/"):
+        return attrs.evolve(mount, source=os.path.abspath(mount.source))
+    return mount
+
+
+# -- JSON: the fields by their names, tuples as lists
+
+
+def _to_data(value: Any) -> Any:
+    if attrs.has(type(value)):
+        return {name: _to_data(getattr(value, name)) for name in attrs.fields_dict(type(value))}
+    if type(value) is tuple:
+        return [_to_data(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _from_data(cls: type[Any], data: Any, where: str) -> Any:
+    """An instance of *cls*, whose fields are called *where* and their name."""
+    if type(data) is not dict:
+        refuse(where.rstrip(".") or "command", f"must be an object, not {type(data).__name__}")
+    fields = attrs.fields_dict(cls)
+    for name in data:
+        if name not in fields:
+            refuse(where + name, "is not a field")
+    for name, attribute in fields.items():
+        if attribute.default is attrs.NOTHING and name not in data:
+            refuse(where + name, "is missing")
+    values = dict(data)
+    for name, value in data.items():
+        inner = _NESTED.get((cls.__name__, name))
+        if type(value) is list:
+            values[name] = tuple(_from_data(inner, item, f"{where}{name}.") if inner else item for item in value)
+        elif inner is not None and type(value) is dict:
+            values[name] = _from_data(inner, value, f"{where}{name}.")
+        elif name == "rootfs" and type(value) is dict:
+            from pycontainer.rootfs import HostView
+
+            values[name] = HostView.from_data(value)
+    return cls(**values)
+
+
+_NESTED: dict[tuple[str, str], type] = {
+    ("Command", "process"): Process,
+    ("Command", "mounts"): Mount,
+    ("Command", "resources"): Resources,
+    ("Command", "network"): Network,
+    ("Process", "rlimits"): Rlimit,
+}
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        refuse(next(name for name in names if names.count(name) > 1), "is given twice")
+    return values

@@ -1,0 +1,305 @@
+"""What an execution driver is, and the types that it speaks in. A plugin author starts here.
+
+Docker 0.9 (March 2014) put an interface between "what to run" and "what runs
+it": ``execdriver.Driver`` with Run, Kill, Name, Info and
+GetPidsForContainer.  This is that interface for today.  A driver subclasses
+:class:`ExecutionDriver`, implements :meth:`~ExecutionDriver.start` and the
+four small verbs after it, declares in :meth:`~ExecutionDriver.features` what
+else it can do, and is found by an entry point (see
+:mod:`pycontainer.hookspecs`).
+
+Two rules hold for every verb.  A verb whose feature is not declared raises
+:class:`~pycontainer.errors.UnsupportedError`: the base class does that, so a
+driver implements only what it has.  And any verb may be called from any
+thread; for one container, calls are serialised by the core.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attrs import field, frozen
+
+from pycontainer.errors import InvalidCommandError, UnsupportedError
+
+if TYPE_CHECKING:
+    from pycontainer.command import Command
+    from pycontainer.stdio import Pipes
+
+__all__ = [
+    "ContainerInfo",
+    "ContainerProcess",
+    "ExecutionDriver",
+    "ExitStatus",
+    "Feature",
+    "FeatureProbe",
+    "Probe",
+    "State",
+    "Stdio",
+]
+
+
+class Feature(enum.Enum):
+    """What a driver can declare. A declared feature works; an undeclared one raises UnsupportedError."""
+
+    CREATE = "create"  #: create() and start_created(): everything set up, execve waits for start
+    EXEC = "exec"  #: exec(): a further process in a running container
+    PAUSE = "pause"  #: pause() and unpause()
+    STATS = "stats"  #: stats(): what the container has used
+    UPDATE = "update"  #: update(): new limits while it runs
+    RESTORE = "restore"  #: restore(): re-attach to a container that outlived its maker
+    TTY = "tty"  #: Process.tty: a terminal of its own as stdio
+    INIT = "init"  #: Command.init: a small init before the payload
+    HOST_ROOTFS = "host-rootfs"  #: Command.rootfs=None: a throw-away view of the host's programs
+    NETWORK = "network"  #: more than a loopback device or the host's network
+    ROOTLESS = "rootless"  #: usable without root
+    SECCOMP = "seccomp"  #: system call filter
+    USERNS = "userns"  #: a user namespace, root inside being somebody else outside
+    DEVICES = "devices"  #: device nodes and device rules beyond the fixed set
+    SYSCTLS = "sysctls"  #: kernel parameters of the container's own namespaces
+    HOOKS = "hooks"  #: the OCI runtime spec's life-cycle hooks
+    MEMORY = "memory"  #: Resources.memory and memory_swap
+    CPU = "cpu"  #: Resources.cpu_shares, cpu_quota, cpu_period
+    CPUSET = "cpuset"  #: Resources.cpuset_cpus and cpuset_mems
+    PIDS = "pids"  #: Resources.pids_limit
+
+
+class State(enum.Enum):
+    """Where a container is in its life, in the words of the OCI runtime spec (and ``paused``)."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+@frozen
+class ExitStatus:
+    """How a container's main process ended (Docker's ExitStatus, and the reason).
+
+    Exactly one of :attr:`exit_code` (0 to 255) and :attr:`signal` (1 to 64) is
+    not None.  :attr:`oom_killed` is true when the kernel's out-of-memory
+    killer killed a process *of this container*, whether or not that was the
+    main one.  :attr:`reason` is a sentence for people.
+    """
+
+    exit_code: int | None
+    signal: int | None = None
+    oom_killed: bool = False
+    reason: str = ""
+
+    @property
+    def returncode(self) -> int:
+        """The exit code, or -N when signal N ended it (:attr:`subprocess.Popen.returncode`)."""
+        return -self.signal if self.signal is not None else (self.exit_code or 0)
+
+    @property
+    def shell_code(self) -> int:
+        """The exit code, or 128+N when signal N ended it, as shells and ``docker run`` have it."""
+        return 128 + self.signal if self.signal is not None else (self.exit_code or 0)
+
+
+@frozen
+class ContainerInfo:
+    """A container's live state: Docker 0.9's ``Info(id)``."""
+
+    id: str
+    state: State
+    pid: int | None = None  #: host pid of the container's init, None when it is not running
+
+    @property
+    def is_running(self) -> bool:
+        """Docker 0.9's ``IsRunning()``: true from created until stopped, also while paused."""
+        return self.state not in (State.STOPPED, State.CREATING)
+
+
+@frozen
+class FeatureProbe:
+    """Whether one feature can be used on this host now: the evidence, and where not, cause and remedy."""
+
+    usable: bool
+    evidence: str = ""
+    cause: str = ""
+    remedy: str = ""
+
+
+@frozen
+class Probe:
+    """Whether a driver can be used on this host now. Taken live, never cached across processes."""
+
+    driver: str  #: the name it is chosen by
+    usable: bool
+    version: str = ""  #: ExecutionDriver.name, as in ``native-0.1``
+    evidence: str = ""
+    cause: str = ""
+    remedy: str = ""
+    features: Mapping[Feature, FeatureProbe] = field(factory=dict)
+
+
+@frozen
+class Stdio:
+    """The descriptors that become a container's 0, 1 and 2.
+
+    They are borrowed: the caller closes them after ``start`` returned, a
+    driver that keeps one duplicates it.  With a terminal they are ignored:
+    the driver makes a pseudo-terminal and hands out its master.
+    """
+
+    stdin: int
+    stdout: int
+    stderr: int
+    size: tuple[int, int] | None = None  #: the terminal's (rows, columns)
+
+
+class ContainerProcess(abc.ABC):
+    """A started container's main process, as :meth:`ExecutionDriver.start` returns it."""
+
+    id: str  #: the container's id
+    pid: int  #: pid of the container's init in the caller's pid namespace
+    pidfd: int  #: a pidfd of it, owned by this object; -1 where a driver has none
+    terminal: int | None = None  #: the pseudo-terminal's master, owned by the receiver; None without tty
+
+    @abc.abstractmethod
+    def poll(self) -> ExitStatus | None:
+        """The exit status, or None while it runs. Never blocks.
+
+        Raises ContainerLostError when whoever watched over it died.
+        """
+
+    @abc.abstractmethod
+    def wait(self, timeout: float | None = None) -> ExitStatus:
+        """Block until the container ended and everything of it is removed; then its status, each time.
+
+        *timeout* in seconds; None waits for ever.  Raises WaitTimeoutError
+        (the container goes on), ContainerLostError.
+        """
+
+    @abc.abstractmethod
+    def send_signal(self, signal: int) -> None:
+        """Send *signal* to the main process. Does nothing once it has ended."""
+
+    @abc.abstractmethod
+    def fileno(self) -> int:
+        """A descriptor that is readable when :meth:`poll` has something new. For selectors and asyncio."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Give back descriptors. A container that still runs is killed: it is attached to this object."""
+
+
+class ExecutionDriver(abc.ABC):
+    """Docker 0.9's ``execdriver.Driver``: what stands between "what to run" and "what runs it"."""
+
+    #: Name and version, ``native-0.1``: what ``docker info`` shows as "Execution Driver".
+    name: ClassVar[str]
+
+    # -- what it can do ------------------------------------------------------
+
+    @abc.abstractmethod
+    def features(self) -> frozenset[Feature]:
+        """What this driver declares: static, the same on every host. :meth:`probe` says what this host allows."""
+
+    def probe(self) -> Probe:
+        """Look whether this host can be used, without changing anything. Must not raise."""
+        return Probe(driver=self.name.rpartition("-")[0], usable=True, version=self.name)
+
+    def validate(self, command: Command) -> Sequence[InvalidCommandError | UnsupportedError]:
+        """Everything about *command* that this driver or this host cannot do, all at once. Creates nothing."""
+        return ()
+
+    # -- the verbs every driver has ------------------------------------------
+
+    @abc.abstractmethod
+    def start(self, command: Command, stdio: Stdio) -> ContainerProcess:
+        """Start *command* and return once its program runs (execve has succeeded).
+
+        Raises InvalidCommandError, UnsupportedError, AlreadyExistsError,
+        SetupError; after any of them nothing is left.
+        """
+
+    def run(
+        self,
+        command: Command,
+        pipes: Pipes | None = None,
+        start_callback: Callable[[Command, int], object] | None = None,
+    ) -> ExitStatus:
+        """Docker 0.9's ``Run``: start, call back once when the process is up, block until it ends.
+
+        *pipes* are the three streams (default: the caller's own stdout and
+        stderr, no stdin).  *start_callback* gets the command and the host pid.
+        When it raises, the container is killed and the error goes on.
+        """
+        from pycontainer.stdio import Pipes
+
+        with (pipes or Pipes()).attach() as stdio:
+            process = self.start(command, stdio)
+        try:
+            if start_callback is not None:
+                start_callback(command, process.pid)
+            return process.wait()
+        finally:
+            process.close()
+
+    @abc.abstractmethod
+    def kill(self, id: str, signal: int) -> None:
+        """Send *signal* to the main process of container *id*. Raises NotRunningError."""
+
+    @abc.abstractmethod
+    def terminate(self, id: str) -> None:
+        """Docker's Terminate: SIGKILL to everything in the container. Raises NotRunningError."""
+
+    @abc.abstractmethod
+    def info(self, id: str) -> ContainerInfo:
+        """The live state; an id that is not known is stopped."""
+
+    @abc.abstractmethod
+    def get_pids_for_container(self, id: str) -> Sequence[int]:
+        """Host pids of every process in the container, exec'ed ones included. Raises NotRunningError."""
+
+    def clean(self, id: str) -> None:  # noqa: B027 - an optional hook, not a forgotten abstract method
+        """Remove whatever a container that has ended left behind. Doing it twice is no error."""
+
+    def close(self) -> None:  # noqa: B027 - likewise
+        """End the driver: every attached container is killed and removed."""
+
+    # -- the verbs that need a feature ---------------------------------------
+
+    def create(self, command: Command, stdio: Stdio) -> ContainerProcess:
+        """Feature.CREATE: as :meth:`start`, but stop right before execve."""
+        raise UnsupportedError(self.name, Feature.CREATE)
+
+    def start_created(self, process: ContainerProcess) -> None:
+        """Feature.CREATE: let a created container's program run; returns and raises as :meth:`start`."""
+        raise UnsupportedError(self.name, Feature.CREATE)
+
+    def exec(self, id: str, process: Any, stdio: Stdio) -> ContainerProcess:
+        """Feature.EXEC: run a further process inside container *id*."""
+        raise UnsupportedError(self.name, Feature.EXEC)
+
+    def pause(self, id: str) -> None:
+        """Feature.PAUSE: freeze every process of the container."""
+        raise UnsupportedError(self.name, Feature.PAUSE)
+
+    def unpause(self, id: str) -> None:
+        """Feature.PAUSE: let a paused container go on."""
+        raise UnsupportedError(self.name, Feature.PAUSE)
+
+    def stats(self, id: str) -> Any:
+        """Feature.STATS: what the container has used until now."""
+        raise UnsupportedError(self.name, Feature.STATS)
+
+    def update(self, id: str, resources: Any) -> None:
+        """Feature.UPDATE: other limits for a running container."""
+        raise UnsupportedError(self.name, Feature.UPDATE)
+
+    def restore(self, id: str) -> ContainerProcess:
+        """Feature.RESTORE: re-attach to a detached container, also after its maker died."""
+        raise UnsupportedError(self.name, Feature.RESTORE)
+
+    def delete(self, id: str) -> None:
+        """Feature.RESTORE: remove a detached container that has stopped, its state and its logs."""
+        raise UnsupportedError(self.name, Feature.RESTORE)

@@ -1,0 +1,224 @@
+"""Every exception that pycontainer raises on purpose.
+
+::
+
+    ContainerError
+     +-- DriverNotFoundError         no driver of that name is installed
+     +-- DriverConflictError         two distributions offer the same name
+     +-- DriverUnavailableError      installed, but this host cannot run it (carries the probe)
+     +-- UnsupportedError            the driver does not have that feature
+     +-- InvalidCommandError         also a ValueError: a field has an impossible value
+     +-- NotRunningError             the verb needs a running container
+     +-- AlreadyExistsError          a container of that id exists
+     +-- WaitTimeoutError            also a TimeoutError: carries what was captured so far
+     +-- ContainerExitError          run(check=True): the container ended with an error
+     +-- ContainerLostError          whoever watched the container died; its status is unknown
+     +-- SetupError                  also an OSError: a step of the set-up failed
+
+A clean-up that fails as well is attached to the first error as a note
+(:pep:`678`; on Python 3.10 to ``__notes__`` alone): the first error is never
+hidden.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pycontainer.driver import ExitStatus, Feature, Probe
+
+
+class ContainerError(Exception):
+    """The root of the tree: ``except ContainerError`` catches everything that pycontainer raises on purpose."""
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Attach *note* to *error*: ``BaseException.add_note``, which Python 3.10 does not have."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    else:
+        error.__notes__ = [*getattr(error, "__notes__", []), note]
+
+
+class DriverNotFoundError(ContainerError):
+    """No installed distribution offers a driver called *name* in the entry point group ``pycontainer.drivers``."""
+
+    def __init__(self, name: str, available: Iterable[str] = ()) -> None:
+        self.name = name
+        self.available = tuple(sorted(available))
+        super().__init__(name, self.available)
+
+    def __str__(self) -> str:
+        known = ", ".join(self.available) or "none"
+        return f"no driver is called {self.name!r} (installed: {known})"
+
+
+class DriverConflictError(ContainerError):
+    """Two or more distributions offer a driver called *name*; choosing one silently would be a trap."""
+
+    def __init__(self, name: str, distributions: Iterable[str]) -> None:
+        self.name = name
+        self.distributions = tuple(sorted(distributions))
+        super().__init__(name, self.distributions)
+
+    def __str__(self) -> str:
+        return f"driver {self.name!r} is offered by {' and by '.join(self.distributions)}: uninstall all but one"
+
+
+class DriverUnavailableError(ContainerError):
+    """The driver exists, but cannot be used on this host; :attr:`probe` says why and what would help."""
+
+    def __init__(self, driver: str, probe: Probe) -> None:
+        self.driver = driver
+        self.probe = probe
+        super().__init__(driver, probe)
+
+    def __str__(self) -> str:
+        text = f"driver {self.driver!r} cannot be used here: {self.probe.cause or 'unknown cause'}"
+        return f"{text} (remedy: {self.probe.remedy})" if self.probe.remedy else text
+
+
+class UnsupportedError(ContainerError):
+    """The driver does not declare *feature*, which the call or the Command needs."""
+
+    def __init__(self, driver: str, feature: Feature, detail: str = "") -> None:
+        self.driver = driver
+        self.feature = feature
+        self.detail = detail
+        super().__init__(driver, feature, detail)
+
+    def __str__(self) -> str:
+        text = f"driver {self.driver!r} does not support {self.feature.value}"
+        return f"{text}: {self.detail}" if self.detail else text
+
+
+class InvalidCommandError(ContainerError, ValueError):
+    """A field of a Command has an impossible value. Nothing has been created.
+
+    :attr:`field` is the field's dotted name (``"process.user"``) and
+    :attr:`problem` what is wrong with it.  Where a driver found several,
+    :attr:`problems` holds every (field, problem) pair and the first two
+    attributes are those of the first.
+    """
+
+    def __init__(self, field: str, problem: str, more: Sequence[tuple[str, str]] = ()) -> None:
+        self.field = field
+        self.problem = problem
+        self.problems = ((field, problem), *more)
+        super().__init__(field, problem, tuple(more))
+
+    def __str__(self) -> str:
+        return "; ".join(f"{field}: {problem}" for field, problem in self.problems)
+
+
+class NotRunningError(ContainerError):
+    """The verb needs a running container, and the one called *id* is not (any more, or not yet)."""
+
+    def __init__(self, id: str, state: str = "stopped") -> None:
+        self.id = id
+        self.state = state
+        super().__init__(id, state)
+
+    def __str__(self) -> str:
+        return f"container {self.id!r} is not running: it is {self.state}"
+
+
+class AlreadyExistsError(ContainerError):
+    """A container called *id* exists already. The existing one is untouched."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        super().__init__(id)
+
+    def __str__(self) -> str:
+        return f"a container called {self.id!r} exists already"
+
+
+class WaitTimeoutError(ContainerError, TimeoutError):
+    """A time limit passed.
+
+    :attr:`timeout` is in seconds; :attr:`stdout` and :attr:`stderr` are what
+    was captured until then (None where nothing was captured).  When ``run``
+    raises it, every process of the container is already dead.
+    """
+
+    def __init__(self, id: str, timeout: float, stdout: Any = None, stderr: Any = None) -> None:
+        self.id = id
+        self.timeout = timeout
+        self.stdout = stdout
+        self.stderr = stderr
+        super().__init__(id, timeout, stdout, stderr)
+
+    def __str__(self) -> str:
+        return f"container {self.id!r} did not end within {self.timeout:g} s"
+
+
+class ContainerExitError(ContainerError):
+    """``run(check=True)``: the payload ended with a status other than 0.
+
+    The attributes are those of :class:`subprocess.CalledProcessError`, and
+    :attr:`status`, the :class:`~pycontainer.ExitStatus`.
+    """
+
+    def __init__(self, cmd: Sequence[str], status: ExitStatus, stdout: Any = None, stderr: Any = None) -> None:
+        self.cmd = tuple(cmd)
+        self.status = status
+        self.stdout = stdout
+        self.stderr = stderr
+        super().__init__(self.cmd, status, stdout, stderr)
+
+    @property
+    def returncode(self) -> int:
+        """The exit code, or -N when signal N ended it, as in :mod:`subprocess`."""
+        return self.status.returncode
+
+    def __str__(self) -> str:
+        return f"{list(self.cmd)!r}: {self.status.reason}"
+
+
+class ContainerLostError(ContainerError):
+    """The process that watched over the container died: the container is dead as well, its status unknown."""
+
+    def __init__(self, id: str, detail: str = "") -> None:
+        self.id = id
+        self.detail = detail
+        super().__init__(id, detail)
+
+    def __str__(self) -> str:
+        text = f"container {self.id!r} is lost: its driver's launcher died, and it was killed"
+        return f"{text} ({self.detail})" if self.detail else text
+
+
+class SetupError(ContainerError, OSError):
+    """A step of a container's set-up failed. Everything done until then is undone.
+
+    :attr:`step` names it in the kernel's terms (``"mount proc on /proc"``,
+    ``"execve"``), :attr:`errno` is the kernel's answer, :attr:`path` the path
+    it was about, or None.  A missing command is step ``execve`` with ENOENT,
+    a file that is not executable step ``execve`` with EACCES.
+    """
+
+    step: str
+    path: str | None
+
+    # OSError builds itself in __new__ from its positional arguments, so errno
+    # and strerror go there and the rest is ours.
+    def __new__(cls, step: str, errno: int, path: str | None = None) -> SetupError:
+        self = super().__new__(cls, errno, os.strerror(errno))
+        self.step = step
+        self.path = path
+        return self
+
+    def __init__(self, step: str, errno: int, path: str | None = None) -> None:
+        OSError.__init__(self, errno, os.strerror(errno))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.step, self.errno, self.path), self.__dict__)
+
+    def __str__(self) -> str:
+        import errno as names
+
+        where = f" {self.path}" if self.path and self.path not in self.step else ""
+        return f"{self.step}{where}: {names.errorcode.get(self.errno or 0, self.errno)} ({self.strerror})"

@@ -1,0 +1,81 @@
+"""The pluggy hooks of pycontainer: how a distribution brings a driver.
+
+A driver is a subclass of :class:`~pycontainer.driver.ExecutionDriver`, a hook
+implementation that makes one, and an entry point that says where the hook is.
+The drivers that come with pycontainer are found in this same way.
+
+The whole of a plugin, here for a driver called ``plain`` that is in a module
+``pycontainer_plain``::
+
+    # pycontainer_plain.py
+    import pycontainer
+
+    class PlainDriver(pycontainer.ExecutionDriver):
+        name = "plain-0.1"
+        ...
+
+    @pycontainer.hookimpl
+    def pycontainer_create_driver(options):
+        return PlainDriver(**options)
+
+    # pyproject.toml
+    [project.entry-points."pycontainer.drivers"]
+    plain = "pycontainer_plain"
+
+Once that distribution is installed, ``pycontainer run --driver plain``,
+``PYCONTAINER_DRIVER=plain`` and ``pycontainer.get_driver("plain")`` use it.
+
+Rules of the group:
+
+* The entry point's name is the driver's name: a letter, then letters, digits,
+  ``_`` or ``-``.  Its value is a module, or ``module:object``; the hook
+  implementations are attributes of that.
+* A driver's module is imported when that driver is chosen, or when all drivers
+  are listed, and at no other time.  What it needs may therefore be imported at
+  its top; what only some calls need should not be.
+* Two distributions that offer the same name are both refused
+  (:exc:`~pycontainer.errors.DriverConflictError`) until one is uninstalled.
+* A plugin that cannot be imported, or that pluggy refuses, is an
+  unavailable driver (:exc:`~pycontainer.errors.DriverUnavailableError`, with
+  the cause in its probe) and disturbs no other.
+
+As in pluggy everywhere, an implementation names only the arguments it wants,
+and later versions may add arguments and hooks without breaking it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pycontainer.driver import ExecutionDriver
+
+__all__ = ["hookimpl", "hookspec", "pycontainer_create_driver"]
+
+#: Marks a specification; only this module has any.
+hookspec = pluggy.HookspecMarker("pycontainer")
+
+#: Marks an implementation. Public as ``pycontainer.hookimpl``.
+hookimpl = pluggy.HookimplMarker("pycontainer")
+
+
+@hookspec(firstresult=True)
+def pycontainer_create_driver(name: str, options: Mapping[str, object]) -> ExecutionDriver | None:
+    """Make the driver that was chosen.
+
+    *name* is the entry point's name: a plugin that offers several drivers
+    tells by it which one is meant, and only the chosen entry point's plugin is
+    asked.  *options* are the keywords of :func:`pycontainer.get_driver`, as
+    they were given; the driver defines which there are and raises TypeError
+    for any other.
+
+    Called once for each name and set of options; the result serves every
+    thread of this process, and after a fork the child asks anew.  It must be
+    cheap: nothing is started before the driver's first container.
+
+    A driver that cannot work on this host is made nevertheless: its ``probe``
+    says why, and its ``start`` raises DriverUnavailableError.
+    """

@@ -1,0 +1,418 @@
+"""One container's life under any driver: its state, its locks, its clean-up. So drivers stay thin.
+
+::
+
+    creating --start--> running <--pause, unpause--> paused
+        \\--create--> created --start--> running
+    any of them --its end--> stopped
+
+Two locks.  ``_lock`` serialises the verbs of one container and is held only
+while a driver's verb runs.  ``_waiting`` belongs to the one thread that asks
+the driver's process for its end; it takes ``_lock`` last, so nobody who holds
+``_lock`` may wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakValueDictionary
+
+from pycontainer.driver import ContainerProcess, ExecutionDriver, ExitStatus, Feature, State, Stdio
+from pycontainer.errors import (
+    AlreadyExistsError,
+    ContainerError,
+    ContainerLostError,
+    InvalidCommandError,
+    NotRunningError,
+    UnsupportedError,
+    WaitTimeoutError,
+    add_note,
+)
+from pycontainer.stdio import Pipes
+
+if TYPE_CHECKING:
+    from pycontainer.command import Command
+
+__all__ = ["Lifecycle", "required_features", "run"]
+
+#: What a waiter does until the container ends: (process, deadline) -> False if the deadline came first.
+Meanwhile: TypeAlias = Callable[["ContainerProcess | None", "float | None"], bool]
+
+# The containers that have not ended, by driver and id. A Lifecycle holds its
+# driver, so id(driver) is nobody else's while the entry is there.
+_ids_lock = threading.Lock()
+_ids: WeakValueDictionary[tuple[int, str], Lifecycle] = WeakValueDictionary()
+
+
+def _forget_inherited() -> None:
+    """A fork inherits no containers, nor a lock that another thread held."""
+    global _ids_lock, _ids
+    _ids_lock = threading.Lock()
+    _ids = WeakValueDictionary()
+
+
+os.register_at_fork(after_in_child=_forget_inherited)
+
+
+class Lifecycle:
+    """The life of one container: *command* under *driver*. Any method may be called from any thread."""
+
+    def __init__(self, driver: ExecutionDriver, command: Command) -> None:
+        self.driver = driver
+        self.command = command
+        self.id = command.id
+        self.process: ContainerProcess | None = None
+        self.status: ExitStatus | None = None  #: known once a poll or a wait has seen the end
+        self._state = State.CREATING
+        self._lost: ContainerLostError | None = None
+        self._maker = os.getpid()
+        self._lock = threading.RLock()
+        self._waiting = threading.Lock()
+
+    # -- states --------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """The state, looked up now."""
+        if not self.inherited:
+            self._look()
+        return self._state
+
+    @property
+    def ended(self) -> bool:
+        """Whether its end has been seen."""
+        return self._state is State.STOPPED
+
+    @property
+    def inherited(self) -> bool:
+        """Whether a fork brought it here: it belongs to the process that made it."""
+        return os.getpid() != self._maker
+
+    @property
+    def can_create(self) -> bool:
+        """Nothing has been set up yet."""
+        return self._state is State.CREATING and self.process is None
+
+    @property
+    def can_start(self) -> bool:
+        """Its program does not run yet."""
+        return self.can_create or self.state is State.CREATED
+
+    @property
+    def can_signal(self) -> bool:
+        """There is a process (OCI runtime spec, ``kill``)."""
+        return self.state in (State.CREATED, State.RUNNING, State.PAUSED)
+
+    @property
+    def can_pause(self) -> bool:
+        """Its program runs; the same goes for exec."""
+        return self.state is State.RUNNING
+
+    @property
+    def can_unpause(self) -> bool:
+        """It is frozen."""
+        return self.state is State.PAUSED
+
+    def _enter(self, state: State) -> None:
+        """Every change of state comes through here: the place for the observers of hookspecs."""
+        self._state = state
+
+    # -- from creating to running --------------------------------------------
+
+    def create(self, stdio: Stdio) -> ContainerProcess:
+        """Feature.CREATE: set everything up, up to the execve. Raises as :meth:`start`."""
+        with self._verb():
+            self._require(self.can_create, "created already")
+            if Feature.CREATE not in self.driver.features():
+                raise UnsupportedError(self.driver.name, Feature.CREATE)
+            process = self._make(self.driver.create, stdio)
+            self._enter(State.CREATED)
+            return process
+
+    def start(self, stdio: Stdio | None = None) -> ContainerProcess:
+        """Run the program: with *stdio* from nothing, without it after :meth:`create`.
+
+        Raises InvalidCommandError with every problem that the driver found,
+        UnsupportedError, AlreadyExistsError, SetupError; then nothing is left.
+        """
+        with self._verb():
+            self._require(self.can_start, "started already")
+            process = self.process
+            if process is None:
+                assert stdio is not None
+                process = self._make(self.driver.start, stdio)
+            else:
+                try:
+                    self.driver.start_created(process)
+                except BaseException as error:
+                    self._enter(State.STOPPED)
+                    process.close()
+                    self._clean(error)
+                    raise
+            self._enter(State.RUNNING)
+            return process
+
+    def _make(self, verb: Callable[[Command, Stdio], ContainerProcess], stdio: Stdio) -> ContainerProcess:
+        self._validate()
+        self._claim()
+        try:
+            self.process = process = verb(self.command, stdio)
+        except AlreadyExistsError:
+            self._release()  # and no clean-up, which would be that of the other one
+            raise
+        except BaseException as error:
+            self._clean(error)
+            raise
+        return process
+
+    def _validate(self) -> None:
+        driver = self.driver
+        declared = driver.features()
+        problems: list[InvalidCommandError | UnsupportedError] = [
+            UnsupportedError(driver.name, feature)
+            for feature in required_features(self.command)
+            if feature not in declared
+        ]
+        problems += driver.validate(self.command)
+        if problems:
+            raise combine(problems)
+
+    def _claim(self) -> None:
+        key = (id(self.driver), self.id)
+        with _ids_lock:
+            other = _ids.setdefault(key, self)
+        if other is not self:
+            if other.state is not State.STOPPED:  # looking releases the id of one that has ended unseen
+                raise AlreadyExistsError(self.id)
+            with _ids_lock:
+                if _ids.setdefault(key, self) is not self:
+                    raise AlreadyExistsError(self.id)
+
+    def _release(self) -> None:
+        key = (id(self.driver), self.id)
+        with _ids_lock:
+            if _ids.get(key) is self:
+                del _ids[key]
+
+    def _clean(self, first: BaseException | None = None) -> None:
+        """The driver's clean, before the id is free again; a failure of it is a note on the *first* error."""
+        try:
+            self.driver.clean(self.id)
+        except Exception as error:
+            if first is None:
+                raise
+            add_note(first, f"the clean-up failed as well: {type(error).__name__}: {error}")
+        finally:
+            self._release()
+
+    # -- verbs of a running one ----------------------------------------------
+
+    def send_signal(self, signal: int) -> None:
+        """*signal* to the main process; nothing once it has ended, as Popen. Raises NotRunningError before start."""
+        with self._verb():
+            process = self._started()
+            if self.can_signal:
+                process.send_signal(signal)
+
+    def terminate(self) -> None:
+        """Docker's Terminate: SIGKILL to everything in it; nothing once it has ended."""
+        with self._verb():
+            self._started()
+            if self.can_signal:
+                with contextlib.suppress(NotRunningError):  # it ended by itself in the meantime
+                    self.driver.terminate(self.id)
+
+    def pause(self) -> None:
+        """Feature.PAUSE. Raises NotRunningError, also when it is paused already."""
+        with self._verb():
+            self._require(self.can_pause)
+            self.driver.pause(self.id)
+            self._enter(State.PAUSED)
+
+    def unpause(self) -> None:
+        """Feature.PAUSE. Raises NotRunningError; ContainerError when it is not paused."""
+        with self._verb():
+            self._require(self.can_unpause, "not paused")
+            self.driver.unpause(self.id)
+            self._enter(State.RUNNING)
+
+    def pids(self) -> Sequence[int]:
+        """Host pids of everything in it. Raises NotRunningError."""
+        return self._ask(self.driver.get_pids_for_container)  # type: ignore[no-any-return]
+
+    def stats(self) -> Any:
+        """Feature.STATS. Raises NotRunningError."""
+        return self._ask(self.driver.stats)
+
+    def update(self, resources: Any) -> None:
+        """Feature.UPDATE. Raises NotRunningError."""
+        self._ask(self.driver.update, resources)
+
+    def _ask(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+        with self._verb():
+            self._require(self.can_signal)
+            return verb(self.id, *arguments)
+
+    # -- its end -------------------------------------------------------------
+
+    def poll(self) -> ExitStatus | None:
+        """The exit status, or None while it runs. Raises ContainerLostError."""
+        self._check_maker()
+        self._look()
+        if self._lost is not None:
+            raise self._lost.with_traceback(None)
+        return self.status
+
+    def wait(self, timeout: float | None = None, meanwhile: Meanwhile | None = None) -> ExitStatus:
+        """Block until the container ended and all of it is removed; then its status, each time.
+
+        *timeout* in seconds.  *meanwhile* moves the bytes of its streams: it
+        gets the process, or None if it has ended, and the deadline.  Raises
+        NotRunningError before start, WaitTimeoutError, ContainerLostError.
+        """
+        self._check_maker()
+        process = self._started()
+        deadline = None if timeout is None else time.monotonic() + timeout
+
+        def remaining() -> float | None:
+            return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+        left = remaining()
+        if not self._waiting.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX)):
+            raise WaitTimeoutError(self.id, timeout or 0.0)
+        try:
+            over = self.ended
+            if meanwhile is not None and not meanwhile(None if over else process, deadline):
+                raise WaitTimeoutError(self.id, timeout or 0.0)
+            if not over:
+                self._ended(process.wait(remaining()))
+        except ContainerLostError as error:
+            self._ended(None, error)
+        except WaitTimeoutError:
+            raise WaitTimeoutError(self.id, timeout or 0.0) from None
+        finally:
+            self._waiting.release()
+        status = self.poll()
+        if status is None:  # created, but never started
+            raise NotRunningError(self.id)
+        return status
+
+    def close(self) -> None:
+        """Kill it if it still runs, and return when it is gone. Does nothing in a forked child."""
+        process = self.process
+        if process is None or self.inherited or self.ended:
+            return
+        try:
+            self.terminate()
+            self.wait()
+        except ContainerLostError:
+            pass  # dead, which is what was asked for
+        except BaseException:
+            process.close()  # kills it without asking anybody
+            raise
+
+    def abandon(self) -> bool:
+        """For a finalizer, which may run anywhere and must not lock: kill it without waiting. Was it alive?"""
+        process = self.process
+        if process is None or self.inherited or self.ended:
+            return False
+        process.close()
+        return True
+
+    def _look(self) -> None:
+        """Notice the end, if nobody else is about to."""
+        process = self.process
+        if process is None or self.ended or not self._waiting.acquire(blocking=False):
+            return
+        try:
+            if not self.ended:
+                status = process.poll()
+                if status is not None:
+                    self._ended(status)
+        except ContainerLostError as error:
+            self._ended(None, error)
+        finally:
+            self._waiting.release()
+
+    def _ended(self, status: ExitStatus | None, lost: ContainerLostError | None = None) -> None:
+        with self._lock:
+            assert self.process is not None
+            self.status, self._lost = status, lost
+            self._enter(State.STOPPED)
+            try:
+                self.process.close()
+            finally:
+                self._clean(lost)
+
+    # -- what every verb checks ----------------------------------------------
+
+    def _verb(self) -> threading.RLock:
+        self._check_maker()
+        return self._lock
+
+    def _check_maker(self) -> None:
+        if self.inherited:
+            raise ContainerError(f"container {self.id!r} belongs to process {self._maker}: a fork inherits none")
+
+    def _require(self, allowed: bool, otherwise: str = "") -> None:
+        if not allowed:
+            state = self._state
+            if otherwise and state in (State.CREATED, State.RUNNING, State.PAUSED):
+                raise ContainerError(f"container {self.id!r} is {otherwise}: it is {state.value}")
+            raise NotRunningError(self.id, state.value)
+
+    def _started(self) -> ContainerProcess:
+        if self.process is None:
+            raise NotRunningError(self.id, self._state.value)
+        return self.process
+
+
+def run(
+    driver: ExecutionDriver,
+    command: Command,
+    pipes: Pipes | None = None,
+    start_callback: Callable[[Command, int], object] | None = None,
+) -> ExitStatus:
+    """What :meth:`ExecutionDriver.run` does: Docker 0.9's ``Run``, with everything that this module looks after."""
+    life = Lifecycle(driver, command)
+    with (pipes or Pipes()).attach(tty=command.process.tty) as streams:
+        try:
+            process = life.start(streams.stdio)
+            streams.started(process)
+            if start_callback is not None:
+                start_callback(command, process.pid)
+            return life.wait(meanwhile=streams.pump)
+        finally:
+            life.close()
+
+
+def required_features(command: Command) -> list[Feature]:
+    """The features that *command* cannot do without: none of its fields may be silently ignored."""
+    limits = command.resources
+    needs = (
+        (Feature.TTY, command.process.tty),
+        (Feature.INIT, command.init),
+        (Feature.HOST_ROOTFS, type(command.rootfs) is not str),
+        (Feature.NETWORK, command.network is not None and command.network.mode not in ("none", "host")),
+        (Feature.MEMORY, limits.memory is not None),
+        (Feature.CPU, (limits.cpu_shares, limits.cpu_quota, limits.cpu_period) != (None, None, None)),
+        (Feature.CPUSET, (limits.cpuset_cpus, limits.cpuset_mems) != (None, None)),
+        (Feature.PIDS, limits.pids_limit is not None),
+    )
+    return [feature for feature, is_needed in needs if is_needed]
+
+
+def combine(problems: Sequence[InvalidCommandError | UnsupportedError]) -> InvalidCommandError | UnsupportedError:
+    """Every problem in one error: of the fields if there is one of those, with what is unsupported as notes."""
+    invalid = [pair for problem in problems if isinstance(problem, InvalidCommandError) for pair in problem.problems]
+    unsupported = [problem for problem in problems if isinstance(problem, UnsupportedError)]
+    error: InvalidCommandError | UnsupportedError
+    error = InvalidCommandError(*invalid[0], invalid[1:]) if invalid else unsupported.pop(0)
+    for problem in unsupported:
+        add_note(error, str(problem))
+    return error

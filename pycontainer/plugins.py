@@ -1,0 +1,263 @@
+"""Which drivers are installed, and the one that is wanted.
+
+A driver is an entry point in the group ``pycontainer.drivers``; its plugin
+implements :mod:`pycontainer.hookspecs`.  The names are read without importing
+anything, the plugin of the chosen name is imported, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from importlib.machinery import PathFinder
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from attrs import field, frozen
+
+from pycontainer.driver import ExecutionDriver, Feature, Probe
+from pycontainer.errors import DriverConflictError, DriverNotFoundError, DriverUnavailableError
+
+if TYPE_CHECKING:
+    import pluggy
+
+__all__ = ["GROUP", "InstalledDriver", "drivers", "get_driver"]
+
+#: The group of entry points.
+GROUP = "pycontainer.drivers"
+
+DEFAULT_DRIVER = "native"
+
+
+@frozen
+class InstalledDriver:
+    """One installed driver, as :func:`drivers` reports it."""
+
+    name: str  #: what it is chosen by
+    distribution: str  #: name and version of the distribution that offers it (two or more in a conflict)
+    entry_point: str  #: ``module`` or ``module:object``
+    probe: Probe  #: whether this host can use it, and if not the cause and the remedy
+    features: frozenset[Feature] = field(default=frozenset())  #: what it declares; empty when it cannot be loaded
+
+
+def get_driver(name: str | ExecutionDriver | None = None, **options: object) -> ExecutionDriver:
+    """The driver called *name*; None is the one of ``PYCONTAINER_DRIVER``, and without that ``native``.
+
+    *options* are the driver's own.  The same name with the same options gives
+    the same object, in a forked child a new one.  A driver object is handed
+    back as it is.
+
+    Raises DriverNotFoundError, DriverConflictError (two distributions offer
+    the name), DriverUnavailableError (its plugin cannot be loaded) and
+    TypeError (an option that the driver does not have).
+    """
+    if isinstance(name, ExecutionDriver):
+        if options:
+            raise TypeError(f"options ({', '.join(options)}) are for a driver's name, not for a driver that exists")
+        return name
+    if name is None:
+        name = os.environ.get("PYCONTAINER_DRIVER") or DEFAULT_DRIVER
+    if not isinstance(name, str):
+        raise TypeError(f"a driver is chosen by its name, a str, not by {name!r}")
+    with _lock:
+        # A list, for options need not be hashable.
+        for made_name, made_options, driver in _made:
+            if made_name == name and made_options == options:
+                return driver
+        driver = _create(_offer(name), options)
+        _made.append((name, options, driver))
+        return driver
+
+
+def drivers() -> Mapping[str, InstalledDriver]:
+    """Every driver that is installed, by name, each probed on this host.
+
+    This imports them all.  One that cannot be imported, made or probed, or
+    whose name is offered twice, is listed as unusable with the cause, and
+    keeps none of the others from working.
+    """
+    return {name: _inspect(name, offers) for name, offers in sorted(_offers().items())}
+
+
+def _inspect(name: str, offers: list[_Offer]) -> InstalledDriver:
+    features: frozenset[Feature] = frozenset()
+    try:
+        driver = get_driver(name)
+        features = driver.features()
+        probe = driver.probe()
+    except DriverUnavailableError as error:
+        probe = error.probe
+    except DriverConflictError as error:
+        probe = Probe(driver=name, usable=False, cause=str(error), remedy="uninstall all but one")
+    except Exception as error:  # a plugin may raise anything, and must break only itself
+        probe = Probe(driver=name, usable=False, cause=f"{type(error).__name__}: {error}")
+    return InstalledDriver(
+        name=name,
+        distribution=", ".join(offer.distribution for offer in sorted(offers)),
+        entry_point=", ".join(offer.entry_point for offer in sorted(offers)),
+        probe=probe,
+        features=features,
+    )
+
+
+# -- the drivers that were made
+
+_made: list[tuple[str, Mapping[str, object], ExecutionDriver]] = []
+_lock = threading.RLock()  # reentrant: a driver that wraps another one asks for it while it is made
+
+
+def _forget_after_fork() -> None:
+    """In a forked child: what a driver holds (processes, sockets) is the parent's, and the lock may be held."""
+    global _lock
+    _made.clear()
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+@functools.cache
+def _manager() -> pluggy.PluginManager:
+    import pluggy
+
+    from pycontainer import hookspecs
+
+    manager = pluggy.PluginManager("pycontainer")
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def _create(offer: _Offer, options: Mapping[str, object]) -> ExecutionDriver:
+    def unavailable(cause: str) -> DriverUnavailableError:
+        remedy = f"repair or uninstall {offer.distribution}"
+        return DriverUnavailableError(offer.driver, Probe(offer.driver, usable=False, cause=cause, remedy=remedy))
+
+    manager = _manager()
+    try:
+        plugin = _load(offer.entry_point)
+        if not manager.is_registered(plugin):
+            try:
+                manager.register(plugin, offer.entry_point)
+                manager.check_pending()  # a misspelt hook would otherwise never be called, and nobody told
+            except BaseException:
+                if manager.is_registered(plugin):  # register() may have failed half-way
+                    manager.unregister(plugin)
+                raise
+    except Exception as error:
+        raise unavailable(f"{offer.entry_point} cannot be loaded: {type(error).__name__}: {error}") from error
+    # Only the chosen plugin is asked: none can answer for another's name.
+    others = [other for other in manager.get_plugins() if other is not plugin]
+    create = manager.subset_hook_caller("pycontainer_create_driver", others)
+    try:
+        driver = create(name=offer.driver, options=dict(options))
+    except ImportError as error:
+        raise unavailable(f"{offer.entry_point} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(driver, ExecutionDriver):
+        made = "nothing" if driver is None else repr(driver)
+        raise unavailable(f"pycontainer_create_driver of {offer.entry_point} made {made}, not an ExecutionDriver")
+    return driver
+
+
+def _load(entry_point: str) -> Any:
+    module, _, attributes = entry_point.partition("[")[0].strip().partition(":")  # extras, [x], say nothing here
+    plugin: Any = importlib.import_module(module)
+    for attribute in filter(None, attributes.split(".")):
+        plugin = getattr(plugin, attribute)
+    return plugin
+
+
+# -- what is installed
+
+
+class _Offer(NamedTuple):
+    driver: str
+    distribution: str
+    entry_point: str
+
+
+def _offer(name: str) -> _Offer:
+    offers = _offers()
+    if name not in offers:
+        raise DriverNotFoundError(name, offers)
+    if len(offers[name]) > 1:
+        raise DriverConflictError(name, [offer.distribution for offer in offers[name]])
+    return offers[name][0]
+
+
+def _offers() -> dict[str, list[_Offer]]:
+    """Everything in the group, by driver name; of a distribution that is on sys.path twice, the first counts."""
+    quick = _scan_directories()
+    found: dict[str, list[_Offer]] = {}
+    for offer in quick if quick is not None else _scan_with_importlib():
+        found.setdefault(offer.driver, []).append(offer)
+    return found
+
+
+def _scan_with_importlib() -> list[_Offer]:
+    from importlib.metadata import entry_points
+
+    return [
+        _Offer(point.name, f"{_normalized(point.dist.name)} {point.dist.version}" if point.dist else "?", point.value)
+        for point in entry_points(group=GROUP)
+    ]
+
+
+def _scan_directories() -> list[_Offer] | None:
+    """What importlib.metadata would find, without importing it, which costs more than all the rest of a start.
+
+    That module asks the finders of ``sys.meta_path``.  Of the standard ones
+    only PathFinder answers: it lists each directory of ``sys.path`` and takes
+    the ``*.dist-info`` and ``*.egg-info`` in it.  None when there is anything
+    else to ask, such as another finder, an egg or a zip file.
+    """
+    if any(hasattr(finder, "find_distributions") and finder is not PathFinder for finder in sys.meta_path):
+        return None
+    found: list[_Offer] = []
+    seen = set()
+    for directory in sys.path:
+        if directory.rstrip("/").lower().endswith(".egg"):
+            return None
+        try:
+            children = os.listdir(directory or ".")
+        except NotADirectoryError:
+            return None
+        except OSError:
+            continue
+        for child in children:
+            stem, _, suffix = child.rpartition(".")
+            if suffix.lower() not in ("dist-info", "egg-info"):
+                continue
+            name, _, version = stem.partition("-")
+            name = _normalized(name)
+            if name in seen:
+                continue
+            seen.add(name)
+            try:
+                with open(os.path.join(directory, child, "entry_points.txt"), "rb") as file:
+                    content = file.read()
+            except OSError:
+                continue
+            if GROUP.encode() in content:
+                text = content.decode(errors="replace")
+                found += [_Offer(driver, f"{name} {version}", value) for driver, value in _entries(text)]
+    return found
+
+
+def _entries(entry_points: str) -> Iterator[tuple[str, str]]:
+    """(name, value) of the group's entries in the text of an entry_points.txt."""
+    section = ""
+    for line in map(str.strip, entry_points.splitlines()):
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif section == GROUP and line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            yield name.strip(), value.strip()
+
+
+def _normalized(name: str) -> str:
+    """A distribution's name as it is compared: :pep:`503`."""
+    return re.sub(r"[-_.]+", "-", name).lower()

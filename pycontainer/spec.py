@@ -1,0 +1,263 @@
+"""A Command as an OCI runtime specification: the ``config.json`` that every driver starts from, as a dict.
+
+The result is plain data, made anew by each call.  It is resolved as well: the
+user's name has become numbers, the environment is complete, and for a
+container of the host's own programs the view of them is written down.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from pycontainer._fields import all_capabilities
+from pycontainer.process import DEFAULT_CAPABILITIES, DEFAULT_PATH
+from pycontainer.rootfs import HostView, UserIds, lookup_user
+
+if TYPE_CHECKING:
+    from pycontainer.command import Command, Resources
+    from pycontainer.mount import Mount
+    from pycontainer.process import Process
+
+__all__ = [
+    "MASKED_PATHS",
+    "OCI_VERSION",
+    "READONLY_PATHS",
+    "RLIM_INFINITY",
+    "process_to_oci",
+    "resources_to_oci",
+    "to_oci",
+]
+
+OCI_VERSION = "1.0.2"
+RLIM_INFINITY = 2**64 - 1
+
+#: moby's defaults: what tells too much about the host or acts on its hardware (CVE-2018-10892).  moby also masks
+#: each processor's thermal_throttle directory, which to_oci adds where there is one.
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+
+#: moby's defaults: knobs that belong to no namespace.
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+def to_oci(command: Command) -> dict[str, Any]:
+    """The OCI runtime specification (1.0.2) of *command*.
+
+    Beyond the specification's own fields there are annotations:
+    ``org.pycontainer.rootfs`` is the HostView as JSON where the Command has no
+    directory for its root (``root.path`` is then ``"rootfs"``, which the
+    driver has to fill), ``org.pycontainer.network`` the Network as JSON where
+    more than a namespace has to be made, ``org.pycontainer.init`` ``"true"``
+    for an init before the payload.
+
+    Raises InvalidCommandError: the user or a group is not known in the rootfs.
+    """
+    privileged = command.process.privileged
+    annotations = dict(command.annotations)
+    if isinstance(command.rootfs, str):
+        path = command.rootfs
+    else:
+        path = "rootfs"
+        annotations["org.pycontainer.rootfs"] = _host_view_json(command.rootfs)
+    if command.init:
+        annotations["org.pycontainer.init"] = "true"
+    if command.network is not None and command.network.mode in ("bridge", "container"):
+        annotations["org.pycontainer.network"] = json.dumps(attrs.asdict(command.network))
+    masked, readonly = command.masked_paths, command.readonly_paths
+    if masked is None:
+        masked = () if privileged else MASKED_PATHS + _thermal_throttle()
+    if readonly is None:
+        readonly = () if privileged else READONLY_PATHS
+    linux: dict[str, Any] = {
+        "namespaces": _namespaces(command),
+        "resources": resources_to_oci(command.resources),
+        "maskedPaths": list(masked),
+        "readonlyPaths": list(readonly),
+    }
+    if command.cgroup_parent is not None:
+        linux["cgroupsPath"] = f"{command.cgroup_parent}/{command.id}"
+    spec: dict[str, Any] = {
+        "ociVersion": OCI_VERSION,
+        "root": {"path": path, "readonly": command.read_only},
+        "process": process_to_oci(command.process, command.rootfs),
+        "mounts": [*_default_mounts(privileged), *map(_mount, command.mounts)],
+        "linux": linux,
+        "annotations": annotations,
+    }
+    if command.uts is None:
+        spec["hostname"] = command.hostname or command.id[:64]  # sethostname(2): HOST_NAME_MAX
+    return spec
+
+
+def process_to_oci(process: Process, rootfs: str | HostView | None) -> dict[str, Any]:
+    """The specification's ``process``, its user looked up in *rootfs*: for a Command, and for ``exec``.
+
+    *rootfs* is a directory, or None or a HostView for the host's own users.
+    Raises InvalidCommandError: the user or a group is not known there.
+    """
+    user = lookup_user(rootfs, process.user, process.additional_groups)
+    names = process.capabilities
+    if names is None:
+        names = all_capabilities() if process.privileged else DEFAULT_CAPABILITIES
+    # Only root starts with capabilities: execve(2) would not give them to anybody else, and a runtime that leaves
+    # them in the permitted set of another user hands them out (CVE-2018-10856). Inheritable stays empty
+    # (CVE-2022-24769).
+    held = names if user.uid == 0 else ()
+    return {
+        "terminal": process.tty,
+        "user": {"uid": user.uid, "gid": user.gid, "umask": 0o022, "additionalGids": list(user.groups)},
+        "args": list(process.argv),
+        "env": [f"{name}={value}" for name, value in _environment(process, user).items()],
+        "cwd": process.working_dir,
+        "capabilities": {
+            "bounding": list(names),
+            "effective": list(held),
+            "permitted": list(held),
+            "inheritable": [],
+            "ambient": [],
+        },
+        "rlimits": [
+            {"type": limit.type, "hard": _unsigned(limit.hard), "soft": _unsigned(limit.soft)}
+            for limit in process.rlimits
+        ],
+        "noNewPrivileges": process.no_new_privileges,
+    }
+
+
+def resources_to_oci(resources: Resources) -> dict[str, Any]:
+    """The specification's ``linux.resources``: only what is limited.
+
+    ``memory.swap`` is memory and swap together, as in the specification: twice
+    the memory where the Command does not say (Docker).
+    """
+    swap = resources.memory_swap or None
+    if swap is None and resources.memory is not None:
+        swap = 2 * resources.memory
+    controllers: dict[str, dict[str, int | str | None]] = {
+        "memory": {"limit": resources.memory, "swap": swap},
+        "cpu": {
+            "shares": resources.cpu_shares,
+            "quota": resources.cpu_quota,
+            "period": resources.cpu_period,
+            "cpus": resources.cpuset_cpus,
+            "mems": resources.cpuset_mems,
+        },
+        "pids": {"limit": resources.pids_limit},
+    }
+    given = {}
+    for name, limits in controllers.items():
+        if values := {key: value for key, value in limits.items() if value is not None}:
+            given[name] = values
+    return given
+
+
+def _environment(process: Process, user: UserIds) -> Mapping[str, str]:
+    if process.env is not None:
+        return process.env
+    variables = {"PATH": DEFAULT_PATH, "HOME": user.home}
+    if process.tty:
+        variables["TERM"] = "xterm"
+    return variables
+
+
+def _unsigned(limit: int) -> int:
+    return RLIM_INFINITY if limit == -1 else limit
+
+
+def _namespaces(command: Command) -> list[dict[str, Any]]:
+    types = ["mount", "cgroup"]
+    types += [name for name in ("pid", "ipc", "uts") if getattr(command, name) is None]
+    if command.network is None or command.network.mode != "host":
+        types.append("network")
+    return [{"type": name} for name in types]
+
+
+def _default_mounts(privileged: bool) -> list[dict[str, Any]]:
+    """What each container has (moby's defaults): its own proc and devices, and sysfs."""
+    return [
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+        {
+            "destination": "/dev",
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+        },
+        {
+            "destination": "/dev/pts",
+            "type": "devpts",
+            "source": "devpts",
+            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        },
+        {
+            "destination": "/dev/shm",
+            "type": "tmpfs",
+            "source": "shm",
+            "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+        },
+        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
+        {
+            "destination": "/sys",
+            "type": "sysfs",
+            "source": "sysfs",
+            "options": ["nosuid", "noexec", "nodev", "rw" if privileged else "ro"],
+        },
+    ]
+
+
+def _mount(mount: Mount) -> dict[str, Any]:
+    if mount.type == "bind":
+        options = ["rbind" if mount.recursive else "bind", *mount.options]
+        if mount.read_only:
+            # "ro" of a recursive bind mount covers its top alone
+            options.append("rro" if mount.recursive else "ro")
+    else:
+        options = list(dict.fromkeys(("nosuid", "nodev", *mount.options)))
+        if mount.read_only:
+            options.append("ro")
+        if mount.mode is not None:
+            options.append(f"mode={mount.mode:04o}")
+        if mount.size is not None:
+            options.append(f"size={mount.size}")
+    return {
+        "destination": mount.target,
+        "type": mount.type,
+        "source": "tmpfs" if mount.source is None else mount.source,
+        "options": options,
+    }
+
+
+@functools.cache
+def _thermal_throttle() -> tuple[str, ...]:
+    root = "/sys/devices/system/cpu"
+    paths = (f"{root}/cpu{number}/thermal_throttle" for number in range(os.cpu_count() or 0))
+    return tuple(path for path in paths if os.path.isdir(path))
+
+
+def _host_view_json(view: HostView | None) -> str:
+    if view is not None:
+        return view.to_json()
+    # Looking costs milliseconds. What is looked for are names in these two directories.
+    return _detected(os.stat("/").st_mtime_ns, os.stat("/etc").st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _detected(*_when: int) -> str:
+    return HostView.detect().to_json()

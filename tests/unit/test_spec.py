@@ -1,0 +1,319 @@
+"""pycontainer.spec: a Command as an OCI runtime specification."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycontainer.command import DEFAULT_CAPABILITIES, DEFAULT_PATH, Command, Mount, Network
+from pycontainer.errors import InvalidCommandError
+from pycontainer.rootfs import HostView
+from pycontainer.spec import MASKED_PATHS, READONLY_PATHS, process_to_oci, resources_to_oci, to_oci
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Path:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/root:\nalice:x:1000:1001::/home/alice:\n")
+    (tmp_path / "etc/group").write_text("extra:x:2000:alice\n")
+    return tmp_path
+
+
+def spec_of(box: Path, **keywords: Any) -> dict[str, Any]:
+    return to_oci(Command.of(["true"], rootfs=box, name="box", **keywords))
+
+
+def namespaces(spec: dict[str, Any]) -> list[str]:
+    return [namespace["type"] for namespace in spec["linux"]["namespaces"]]
+
+
+def test_a_plain_command(box: Path) -> None:
+    spec = spec_of(box)
+    assert spec["ociVersion"] == "1.0.2"
+    assert spec["root"] == {"path": str(box), "readonly": False}
+    assert spec["hostname"] == "box"
+    assert spec["annotations"] == {}
+    assert spec["process"] == {
+        "terminal": False,
+        "user": {"uid": 0, "gid": 0, "umask": 18, "additionalGids": []},
+        "args": ["true"],
+        "env": [f"PATH={DEFAULT_PATH}", "HOME=/root"],
+        "cwd": "/",
+        "capabilities": {
+            "bounding": list(DEFAULT_CAPABILITIES),
+            "effective": list(DEFAULT_CAPABILITIES),
+            "permitted": list(DEFAULT_CAPABILITIES),
+            "inheritable": [],
+            "ambient": [],
+        },
+        "rlimits": [],
+        "noNewPrivileges": True,
+    }
+    assert spec["linux"]["resources"] == {}
+    assert sorted(namespaces(spec)) == ["cgroup", "ipc", "mount", "network", "pid", "uts"]
+    assert "cgroupsPath" not in spec["linux"]
+
+
+def test_it_is_json_and_new_each_time(box: Path) -> None:
+    command = Command.of(["true"], rootfs=box)
+    one, two = to_oci(command), to_oci(command)
+    assert json.loads(json.dumps(one)) == one == two
+
+    def spoil(value: Any) -> None:
+        """Change every list and dict in place."""
+        for inner in list(value.values() if isinstance(value, dict) else value):
+            if isinstance(inner, (dict, list)):
+                spoil(inner)
+        value.clear()
+
+    spoil(one)
+    assert to_oci(command) == two
+
+
+# -- process
+
+
+@pytest.mark.parametrize(
+    ("keywords", "env"),
+    [
+        ({}, [f"PATH={DEFAULT_PATH}", "HOME=/root"]),
+        ({"user": "alice"}, [f"PATH={DEFAULT_PATH}", "HOME=/home/alice"]),
+        ({"user": "5"}, [f"PATH={DEFAULT_PATH}", "HOME=/"]),
+        ({"tty": True}, [f"PATH={DEFAULT_PATH}", "HOME=/root", "TERM=xterm"]),
+        ({"env": {}}, []),
+        ({"env": {"B": "1", "A": "x=y"}, "tty": True}, ["B=1", "A=x=y"]),
+    ],
+)
+def test_env(box: Path, keywords: dict[str, Any], env: list[str]) -> None:
+    assert spec_of(box, **keywords)["process"]["env"] == env
+
+
+def test_nothing_of_the_callers_environment(box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CVE-2021-3602."""
+    monkeypatch.setenv("SECRET", "s3cr3t")
+    assert "s3cr3t" not in json.dumps(spec_of(box, tty=True))
+
+
+def test_user(box: Path) -> None:
+    spec = spec_of(box, user="alice:extra", groups=["7"])
+    assert spec["process"]["user"] == {"uid": 1000, "gid": 2000, "umask": 18, "additionalGids": [7]}
+    with pytest.raises(InvalidCommandError, match="bob"):
+        spec_of(box, user="bob")
+    with pytest.raises(InvalidCommandError, match="nogroup"):
+        spec_of(box, groups=["nogroup"])
+
+
+@pytest.mark.parametrize("user", ["alice", "1000", "5:0", "4294967294"])
+@pytest.mark.parametrize("more", [{}, {"cap_add": ["sys_admin"]}, {"privileged": True}])
+def test_only_root_starts_with_capabilities(box: Path, user: str, more: dict[str, Any]) -> None:
+    """CVE-2018-10856: they were left in the permitted set of a user who is not root."""
+    capabilities = spec_of(box, user=user, **more)["process"]["capabilities"]
+    assert capabilities["bounding"]
+    assert [capabilities[name] for name in ("effective", "permitted", "inheritable", "ambient")] == [[], [], [], []]
+
+
+@pytest.mark.parametrize("user", ["root", "0", "0:1000", None])
+def test_inheritable_and_ambient_stay_empty(box: Path, user: str | None) -> None:
+    """CVE-2022-24769."""
+    capabilities = spec_of(box, user=user, cap_add=["ALL"])["process"]["capabilities"]
+    assert capabilities["inheritable"] == capabilities["ambient"] == []
+    assert capabilities["bounding"] == capabilities["effective"] == capabilities["permitted"]
+    assert len(capabilities["bounding"]) > len(DEFAULT_CAPABILITIES)
+
+
+def test_given_capabilities(box: Path) -> None:
+    for keywords in ({"capabilities": ["kill"]}, {"capabilities": ["kill"], "privileged": True}):
+        assert spec_of(box, **keywords)["process"]["capabilities"]["bounding"] == ["CAP_KILL"]
+    assert spec_of(box, cap_drop=["ALL"])["process"]["capabilities"]["bounding"] == []
+
+
+def test_rlimits(box: Path) -> None:
+    assert spec_of(box, rlimits={"nofile": (64, 128), "core": -1})["process"]["rlimits"] == [
+        {"type": "RLIMIT_NOFILE", "soft": 64, "hard": 128},
+        {"type": "RLIMIT_CORE", "soft": 2**64 - 1, "hard": 2**64 - 1},
+    ]
+
+
+def test_the_process_of_an_exec_is_the_same(box: Path) -> None:
+    command = Command.of(["id", "-u"], rootfs=box, user="alice", cwd="/x", tty=True, no_new_privileges=False)
+    process = process_to_oci(command.process, str(box))
+    assert process == to_oci(command)["process"]
+    assert (process["args"], process["cwd"], process["terminal"]) == (["id", "-u"], "/x", True)
+    assert process["noNewPrivileges"] is False
+
+
+# -- limits
+
+
+@pytest.mark.parametrize(
+    ("keywords", "resources"),
+    [
+        ({"memory": "64m"}, {"memory": {"limit": 64 << 20, "swap": 128 << 20}}),
+        ({"memory": "64m", "memory_swap": 0}, {"memory": {"limit": 64 << 20, "swap": 128 << 20}}),
+        ({"memory": "64m", "memory_swap": -1}, {"memory": {"limit": 64 << 20, "swap": -1}}),
+        ({"memory": "64m", "memory_swap": "64m"}, {"memory": {"limit": 64 << 20, "swap": 64 << 20}}),
+        ({"memory_swap": 0}, {}),
+        ({"cpus": 0.5, "cpu_shares": 512}, {"cpu": {"shares": 512, "quota": 50000, "period": 100000}}),
+        ({"cpu_quota": 1000}, {"cpu": {"quota": 1000}}),
+        ({"cpuset_cpus": "0", "cpuset_mems": "0-1"}, {"cpu": {"cpus": "0", "mems": "0-1"}}),
+        ({"pids_limit": 10}, {"pids": {"limit": 10}}),
+        ({"pids_limit": -1}, {"pids": {"limit": -1}}),
+    ],
+)
+def test_resources(box: Path, keywords: dict[str, Any], resources: dict[str, Any]) -> None:
+    assert spec_of(box, **keywords)["linux"]["resources"] == resources
+    assert resources_to_oci(Command.of(["true"], **keywords).resources) == resources
+
+
+def test_cgroups_path(box: Path) -> None:
+    assert spec_of(box, cgroup_parent="/a/b")["linux"]["cgroupsPath"] == "/a/b/box"
+
+
+# -- mounts
+
+
+def test_the_default_mounts_come_first(box: Path) -> None:
+    default = spec_of(box)["mounts"]
+    assert [(mount["destination"], mount["type"]) for mount in default] == [
+        ("/proc", "proc"),
+        ("/dev", "tmpfs"),
+        ("/dev/pts", "devpts"),
+        ("/dev/shm", "tmpfs"),
+        ("/dev/mqueue", "mqueue"),
+        ("/sys", "sysfs"),
+    ]
+    for mount in default:
+        assert "nosuid" in mount["options"]
+    assert {"nosuid", "noexec", "nodev", "ro"} == set(default[-1]["options"])
+    assert set(default[2]["options"]) >= {"newinstance", "ptmxmode=0666", "mode=0620", "gid=5", "noexec"}
+    mounts = spec_of(box, mounts=[Mount("/b", "/y"), Mount("/a", "/x")])["mounts"]
+    assert mounts[: len(default)] == default
+    assert [mount["destination"] for mount in mounts[len(default) :]] == ["/y", "/x"]
+
+
+@pytest.mark.parametrize(
+    ("mount", "expected"),
+    [
+        (Mount("/a", "/b"), ("/a", "bind", ["rbind"])),
+        (Mount("/a", "/b", read_only=True), ("/a", "bind", ["rbind", "rro"])),
+        (Mount("/a", "/b", read_only=True, recursive=False), ("/a", "bind", ["bind", "ro"])),
+        (Mount("/a", "/b", options=["nodev", "noatime"]), ("/a", "bind", ["rbind", "nodev", "noatime"])),
+        (Mount.tmpfs("/b"), ("tmpfs", "tmpfs", ["nosuid", "nodev"])),
+        (
+            Mount.tmpfs("/b", size="1m", mode=0o700, read_only=True, options=["noexec", "nodev"]),
+            ("tmpfs", "tmpfs", ["nosuid", "nodev", "noexec", "ro", "mode=0700", "size=1048576"]),
+        ),
+    ],
+)
+def test_a_users_mount(box: Path, mount: Mount, expected: tuple[str, str, list[str]]) -> None:
+    source, kind, options = expected
+    assert spec_of(box, mounts=[mount])["mounts"][-1] == {
+        "destination": "/b",
+        "source": source,
+        "type": kind,
+        "options": options,
+    }
+
+
+# -- what is hidden
+
+
+def test_masks(box: Path) -> None:
+    linux = spec_of(box)["linux"]
+    assert linux["maskedPaths"][: len(MASKED_PATHS)] == list(MASKED_PATHS)
+    assert linux["readonlyPaths"] == list(READONLY_PATHS)
+    rest = linux["maskedPaths"][len(MASKED_PATHS) :]
+    assert all(path.startswith("/sys/devices/system/cpu/cpu") for path in rest)
+
+
+def test_the_masks_are_mobys() -> None:
+    """daemon/pkg/oci/defaults.go: what a container could always read once becomes an advisory when it can again."""
+    proc = ["acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "sched_debug", "scsi"]
+    proc += ["timer_list", "timer_stats"]
+    sys = ["devices/virtual/powercap", "firmware"]
+    assert [*(f"/proc/{name}" for name in proc), *(f"/sys/{name}" for name in sys)] == list(MASKED_PATHS)
+    assert [f"/proc/{name}" for name in ("bus", "fs", "irq", "sys", "sysrq-trigger")] == list(READONLY_PATHS)
+
+
+def test_given_masks(box: Path) -> None:
+    for privileged in (False, True):
+        linux = spec_of(box, masked_paths=["/proc/x"], readonly_paths=[], privileged=privileged)["linux"]
+        assert (linux["maskedPaths"], linux["readonlyPaths"]) == (["/proc/x"], [])
+
+
+def test_privileged(box: Path) -> None:
+    spec = spec_of(box, privileged=True)
+    assert spec["linux"]["maskedPaths"] == spec["linux"]["readonlyPaths"] == []
+    assert "rw" in spec["mounts"][-1]["options"]
+    assert "ro" not in spec["mounts"][-1]["options"]
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+        assert len(spec["process"]["capabilities"]["effective"]) == int(file.read()) + 1
+    assert spec["process"]["noNewPrivileges"] is True
+
+
+def test_read_only(box: Path) -> None:
+    assert spec_of(box, read_only=True)["root"]["readonly"] is True
+
+
+# -- namespaces
+
+
+@pytest.mark.parametrize("name", ["pid", "ipc", "uts"])
+def test_the_hosts_namespace(box: Path, name: str) -> None:
+    spec = spec_of(box, **{name: "host"})
+    assert name not in namespaces(spec)
+    assert len(namespaces(spec)) == 5
+    assert ("hostname" in spec) is (name != "uts")
+
+
+@pytest.mark.parametrize(("network", "own"), [(None, True), ("none", True), ("host", False), ("bridge", True)])
+def test_network(box: Path, network: str | None, own: bool) -> None:
+    spec = spec_of(box, network=network)
+    assert ("network" in namespaces(spec)) is own
+    assert ("org.pycontainer.network" in spec["annotations"]) is (network == "bridge")
+
+
+def test_a_network_is_written_down(box: Path) -> None:
+    network = Network(address="10.0.0.2", prefix_length=24)
+    assert Network(**json.loads(spec_of(box, network=network)["annotations"]["org.pycontainer.network"])) == network
+    assert "org.pycontainer.network" in spec_of(box, network="container:other")["annotations"]
+
+
+def test_hostname(box: Path) -> None:
+    assert spec_of(box, hostname="h")["hostname"] == "h"
+    command = Command.of(["true"], rootfs=box, name="x" * 128)
+    assert to_oci(command)["hostname"] == "x" * 64
+
+
+# -- annotations
+
+
+def test_annotations(box: Path) -> None:
+    command = Command.of(["true"], rootfs=box, annotations={"a": "b"}, init=True)
+    assert to_oci(command)["annotations"] == {"a": "b", "org.pycontainer.init": "true"}
+    assert command.annotations == {"a": "b"}
+
+
+def test_the_hosts_own_programs() -> None:
+    spec = to_oci(Command.of(["true"]))
+    assert spec["root"]["path"] == "rootfs"
+    assert HostView.from_json(spec["annotations"]["org.pycontainer.rootfs"]) == HostView.detect()
+    view = HostView(overlays=("/usr",))
+    spec = to_oci(Command.of(["true"], rootfs=view))
+    assert HostView.from_json(spec["annotations"]["org.pycontainer.rootfs"]) == view
+
+
+def test_the_view_follows_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    to_oci(Command.of(["true"]))
+    monkeypatch.setattr(HostView, "detect", lambda: HostView(overlays=("/other",)))
+    before = to_oci(Command.of(["true"]))["annotations"]["org.pycontainer.rootfs"]
+    assert "/other" not in before  # looking again would cost more than the start
+
+    class Changed:
+        st_mtime_ns = 1
+
+    monkeypatch.setattr("pycontainer.spec.os.stat", lambda path: Changed)
+    assert "/other" in to_oci(Command.of(["true"]))["annotations"]["org.pycontainer.rootfs"]
