@@ -1,0 +1,153 @@
+"""The kernel's numbers: system calls by architecture, and the constants of their arguments.
+
+Only data, and nothing is imported but ``os``: the launcher loads this module
+too, and its start time and memory count.  From the kernel's
+``arch/x86/entry/syscalls/syscall_64.tbl``, ``include/uapi/asm-generic/unistd.h``
+and the uapi headers named below.
+"""
+
+from __future__ import annotations
+
+import os
+
+#: name: (x86_64, the generic table of aarch64 and riscv64)
+_NUMBERS = {
+    "capset": (126, 91),
+    "chdir": (80, 49),
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "close_range": (436, 436),
+    "dup3": (292, 24),
+    "execve": (59, 221),
+    "fchdir": (81, 50),
+    "fchownat": (260, 54),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fsopen": (430, 430),
+    "getcwd": (79, 17),
+    "ioctl": (16, 29),
+    "keyctl": (250, 219),
+    "mkdirat": (258, 34),
+    "mknodat": (259, 33),
+    "mount": (165, 40),
+    "mount_setattr": (442, 442),
+    "move_mount": (429, 429),
+    "open_tree": (428, 428),
+    "openat": (257, 56),
+    "openat2": (437, 437),
+    "pivot_root": (155, 41),
+    "prctl": (157, 167),
+    "prlimit64": (302, 261),
+    "recvfrom": (45, 207),
+    "rt_sigaction": (13, 134),
+    "sendfile": (40, 71),
+    "sendmsg": (46, 211),
+    "sendto": (44, 206),
+    "setgroups": (116, 159),
+    "sethostname": (170, 161),
+    "setresgid": (119, 149),
+    "setresuid": (117, 147),
+    "setsid": (112, 157),
+    "socket": (41, 198),
+    "symlinkat": (266, 36),
+    "umask": (95, 166),
+    "umount2": (166, 39),
+    "unshare": (272, 97),
+    "write": (1, 64),
+}
+
+MACHINES = ("x86_64", "aarch64", "riscv64")
+MACHINE = os.uname().machine
+#: system call name -> number on this machine
+NR = {name: numbers[MACHINE != "x86_64"] for name, numbers in _NUMBERS.items()}
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+
+# linux/sched.h
+CLONE_NEWTIME = 0x00000080
+CLONE_PIDFD = 0x00001000
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_INTO_CGROUP = 0x200000000
+
+# linux/fcntl.h, linux/openat2.h
+O_PATH = 0o10000000
+O_CLOEXEC = os.O_CLOEXEC
+O_DIRECTORY = os.O_DIRECTORY
+O_NOFOLLOW = os.O_NOFOLLOW
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+# linux/mount.h
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MNT_DETACH = 2
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+FSOPEN_CLOEXEC = 1
+FSMOUNT_CLOEXEC = 1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
+MOUNT_ATTR_RDONLY = 0x01
+MOUNT_ATTR_NOSUID = 0x02
+MOUNT_ATTR_NODEV = 0x04
+MOUNT_ATTR_NOEXEC = 0x08
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+
+# linux/prctl.h
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+# linux/capability.h
+LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+# linux/close_range.h, linux/keyctl.h, asm-generic/ioctls.h, linux/sockios.h, linux/socket.h
+CLOSE_RANGE_CLOEXEC = 4
+KEYCTL_JOIN_SESSION_KEYRING = 1
+TIOCSCTTY = 0x540E
+TIOCSPTLCK = 0x40045431
+TIOCSWINSZ = 0x5414
+TIOCGPTPEER = 0x5441
+SIOCSIFFLAGS = 0x8914
+SOL_SOCKET = 1
+SCM_RIGHTS = 1
+MSG_PEEK = 0x02
+MSG_DONTWAIT = 0x40
+MSG_NOSIGNAL = 0x4000
+MSG_CMSG_CLOEXEC = 0x40000000
+IFF_UP = 0x1
+IFF_RUNNING = 0x40
+
+#: Slots that the launcher fills before the clone; a plan's own follow after FIRST_SLOT.
+STDIN, STDOUT, STDERR, REPORT, CHANNEL, CGROUP = range(6)
+#: One v1 hierarchy each, from slot CGROUP on: more than the kernel has controllers.
+FIRST_SLOT = CGROUP + 20
+#: The child's end of its channel to the launcher, once foreign descriptors are closed.
+CHANNEL_FD = 3
+#: Where an init, if there is one, writes the payload's wait status.
+REPORT_FD = 4
+
+#: accept: do the step again, up to RETRIES times, instead of skipping steps.
+RETRY = -1
+RETRIES = 64

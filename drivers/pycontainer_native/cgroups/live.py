@@ -1,0 +1,198 @@
+"""Live cgroups: a container's processes, their end, and what a dead launcher left.
+
+A launcher owns ``<base>/pycontainer-<token>`` in every hierarchy it uses, and
+holds an exclusive flock(2) on it as long as it lives: the kernel drops the
+lock with the process, so a directory whose lock can be had is a dead
+launcher's.  Between the launcher's mkdir and its lock :func:`sweep` may take
+the directory for a dead one's and remove it.  Hence the launcher's side:
+
+1. mkdir (that it exists is no error), open it with O_DIRECTORY|O_NOFOLLOW|O_CLOEXEC;
+   start again on ENOENT.
+2. flock(LOCK_EX).  A sweep holds it only for as long as it removes.
+3. When the path no longer is what was opened (st_dev and st_ino of fstat and
+   stat differ, or ENOENT), close it and start again.  Inode numbers of
+   cgroups are not used twice.
+4. Make nothing inside, and enable and join nothing, before that.
+
+Removing takes the same lock first, so nothing that is in use is ever removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterable
+
+from attrs import frozen
+
+from pycontainer_native.cgroups.layout import LAUNCHER_DIRECTORY, PREFIX, Group, Layout
+
+
+@frozen
+class Cgroup:
+    """A container's cgroup: its directory in each hierarchy, as (version, controllers, path)."""
+
+    paths: tuple[tuple[int, tuple[str, ...], str], ...]
+
+    @classmethod
+    def of(cls, groups: Iterable[Group], token: str, id: str) -> Cgroup:
+        """That of the container *id* of the launcher that has *token*."""
+        if "/" in id or id in ("", ".", ".."):
+            raise ValueError(f"not a container's id: {id!r}")
+        return cls(tuple((group.version, group.controllers, f"{group.directory(token)}/{id}") for group in groups))
+
+    def pids(self) -> list[int]:
+        """Host pids of everything inside, in nested cgroups too; [] when it is gone.
+
+        Every hierarchy is asked: a process that has only begun to join is in some.
+        """
+        return sorted(set[int]().union(*(_pids(path) for _, _, path in self.paths)))
+
+    def kill(self, timeout: float = 5.0) -> bool:
+        """SIGKILL to everything inside, again until nothing is left; false when *timeout* seconds were not enough.
+
+        Once at least, whatever the timeout.  A frozen cgroup is thawed: on v1 a frozen process cannot die.
+        """
+        deadline = time.monotonic() + timeout
+        pause = 0.001
+        while remaining := {*self.pids()}:
+            for version, _, path in self.paths:
+                inside = _pids(path) if version == 2 else set()
+                if inside and _write(path + "/cgroup.kill", "1"):  # Linux 5.14
+                    remaining -= inside
+            if remaining:
+                self._signal_all()
+            if time.monotonic() >= deadline:
+                return not self.pids()
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        return True
+
+    def read(self, filename: str) -> str:
+        """The text of *filename* (``memory.max``) in the hierarchy that has its controller.
+
+        Raises FileNotFoundError: no hierarchy has, or the container is gone.
+        """
+        controller = filename.partition(".")[0]
+        for version, controllers, path in self.paths:
+            if controller in controllers or (version == 2 and controller == "cgroup"):
+                with open(f"{path}/{filename}") as file:
+                    return file.read().strip()
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), filename)
+
+    def _signal_all(self) -> None:
+        """Without cgroup.kill: frozen, so that no fork outruns the list, and by pidfd, each checked to be inside."""
+        freezers = [
+            (f"{directory}/{'cgroup.freeze' if version == 2 else 'freezer.state'}", version)
+            for version, controllers, path in self.paths
+            if version == 2 or "freezer" in controllers
+            for directory in reversed(_tree(path))
+        ]
+        try:
+            for file, version in freezers:
+                _write(file, "1" if version == 2 else "FROZEN")
+            listed = [pid for pid in self.pids() if pid]  # 0: of a pid namespace that is not below ours
+            for start in range(0, len(listed), 128):  # not more descriptors than a process may have
+                _signal(listed[start : start + 128], self)
+        finally:
+            for file, version in freezers:
+                _write(file, "0" if version == 2 else "THAWED")
+
+
+def sweep(layout: Layout, exclude_token: str | None = None, cgroup_parent: str | None = None) -> list[str]:
+    """End and remove what dead launchers left directly below *layout*'s bases; the paths that are gone.
+
+    A directory that is locked is not touched, nor is any other of the same
+    launcher; *exclude_token* is the caller's own.  Launchers whose containers
+    have a *cgroup_parent* are found only by naming it.
+    """
+    launchers: dict[str, list[tuple[int, tuple[str, ...], str]]] = {}
+    for place in dict.fromkeys((*layout.hierarchies, *layout.places(cgroup_parent))):
+        for name in sorted(os.listdir(place.base)) if place.writable else ():
+            if LAUNCHER_DIRECTORY.fullmatch(name) and name != f"{PREFIX}{exclude_token}":
+                found = (place.version, tuple(place.controllers), f"{place.base}/{name}")
+                launchers.setdefault(name, []).append(found)
+    removed = []
+    for paths in launchers.values():
+        with contextlib.ExitStack() as locks:
+            if all(_lock(path, locks) for _, _, path in paths):
+                patience = 1.0 if Cgroup(tuple(paths)).kill(timeout=2.0) else 0.0
+                removed += [path for _, _, path in paths if _remove(path, patience)]
+    return removed
+
+
+def _lock(path: str, locks: contextlib.ExitStack) -> bool:
+    """Whether the directory was had, and not a launcher's that lives; *locks* gives it back."""
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        locks.callback(os.close, directory)
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        here, parent, now = os.fstat(directory), os.stat(os.path.dirname(path)), os.lstat(path)
+    except OSError:  # EWOULDBLOCK: it lives. ENOENT: somebody else is removing it
+        return False
+    return here.st_dev == parent.st_dev and os.path.samestat(here, now)
+
+
+def _remove(path: str, timeout: float) -> bool:
+    """Remove a cgroup and those inside, the innermost first; a process that is still ending keeps its own (EBUSY)."""
+    deadline = time.monotonic() + timeout
+    while True:
+        for directory in reversed(_tree(path)):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+        if not os.path.lexists(path):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.005)
+
+
+def _signal(pids: list[int], cgroup: Cgroup) -> None:
+    with contextlib.ExitStack() as descriptors:
+        opened = {}
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                opened[pid] = os.pidfd_open(pid)
+                descriptors.callback(os.close, opened[pid])
+        # A pid that is listed now, after it was opened, either is the process that was opened or its
+        # successor inside, and then the signal finds nobody (ESRCH): no foreign process is ever hit.
+        for pid in opened.keys() & {*cgroup.pids()}:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(opened[pid], signal.SIGKILL)
+
+
+def _pids(path: str) -> set[int]:
+    found: set[int] = set()
+    for directory in _tree(path):
+        # Gone meanwhile, or threaded (EOPNOTSUPP): the processes of those are listed by an ancestor.
+        with contextlib.suppress(OSError), open(directory + "/cgroup.procs") as file:
+            found.update(map(int, file.read().split()))
+    return found
+
+
+def _tree(path: str) -> list[str]:
+    """The directory and all below it, each after its parent. Symbolic links are not followed."""
+    found = [path]
+    for directory in found:
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            found += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return found
+
+
+def _write(path: str, value: str) -> bool:
+    """One write to a cgroup's file; false when it is not there, or does not take it."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.write(descriptor, value.encode())
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

@@ -1,0 +1,62 @@
+"""Limits on cgroup v1, by cgroupspy's controllers (Documentation/admin-guide/cgroup-v1)."""
+# mypy: disallow-subclassing-any=False
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection
+
+from cgroupspy.controllers import CpuController, CpuSetController, MemoryController
+from cgroupspy.interfaces import CommaDashSetFile
+
+from pycontainer_native.cgroups.limits import Limits, numbers
+from pycontainer_native.cgroups.record import Pids, Record
+
+
+class Memory(Record, MemoryController): ...
+
+
+class Cpu(Record, CpuController): ...
+
+
+class CpuSet(Record, CpuSetController):
+    effective_cpus = CommaDashSetFile("cpuset.effective_cpus", readonly=True)
+    effective_mems = CommaDashSetFile("cpuset.effective_mems", readonly=True)
+
+
+def writes(controllers: Collection[str], limits: Limits, base: str) -> list[tuple[str, str]]:
+    """What a directory two below *base* gets: (file, value), in order."""
+    recorded = []
+    if "memory" in controllers:
+        # The limit first: memsw may never be below it, and a new cgroup has both unlimited.
+        swap = limits.swap(accounts_swap(base))
+        recorded += Memory(base).record(limit_in_bytes=limits.memory, memsw_limit_in_bytes=swap)
+    if "cpu" in controllers:
+        # The period before the quota: together they are compared with the parent's.
+        recorded += Cpu(base).record(
+            shares=limits.cpu_shares, cfs_period_us=limits.cpu_period, cfs_quota_us=limits.cpu_quota
+        )
+    if "pids" in controllers:
+        recorded += Pids(base).record(max=limits.pids_limit)
+    if "cpuset" in controllers:
+        # A new cgroup has no CPUs and no memory nodes, and ENOSPC for who joins it, until both are written.
+        cpuset = CpuSet(base)
+        cpus, mems = numbers(limits.cpuset_cpus), numbers(limits.cpuset_mems)
+        recorded += cpuset.record(cpus=cpus or cpuset.effective_cpus, mems=mems or cpuset.effective_mems)
+    return recorded
+
+
+def accounts_swap(base: str) -> bool:
+    return os.path.exists(base + "/memory.memsw.limit_in_bytes")
+
+
+def most_cpus(base: str) -> float:
+    """The largest quota, in CPUs, that the kernel takes below *base* (more is EINVAL); 0 where it knows no quotas."""
+    most = 0.0
+    while os.path.exists(base + "/cpu.cfs_quota_us"):
+        cpu = Cpu(base)
+        if cpu.cfs_quota_us is not None:
+            return float(cpu.cfs_quota_us / cpu.cfs_period_us)
+        base, most = os.path.dirname(base), math.inf
+    return most

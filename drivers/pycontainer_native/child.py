@@ -1,0 +1,284 @@
+"""What runs in a container's first process, from the clone to execve.
+
+The process is a copy of the launcher that never returns: it makes the calls of
+its plan's first section, waits for the rest of the plan, makes those, and
+becomes the payload.  It may be cloned ahead of the request that it serves.
+
+The launcher binds a plan's plain data to ctypes arguments before the clone, so
+that hardly any of its memory has to be copied here.
+"""
+
+from __future__ import annotations
+
+import _signal as signal
+import _socket as socket
+import ctypes
+import errno
+import marshal
+import os
+import sys
+
+from pycontainer_native import abi
+
+TYPE_CHECKING = False  # typing would double the time that the launcher takes to start
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn, TypeAlias
+
+    Store: TypeAlias = Callable[[int], Any]
+    Cells: TypeAlias = dict[int, list[tuple[Any, int]]]
+    #: number and arguments, what to do with the result, accepted errnos, steps to skip after success
+    Bound: TypeAlias = tuple[tuple[Any, ...], Store | None, dict[int, int], int]
+
+# Messages on the channel, to the launcher.
+EXEC = b"x"  # everything is done, execve is next
+GATE = b"g"  # waits for one byte
+TERMINAL = b"t"  # carries the pseudo-terminal's master
+FAILED = b"f"  # step and errno, four bytes each
+
+#: In place of a request: it is in a memfd, which is the last descriptor of the message.
+MEMFD = b"memfd"
+
+libc = ctypes.PyDLL(None, use_errno=True)
+syscall = libc.syscall
+syscall.restype = ctypes.c_long
+
+slots = [ctypes.c_long(-1) for _ in range(4096)]
+_constants: dict[int, ctypes.c_long] = {}
+_sections: dict[bytes, list[Bound]] = {}
+
+
+# -- binding: plain data to ready ctypes arguments ----------------------------------------------
+
+
+def bind(section: bytes) -> list[Bound]:
+    """The ready steps of a marshalled *section*, from a small cache when it was seen before.
+
+    The cache is sound because a bound step is never changed here: slots are
+    written by the child, in its own copy of this memory, and the few that the
+    launcher fills are filled again before every clone.
+    """
+    bound = _sections.get(section)
+    if bound is None:
+        if len(_sections) >= 64:
+            _sections.clear()
+        if len(_constants) >= 4096:
+            _constants.clear()
+        steps = marshal.loads(section)
+        cells: Cells = {}
+        calls = [tuple([_ready(argument, cells) for argument in (step[0], *step[1])]) for step in steps]
+        bound = _sections[section] = [
+            (call, _store(call, out, check, cells), accept, skip)
+            for call, (_, _, out, accept, skip, check) in zip(calls, steps)
+        ]
+    return bound
+
+
+def _ready(argument: Any, cells: Cells) -> Any:
+    """One argument as ctypes takes it: a plain int would be passed as a 32-bit one."""
+    if isinstance(argument, int):
+        constant = _constants.get(argument)
+        if constant is None:
+            constant = _constants[argument] = ctypes.c_long(argument)
+        return constant
+    if isinstance(argument, bytes):
+        return argument
+    if isinstance(argument, list):
+        return words(argument, cells)
+    if len(argument) == 1:
+        return slots[argument[0]]
+    return ctypes.create_string_buffer(argument[1])
+
+
+def words(items: list[Any], cells: Cells) -> Any:
+    """An array of 64-bit words: numbers, the values of slots, and pointers to everything else."""
+    array = (ctypes.c_long * len(items))()
+    array.targets = targets = []  # type: ignore[attr-defined] # a number in an array owns nothing
+    for index, item in enumerate(items):
+        if isinstance(item, int):
+            array[index] = item
+        elif isinstance(item, tuple):
+            cells.setdefault(item[0], []).append((array, index))
+        else:
+            target = ctypes.c_char_p(item) if isinstance(item, bytes) else words(item, cells)
+            targets.append(target)
+            array[index] = ctypes.cast(target, ctypes.c_void_p).value or 0
+    return array
+
+
+def _store(call: tuple[Any, ...], out: int | None, check: tuple[bytes, int] | None, cells: Cells) -> Store | None:
+    """What to do with a step's result: nothing, keep it in its slot, or look at what was written."""
+    if check is not None:
+        wanted, error = check
+        buffer = next(argument for argument in call if isinstance(argument, ctypes.Array))
+        return lambda result: None if buffer.raw.startswith(wanted) else error
+    if out is None:
+        return None
+    if out not in cells:
+        return slots[out].__init__  # type: ignore[misc] # sets the value without a Python frame
+
+    def spread(result: int) -> None:
+        slots[out].value = result
+        for array, index in cells[out]:
+            array[index] = result
+
+    return spread
+
+
+# -- the child's life -----------------------------------------------------------------------------
+
+
+def run_steps(sections: list[list[Bound]], base: int) -> tuple[int, int] | None:
+    """Make the calls. None, or the index (the first one's is *base*) and the errno of the one that failed.
+
+    Nothing is imported, looked up by name or formatted here: from some step on
+    the root file system is the container's.
+    """
+    for steps in sections:
+        at, end, tries = 0, len(steps), 0
+        while at < end:
+            call, store, accept, skip = steps[at]
+            result = syscall(*call)
+            if result == -1:
+                error = ctypes.get_errno()
+                skipped = accept.get(error)
+                if skipped == abi.RETRY and tries < abi.RETRIES:
+                    tries += 1
+                    continue
+                if skipped is None or skipped == abi.RETRY:
+                    return base + at, error
+                skip = skipped
+            elif store is not None:
+                wrong = store(result)
+                if wrong:
+                    return base + at, wrong
+            at, tries = at + 1 + skip, 0
+        base += end
+    return None
+
+
+def execute(paths: list[bytes], argv: Any, env: Any) -> int:
+    """Try execve on each of *paths*, as execvp(3) does: EACCES is remembered while others are tried."""
+    denied = 0
+    error = errno.ENOENT
+    for path in paths:
+        syscall(abi.NR["execve"], path, argv, env)
+        error = ctypes.get_errno()
+        if error == errno.EACCES:
+            denied = error
+        elif error not in (errno.ENOENT, errno.ENOTDIR):
+            return error
+    return denied or error
+
+
+def send(fd: int, message: bytes) -> None:
+    """Send on a socket that may be closed at the other end."""
+    syscall(abi.NR["sendto"], fd, message, len(message), abi.MSG_NOSIGNAL, 0, 0)
+
+
+def fail(index: int, error: int) -> NoReturn:
+    """Report a failed step to the launcher, and end."""
+    send(abi.CHANNEL_FD, FAILED + index.to_bytes(4, "little") + error.to_bytes(4, "little"))
+    os._exit(1)
+
+
+def child(begin: list[Bound]) -> NoReturn:
+    """The whole life of a container's first process until it is the payload."""
+    index, error = 0, errno.EPROTO  # what a defect here is reported as
+    try:
+        failed = run_steps([begin], 0)
+        if failed is None:
+            index = len(begin)
+            (_, _, _, sections, (paths, argv, env), with_init, _), fds = receive(abi.CHANNEL_FD)
+            for slot, fd in enumerate(fds, abi.STDIN):
+                slots[slot].value = fd
+            rest = [bind(section) for section in sections[1:]]
+            failed = run_steps(rest, index)
+        if failed is not None:
+            index, error = failed
+        else:
+            index += sum(map(len, rest))
+            arguments, environment = words([*argv, 0], {}), words([*env, 0], {})
+            if with_init:
+                become_init()
+            send(abi.CHANNEL_FD, EXEC)
+            error = execute(paths, arguments, environment)
+    finally:
+        fail(index, error)
+
+
+def receive(fd: int) -> tuple[Any, list[int]]:
+    """Wait for the request and its descriptors. The launcher's end closing means that there will be none."""
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
+    message, control, _, _ = channel.recvmsg(1 << 17, 256, abi.MSG_CMSG_CLOEXEC)
+    channel.detach()
+    if not message:
+        os._exit(0)
+    return unpack(message, descriptors(control))
+
+
+def unpack(message: bytes, fds: list[int]) -> tuple[Any, list[int]]:
+    """A request's data, wherever it is, and the descriptors that came with it."""
+    if message == MEMFD:
+        memfd = fds.pop()
+        message = os.pread(memfd, os.fstat(memfd).st_size, 0)
+        os.close(memfd)
+    return marshal.loads(message), fds
+
+
+def descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors of a message's control data."""
+    data = b"".join(data for _, _, data in control)
+    return [int.from_bytes(data[i : i + 4], sys.byteorder) for i in range(0, len(data) - 3, 4)]
+
+
+def become_init() -> None:
+    """Fork: the parent becomes the container's init, only the child returns, to become the payload.
+
+    As PID 1 it reaps orphans and passes signals on; a payload that is PID 1
+    itself would ignore those it has no handler for (pid_namespaces(7)).  The
+    payload gets a process group of its own, in the foreground of the terminal
+    if there is one.  Its wait status is written to a pipe: an exit code could
+    not tell a signal.
+    """
+    every = signal.valid_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, every)
+    payload = syscall(abi.NR["clone"], signal.SIGCHLD, 0, 0, 0, 0)
+    if payload == -1:
+        raise OSError(ctypes.get_errno(), "clone")
+    if payload == 0:
+        os.setpgid(0, 0)
+        if os.isatty(0):
+            os.tcsetpgrp(0, os.getpid())  # SIGTTOU, which this raises, is still blocked
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        return
+    try:
+        libc.prctl(abi.PR_SET_NAME, b"init", 0, 0, 0)
+        # Holding the payload's stdio would keep its pipes open, holding the channel would hide its execve.
+        for fd in (0, 1, 2, abi.CHANNEL_FD):
+            os.close(fd)
+        while True:
+            number = signal.sigwaitinfo(every).si_signo
+            if number != signal.SIGCHLD:
+                if number not in (signal.SIGTTIN, signal.SIGTTOU, signal.SIGTSTP):
+                    _signal_quietly(payload, number)
+                continue
+            while True:
+                try:
+                    pid, status = os.waitpid(-1, os.WNOHANG)
+                except ChildProcessError:
+                    break
+                if pid == 0:
+                    break
+                if pid == payload:
+                    os.write(abi.REPORT_FD, status.to_bytes(4, "little"))
+                    os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def _signal_quietly(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except OSError:
+        pass  # it has changed to a user that this init may not signal, as with any init

@@ -1,0 +1,374 @@
+"""A container as the launcher holds it, and the cgroups that it makes for one."""
+
+from __future__ import annotations
+
+import _signal as signal
+import _socket as socket
+import ctypes
+import errno
+import fcntl
+import marshal
+import os
+import select
+import sys
+from time import monotonic
+
+from pycontainer_native import abi
+from pycontainer_native.child import EXEC, FAILED, GATE, TERMINAL, bind, child, descriptors, send, slots, syscall
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pycontainer_native.launcher import Launcher
+
+#: How long a container's cgroups may refuse to go away (seconds).
+REMOVAL_TIMEOUT = 5.0
+
+
+class CgroupRoot:
+    """The launcher's own directory in one hierarchy: the containers' directories are below it.
+
+    It is locked as long as the launcher lives.  Whoever gets the lock knows
+    that the owner is dead and removes it, so a directory that was made but not
+    yet locked can vanish: then it is made again.
+    """
+
+    def __init__(self, base: str, name: str) -> None:
+        self.path = f"{base}/{name}"
+        self.done: set[tuple[str, str]] = set()
+        for _ in range(100):
+            try:
+                os.mkdir(self.path, 0o755)
+            except FileExistsError:
+                pass
+            try:
+                self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.stat(self.path).st_ino == os.fstat(self.fd).st_ino:
+                    return
+            except (BlockingIOError, FileNotFoundError):
+                pass
+            os.close(self.fd)
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), self.path)
+
+    def write(self, name: str, value: str) -> None:
+        """Write *value* to the control file *name*, in one write."""
+        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+
+    def read(self, name: str) -> str:
+        """The text of the control file *name*; empty when it cannot be read."""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
+        except OSError:
+            return ""
+        try:
+            return os.read(fd, 1 << 20).decode()
+        finally:
+            os.close(fd)
+
+
+class StepFailed(Exception):
+    """A step of the launcher's own failed: its label and its errno."""
+
+    def __init__(self, label: str, error: int) -> None:
+        self.label = label
+        self.errno = error
+
+
+class Container:
+    """One container's life, from the clone of its first process to the last message about it.
+
+    It is made in two steps: :meth:`prepare` clones a process into namespaces
+    and cgroups of its own, :meth:`dispatch` gives it a request.  What is
+    prepared does not depend on most of what a request says, so it can be done
+    ahead.
+    """
+
+    def __init__(self, launcher: Launcher, name: str) -> None:
+        self.launcher = launcher
+        self.name = name  # of its directory in each hierarchy
+        self.status: socket.socket | None = None
+        self.channel: socket.socket | None = None
+        self.pid = -1
+        self.pidfd = -1
+        self.terminal = -1  # the pseudo-terminal's master, on its way to the caller
+        self.report = -1  # where an init writes the payload's wait status
+        self.roots: list[CgroupRoot] = []
+        self.oom_file: tuple[CgroupRoot, str] | None = None
+        self.oom_kills = 0
+        self.failed: tuple[int | str, int] | None = None
+        self.at_exec = False
+        self.started = False
+        self.exit: tuple[int | None, int | None] | None = None  # exit code, signal
+        self.deadline = 0.0
+
+    # -- start
+
+    def prepare(self, flags: int, groups: list[Any], begin: bytes) -> None:
+        """Make the cgroups and clone the first process, which waits for its request. Raises StepFailed."""
+        bound = bind(begin)
+        label = "prepare"
+        doomed: list[int] = []  # descriptors that only the child needs
+        try:
+            tasks, into = self._make_cgroups(groups, doomed)
+            self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            doomed.append(theirs.detach())
+            slots[abi.CHANNEL].value = doomed[-1]
+            for slot, fd in enumerate(tasks, abi.CGROUP):
+                slots[slot].value = fd
+            pidfd = ctypes.c_int(-1)
+            arguments = (ctypes.c_ulong * 11)()  # struct clone_args
+            arguments[0] = flags | abi.CLONE_PIDFD | (abi.CLONE_INTO_CGROUP if into is not None else 0)
+            arguments[1] = ctypes.addressof(pidfd)
+            arguments[4] = signal.SIGCHLD
+            arguments[10] = into or 0
+            label = "clone3"
+            pid = syscall(abi.NR["clone3"], arguments, 88)
+            if pid == 0:
+                child(bound)
+            if pid == -1:
+                raise OSError(ctypes.get_errno(), "clone3")
+            self.pid, self.pidfd = pid, pidfd.value
+        except OSError as error:
+            raise StepFailed(label, error.errno or errno.EPROTO) from None
+        finally:
+            for fd in doomed:
+                os.close(fd)
+        self.launcher.watch(self.pidfd, self.on_exit)
+        # Until it has something to say that cannot wait, only its end-of-file is of interest.
+        self.launcher.watch(self.channel.fileno(), self.on_channel, 0)
+
+    def _make_cgroups(self, groups: list[Any], doomed: list[int]) -> tuple[list[int], int | None]:
+        """Make the container's directories.
+
+        Returns what the child writes "0" to, to join the v1 hierarchies, and
+        the directory of the cgroup2 hierarchy, to be cloned into.  A task that
+        moves itself by way of ``tasks`` needs no lock over every fork and exit
+        of the system; a move by ``cgroup.procs`` waits 10 to 20 ms for that.
+        """
+        tasks: list[int] = []
+        into = None
+        for base, version, enable, seed, _, oom_file in groups:
+            try:
+                root = self.launcher.cgroup_root(base, enable, seed)
+                os.mkdir(self.name, 0o755, dir_fd=root.fd)
+                self.roots.append(root)
+                if oom_file:
+                    self.oom_file = (root, f"{self.name}/{oom_file}")
+                name = self.name if version == 2 else f"{self.name}/tasks"
+                mode = os.O_RDONLY | os.O_DIRECTORY if version == 2 else os.O_WRONLY
+                fd = os.open(name, mode | os.O_CLOEXEC, dir_fd=root.fd)
+            except OSError as error:
+                raise StepFailed(f"make cgroup {base}", error.errno or errno.EPROTO) from None
+            doomed.append(fd)
+            if version == 2:
+                into = fd
+            else:
+                tasks.append(fd)
+        return tasks, into
+
+    def dispatch(self, request: tuple[Any, ...], message: bytes, fds: list[int], status: socket.socket) -> None:
+        """Set the limits and let the first process go on with *request*, which is *message*.
+
+        Raises StepFailed; BrokenPipeError when the process has died while it waited.
+        """
+        _, _, groups, _, _, with_init, talks = request
+        for base, _, _, _, writes, _ in groups:
+            root = self.launcher.cgroups[base]
+            for name, value in writes:
+                try:
+                    root.write(f"{self.name}/{name}", value)
+                except OSError as error:
+                    raise StepFailed(f"write {value} to {name}", error.errno or errno.EPROTO) from None
+        assert self.channel is not None
+        report = -1
+        if with_init:
+            self.report, report = os.pipe()
+            fds = [*fds[:3], report, *fds[3:]]
+        try:
+            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+            self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
+        finally:
+            if report >= 0:
+                os.close(report)
+        self.status = status
+        self.launcher.starting.add(self)
+        self.launcher.watch(status.fileno(), self.on_status)
+        if talks:
+            self.launcher.epoll.modify(self.channel.fileno(), select.EPOLLIN)
+
+    def reject(self, status: socket.socket, label: str, error: int) -> None:
+        """The request cannot be carried out: end, and say so when everything is undone."""
+        self.status = status
+        self.failed = (label, error)
+        self.kill()
+
+    # -- events
+
+    def on_channel(self) -> None:
+        """The child said something before execve, or closed its end."""
+        while self.channel is not None:
+            try:
+                message, control, _, _ = self.channel.recvmsg(16, 64, abi.MSG_DONTWAIT | abi.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return
+            except OSError:
+                message, control = b"", []
+            kind = message[:1]
+            if kind == EXEC:
+                self.at_exec = True
+            elif kind == GATE:
+                self.tell("created", fds=self._descriptors())
+            elif kind == TERMINAL:
+                self.terminal = descriptors(control)[0]
+            elif kind == FAILED:
+                self.failed = (int.from_bytes(message[1:5], "little"), int.from_bytes(message[5:9], "little"))
+            elif not message:
+                self.launcher.forget(self.channel.fileno())
+                self.channel.close()
+                self.channel = None
+                self.launcher.starting.discard(self)
+                if self.at_exec and self.failed is None:
+                    self.started = True
+                    self.tell("started", fds=self._descriptors())
+
+    def _descriptors(self) -> list[int]:
+        return [self.pidfd] if self.terminal < 0 else [self.pidfd, self.terminal]
+
+    def on_status(self) -> None:
+        """The caller opens the last gate, or has closed the container."""
+        assert self.status is not None
+        try:
+            message = self.status.recv(16, abi.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if message and self.channel is not None:
+            send(self.channel.fileno(), message[:1])
+        elif not message:
+            self.launcher.forget(self.status.fileno())
+            self.kill()
+
+    def on_exit(self) -> None:
+        """The first process ended: with a pid namespace of its own, so did all others."""
+        result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        assert result is not None
+        self.on_channel()
+        self.launcher.forget(self.pidfd)
+        if self.report >= 0:
+            # Empty when the init itself was killed: then its own end is the container's.
+            status = os.read(self.report, 4) if result.si_code == os.CLD_EXITED else b""
+            if status:
+                code = os.waitstatus_to_exitcode(int.from_bytes(status, "little"))
+                self.exit = (code, None) if code >= 0 else (None, -code)
+        if self.exit is None:
+            exited = result.si_code == os.CLD_EXITED
+            self.exit = (result.si_status, None) if exited else (None, result.si_status)
+        if self is self.launcher.spare:
+            self.launcher.spare = None
+        if not self.started and self.failed is None:
+            self.failed = ("killed during set-up", errno.EINTR)
+        if self.oom_file is not None:
+            root, name = self.oom_file
+            for line in root.read(name).splitlines():
+                if line.startswith("oom_kill "):
+                    self.oom_kills = int(line.split()[1])
+        self.deadline = monotonic() + REMOVAL_TIMEOUT
+        self.finish()
+
+    def finish(self) -> None:
+        """Remove the cgroups; then, and only then, say how it ended."""
+        note = ""
+        if not self.remove_cgroups():
+            if monotonic() < self.deadline:
+                self.launcher.unfinished.add(self)
+                return
+            note = "its cgroups could not be removed: " + ", ".join(root.path for root in self.roots)
+        self.launcher.unfinished.discard(self)
+        if self.failed is not None:
+            self.tell("failed", *self.failed, note)
+        else:
+            assert self.exit is not None
+            self.tell("exited", *self.exit, self.oom_kills, note)
+        self.close()
+
+    def remove_cgroups(self) -> bool:
+        """Remove what can be removed now; whoever is still inside (no pid namespace) is killed."""
+        for root in self.roots[:]:
+            try:
+                os.rmdir(self.name, dir_fd=root.fd)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                self.kill_cgroup(root)
+                continue
+            self.roots.remove(root)
+        return not self.roots
+
+    # -- ends
+
+    def kill(self) -> None:
+        """SIGKILL to the first process, and so to its pid namespace; finish() ends the others."""
+        if self.pidfd >= 0 and self.exit is None:
+            try:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def kill_cgroup(self, root: CgroupRoot) -> None:
+        """One round of SIGKILL to everything in the container's directory of *root*, and below."""
+        try:
+            root.write(f"{self.name}/cgroup.kill", "1")
+            return
+        except OSError:
+            pass  # version 1, or a kernel before 5.14
+        for directory, _, _, fd in os.fwalk(self.name, dir_fd=root.fd):
+            for pid in map(int, root.read(f"{directory}/cgroup.procs").split()):
+                try:
+                    pidfd = os.pidfd_open(pid)
+                except OSError:
+                    continue
+                try:
+                    # The pid may be another's by now: only who still is in here is ours.
+                    if str(pid) in root.read(f"{directory}/cgroup.procs").split():
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                except OSError:
+                    pass
+                finally:
+                    os.close(pidfd)
+            try:
+                os.rmdir(directory, dir_fd=root.fd) if directory != self.name else None
+            except OSError:
+                pass
+
+    def tell(self, *message: object, fds: list[int] | None = None) -> None:
+        """Send to whoever holds the other end of the status socket, if anybody does."""
+        if self.status is None:
+            return
+        rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds or ())
+        control = [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)] if rights else []
+        try:
+            self.status.sendmsg([marshal.dumps((*message, f"{self.launcher.directory}/{self.name}", self.pid))], control, abi.MSG_DONTWAIT | abi.MSG_NOSIGNAL)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Forget it."""
+        self.launcher.containers.discard(self)
+        for end in (self.status, self.channel):
+            if end is not None:
+                self.launcher.forget(end.fileno())
+                end.close()
+        for fd in (self.pidfd, self.terminal, self.report):
+            if fd >= 0:
+                self.launcher.forget(fd)
+                os.close(fd)

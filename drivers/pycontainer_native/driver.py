@@ -1,0 +1,260 @@
+"""The native driver: a Command's way to the launcher, and the verbs."""
+
+from __future__ import annotations
+
+import os
+import signal as signals
+import socket
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pycontainer.driver import (
+    ContainerInfo,
+    ContainerProcess,
+    ExecutionDriver,
+    Feature,
+    Probe,
+    State,
+    Stdio,
+)
+from pycontainer.errors import AlreadyExistsError, InvalidCommandError, NotRunningError, UnsupportedError
+from pycontainer.spec import to_oci
+from pycontainer_native import plan
+from pycontainer_native.cgroups import Cgroup, Layout, detect, sweep
+from pycontainer_native.client import LauncherClient, LauncherGoneError
+from pycontainer_native.process import NativeProcess
+
+if TYPE_CHECKING:
+    from pycontainer.command import Command
+
+FEATURES = frozenset(
+    {
+        Feature.CREATE,
+        Feature.TTY,
+        Feature.INIT,
+        Feature.HOST_ROOTFS,
+        Feature.MEMORY,
+        Feature.CPU,
+        Feature.CPUSET,
+        Feature.PIDS,
+    }
+)
+
+
+class NativeDriver(ExecutionDriver):
+    """Namespaces, cgroups, capabilities and mounts by direct kernel calls; Docker 0.9's ``native``."""
+
+    name = "native-0.1"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._launcher: LauncherClient | None = None
+        self._host: plan.Host | None = None
+        self._layout: Layout | None = None
+        self._processes: weakref.WeakValueDictionary[str, NativeProcess] = weakref.WeakValueDictionary()
+        _drivers.add(self)
+
+    # -- what it can do
+
+    def features(self) -> frozenset[Feature]:
+        return FEATURES
+
+    def probe(self) -> Probe:
+        from pycontainer_native.probe import probe
+
+        return probe(self.name, self.layout)
+
+    def validate(self, command: Command) -> Sequence[InvalidCommandError | UnsupportedError]:
+        problems: list[InvalidCommandError | UnsupportedError] = []
+        if command.config:
+            problems.append(InvalidCommandError("config", "raw values are for other drivers: native takes none"))
+        if command.network is not None and command.network.mode not in ("none", "host"):
+            problems.append(UnsupportedError(self.name, Feature.NETWORK, f"network mode {command.network.mode}"))
+        if type(command.rootfs) is str and not os.path.isdir(command.rootfs):
+            problems.append(InvalidCommandError("rootfs", f"{command.rootfs} is not a directory"))
+        if command.rootfs == "/":
+            problems.append(InvalidCommandError("rootfs", "is the host's own root: None gives a safe view of it"))
+        for mount in command.mounts:
+            if mount.source is not None and not os.path.exists(mount.source):
+                problems.append(InvalidCommandError("mounts.source", f"{mount.source} does not exist"))
+        if command.process.capabilities is not None:
+            host = self.host.capabilities
+            numbers = plan.capabilities.numbers()
+            for name in command.process.capabilities:
+                if not host >> numbers[name] & 1:
+                    problems.append(
+                        InvalidCommandError("process.capabilities", f"this process does not have {name} to give")
+                    )
+        if command.resources != _NO_LIMITS or command.cgroup_parent is not None:
+            from pycontainer.spec import resources_to_oci
+
+            limits = resources_to_oci(command.resources)
+            problems += [InvalidCommandError(*p) for p in self.layout.check(limits, command.cgroup_parent)]
+        if command.pid == "host" and not any(place.writable for place in self.layout.hierarchies):
+            problems.append(InvalidCommandError("pid", "'host' needs a cgroup: without one its processes can get away"))
+        return problems
+
+    @property
+    def host(self) -> plan.Host:
+        """What plans need to know of the host, looked up once."""
+        if self._host is None:
+            self._host = plan.Host()
+        return self._host
+
+    @property
+    def layout(self) -> Layout:
+        """The host's cgroup hierarchies, looked up once."""
+        if self._layout is None:
+            self._layout = detect()
+        return self._layout
+
+    def compile(self, command: Command, *, hold: bool = False, size: tuple[int, int] | None = None) -> plan.Plan:
+        """The plan for *command*. Raises InvalidCommandError; touches nothing."""
+        spec = to_oci(command)
+        if size is not None:
+            spec["process"]["consoleSize"] = {"height": size[0], "width": size[1]}
+        groups = self.layout.groups(spec["linux"]["resources"], command.cgroup_parent)
+        return plan.compile(spec, groups, self.host, hold=hold)
+
+    def explain(self, command: Command) -> Iterator[str]:
+        """The steps that starting *command* takes, a line each, without taking them."""
+        return self.compile(command).describe()
+
+    # -- start
+
+    def start(self, command: Command, stdio: Stdio) -> ContainerProcess:
+        return self._begin(command, stdio, hold=False)
+
+    def create(self, command: Command, stdio: Stdio) -> ContainerProcess:
+        return self._begin(command, stdio, hold=True)
+
+    def start_created(self, process: ContainerProcess) -> None:
+        assert isinstance(process, NativeProcess)
+        if process.state is not State.CREATED:
+            raise NotRunningError(process.id, process.state.value)
+        process.open_gate()
+        process.wait_for_start()
+
+    def _begin(self, command: Command, stdio: Stdio, *, hold: bool) -> NativeProcess:
+        problems = self.validate(command)
+        if problems:
+            raise problems[0]
+        compiled = self.compile(command, hold=hold, size=stdio.size)
+        request = compiled.wire(command.id)
+        status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            process = NativeProcess(command.id, compiled, status, self._on_lost)
+            with self._lock:
+                if command.id in self._processes and self._processes[command.id].state is not State.STOPPED:
+                    raise AlreadyExistsError(command.id)
+                self._processes[command.id] = process
+            fds = [theirs.fileno(), stdio.stdin, stdio.stdout, stdio.stderr]
+            try:
+                self._ask(request, fds)
+            except BaseException:
+                process.close()
+                raise
+        try:
+            process.wait_for_start()
+        except BaseException:
+            process.close()
+            raise
+        return process
+
+    def _ask(self, request: bytes, fds: list[int]) -> None:
+        """Give *request* to the launcher; one that has died meanwhile is replaced, once."""
+        launcher = self._live_launcher()
+        try:
+            launcher.request(request, fds)
+        except LauncherGoneError:
+            self._drop(launcher)
+            self._live_launcher().request(request, fds)
+
+    def _live_launcher(self) -> LauncherClient:
+        with self._lock:
+            if self._launcher is None:
+                sweep(self.layout)
+                self._launcher = LauncherClient()
+            return self._launcher
+
+    def _drop(self, launcher: LauncherClient) -> str:
+        """Forget a dead launcher and remove what it left; its last words."""
+        words = launcher.last_words()
+        with self._lock:
+            if self._launcher is launcher:
+                self._launcher = None
+                launcher.close()
+                sweep(self.layout)
+        return words
+
+    def _on_lost(self) -> str:
+        launcher = self._launcher
+        return self._drop(launcher) if launcher is not None else ""
+
+    # -- the other verbs
+
+    def _running(self, id: str) -> NativeProcess:
+        process = self._processes.get(id)
+        if process is None or process.poll() is not None:
+            raise NotRunningError(id)
+        return process
+
+    def kill(self, id: str, signal: int) -> None:
+        self._running(id).send_signal(signal)
+
+    def terminate(self, id: str) -> None:
+        # The first process takes its pid namespace along; without one, the launcher kills what is left in the cgroup.
+        self._running(id).send_signal(signals.SIGKILL)
+
+    def info(self, id: str) -> ContainerInfo:
+        process = self._processes.get(id)
+        if process is None or process.poll() is not None:
+            return ContainerInfo(id, State.STOPPED)
+        return ContainerInfo(id, process.state, process.pid)
+
+    def get_pids_for_container(self, id: str) -> Sequence[int]:
+        return self.cgroup(id).pids()
+
+    def cgroup(self, id: str) -> Cgroup:
+        """The live cgroup of container *id*."""
+        return self._running(id).cgroup()
+
+    def close(self) -> None:
+        with self._lock:
+            launcher, self._launcher = self._launcher, None
+        if launcher is not None:
+            launcher.close()
+
+    def _after_fork(self) -> None:
+        """In a forked child: the launcher and the containers are the parent's."""
+        if self._launcher is not None:
+            self._launcher.forget()
+            self._launcher = None
+        self._lock = threading.Lock()
+        self._processes = weakref.WeakValueDictionary()
+
+
+_drivers: weakref.WeakSet[NativeDriver] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for driver in list(_drivers):
+        driver._after_fork()
+
+
+def _close_all() -> None:
+    for driver in list(_drivers):
+        driver.close()
+
+
+def _no_limits() -> object:
+    from pycontainer.command import Resources
+
+    return Resources()
+
+
+_NO_LIMITS = _no_limits()
+
+os.register_at_fork(after_in_child=_forget_all)

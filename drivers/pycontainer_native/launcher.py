@@ -1,0 +1,230 @@
+"""The launcher: the small single-threaded process that is the parent of every container.
+
+It clones a container's first process, which runs the plan's steps and becomes
+the payload; it reaps it, removes its cgroups and reports.  The process that
+imported pycontainer may be large and have threads: forking *it* would be slow
+and unsafe.  This one imports only what is compiled into the interpreter or
+nearly so, because the start of a container copies its page tables.
+
+It is driven by one epoll loop, and never blocks on a container:
+
+=================  =============================================================
+readable           meaning
+=================  =============================================================
+control socket     a request to start a container; end-of-file: the caller left
+caller's pidfd     the caller died (a forked child of it may hold the socket)
+status socket      one container's caller: ``start`` opens its last gate,
+                   end-of-file asks for its death
+channel            one container's child, before execve: gates, the terminal, a
+                   failed step; end-of-file after ``EXEC``: the payload runs
+pidfd              one container's first process ended
+=================  =============================================================
+
+Invariants that the plan relies on: every signal has its default action and
+none is blocked; descriptors 0, 1 and 2 are /dev/null, 3 is the control socket;
+the environment is empty; the process is not dumpable.
+"""
+
+from __future__ import annotations
+
+import _socket as socket
+import errno
+import gc
+import marshal
+import os
+import resource
+import select
+import sys
+
+from pycontainer_native import abi
+from pycontainer_native.child import MEMFD, bind, descriptors, libc, send, syscall, unpack
+from pycontainer_native.container import CgroupRoot, Container, StepFailed
+
+TYPE_CHECKING = False  # typing would double the time that the import of this module takes
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+CONTROL_FD, CALLER_FD = 3, 4
+
+#: How often to look again at what does not tell (cgroups that are still busy), and for how long nothing has to
+#: happen before a spare is made (seconds).
+INTERVAL = 0.002
+
+
+class Launcher:
+    """The event loop and what it watches."""
+
+    def __init__(self, control: socket.socket, token: str) -> None:
+        self.control = control
+        self.directory = f"pycontainer-{token}"  # the name of its directories in the cgroup hierarchies
+        self.epoll = select.epoll()
+        self.handlers: dict[int, Callable[[], None]] = {}
+        self.containers: set[Container] = set()
+        self.starting: set[Container] = set()
+        self.spare: Container | None = None
+        self.wanted: tuple[Any, ...] = ()  # what the last request had prepared, and so the next spare will be
+        self.prepared: tuple[Any, ...] = ()  # what the spare is
+        self.count = 0
+        self.unfinished: set[Container] = set()
+        self.cgroups: dict[str, CgroupRoot] = {}
+        self.running = True
+        self.watch(control.fileno(), self.on_request)
+        self.watch(CALLER_FD, self.stop)
+
+    def watch(self, fd: int, handler: Callable[[], None], events: int = select.EPOLLIN) -> None:
+        """Call *handler* when *fd* is readable or hung up."""
+        self.handlers[fd] = handler
+        self.epoll.register(fd, events)
+
+    def forget(self, fd: int) -> None:
+        """No longer watch *fd*; it is no error if nobody did."""
+        if self.handlers.pop(fd, None) is not None:
+            self.epoll.unregister(fd)
+
+    def cgroup_root(self, base: str, enable: list[str], seed: list[tuple[str, str]]) -> CgroupRoot:
+        """The launcher's directory below *base*, made on first use, with *enable* handed down."""
+        root = self.cgroups.get(base)
+        if root is None:
+            root = self.cgroups[base] = CgroupRoot(base, self.directory)
+        control = "cgroup.subtree_control"
+        handed_down = [(name, f"+{controller}") for controller in enable for name in (f"../{control}", control)]
+        for write in (*handed_down, *seed):
+            if write not in root.done:
+                root.write(*write)
+                root.done.add(write)
+        return root
+
+    def on_request(self) -> None:
+        """Start a container, or stop when the caller has closed its end."""
+        message, control, flags, _ = self.control.recvmsg(1 << 17, 256, abi.MSG_CMSG_CLOEXEC)
+        fds = descriptors(control)
+        if not fds:
+            self.stop()
+            return
+        status = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds[0])
+        container: Container | None = None
+        try:
+            if flags & socket.MSG_CTRUNC:
+                raise StepFailed("receive descriptors", errno.EMFILE)
+            request, _ = unpack(message, fds[-1:]) if message != MEMFD else unpack(message, [os.dup(fds[-1])])
+            self.wanted = (request[1], [(*group[:4], [], group[5]) for group in request[2]], request[3][0])
+            for section in request[3][1:]:
+                bind(section)  # here rather than in each child anew
+            container = self.take_spare()
+            try:
+                container.dispatch(request, message, fds[1:], status)
+            except BrokenPipeError:  # somebody killed the spare
+                container = None
+                container = self.prepare()
+                container.dispatch(request, message, fds[1:], status)
+        except StepFailed as error:
+            if container is not None:
+                container.reject(status, error.label, error.errno)
+            else:
+                send(status.fileno(), marshal.dumps(("failed", error.label, error.errno, "", "", -1)))
+                status.close()
+        finally:
+            for fd in fds[1:]:
+                os.close(fd)
+
+    def prepare(self) -> Container:
+        """A first process that waits for its request. Raises StepFailed, leaving nothing."""
+        self.count += 1
+        container = Container(self, str(self.count))
+        try:
+            container.prepare(*self.wanted)
+        except StepFailed:
+            container.remove_cgroups()
+            container.close()
+            raise
+        self.containers.add(container)
+        return container
+
+    def take_spare(self) -> Container:
+        """The process cloned ahead if it is what is wanted, else a new one."""
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            if self.prepared == self.wanted:
+                return spare
+            spare.kill()
+        return self.prepare()
+
+    def make_spare(self) -> None:
+        """Clone ahead: what the next start then saves is about a third of its time."""
+        try:
+            self.spare = self.prepare()
+            self.prepared = self.wanted
+        except StepFailed:
+            self.wanted = ()  # the next start will say why
+
+    def stop(self) -> None:
+        """Kill every container; the loop ends when the last is gone."""
+        self.running = False
+        for fd in (self.control.fileno(), CALLER_FD):
+            self.forget(fd)
+        for container in self.containers:
+            container.kill()
+
+    def run(self) -> None:
+        """Until the caller has left and no container is left."""
+        starts = 0
+        while self.running or self.containers:
+            # Not while a container is starting: it would have to wait for its turn.
+            makes_spare = self.running and self.spare is None and bool(self.wanted) and not self.starting
+            events = self.epoll.poll(INTERVAL if self.unfinished or makes_spare else None)
+            if makes_spare and not events:
+                self.make_spare()
+            for fd, _ in events:
+                handler = self.handlers.get(fd)  # an earlier event of this round may have ended it
+                if handler is not None:
+                    handler()
+            for container in list(self.unfinished):
+                container.finish()
+            starts += 1
+            if starts % 4096 == 0:
+                gc.collect()
+
+    def close(self) -> None:
+        """Remove the launcher's own cgroups."""
+        for root in self.cgroups.values():
+            try:
+                os.rmdir(root.path)
+            except OSError:
+                pass  # it stays for the sweep of the next start: somebody made cgroups of his own below
+
+
+def main() -> None:
+    """Serve the socket that is descriptor 3 for the caller whose pidfd is descriptor 4."""
+    os.closerange(CALLER_FD + 1, os.sysconf("SC_OPEN_MAX"))
+    for fd in (CONTROL_FD, CALLER_FD):
+        os.set_inheritable(fd, False)
+    os.chdir("/")
+    os.umask(0o077)
+    libc.prctl(abi.PR_SET_DUMPABLE, 0, 0, 0, 0)
+    default = bytes(32)  # struct sigaction: SIG_DFL, no flags
+    for number in range(1, 65):  # by the kernel's own call: libc's keeps its hands on 32 and 33
+        syscall(abi.NR["rt_sigaction"], number, default, 0, 8)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    sys.path.clear()
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    gc.collect()
+    gc.disable()
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, CONTROL_FD)
+    launcher = Launcher(control, control.recv(64).decode())
+    try:
+        launcher.run()
+    except BaseException as error:
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        line = where.tb_lineno if where is not None else 0
+        send(CONTROL_FD, f"{type(error).__name__}: {error} (launcher.py:{line})".encode())
+        launcher.stop()
+        for container in launcher.containers:
+            container.kill()
+        raise
+    finally:
+        launcher.close()

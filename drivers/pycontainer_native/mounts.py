@@ -1,0 +1,295 @@
+"""The container's file systems as steps of a plan, all of them by descriptor.
+
+Every path inside the container is resolved by openat2(2) below the new root's
+descriptor, in the container's own mount namespace, and mounted on through the
+descriptor that came of it: nothing that the owner of the rootfs can do to a
+path in between leads elsewhere (CVE-2021-30465 and its many relatives).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from pycontainer_native import abi
+from pycontainer_native.syscalls import Fd, Recorder, Slot
+
+_OPENED = abi.O_PATH | abi.O_NOFOLLOW
+#: Links inside the root are followed as if it were "/"; /proc's magic ones, which lead anywhere, never.
+_IN_ROOT = abi.RESOLVE_IN_ROOT | abi.RESOLVE_NO_MAGICLINKS
+#: For the mount points of /proc, /sys and /dev, which have to be what they seem (CVE-2019-19921, CVE-2023-27561).
+_AS_IS = abi.RESOLVE_BENEATH | abi.RESOLVE_NO_SYMLINKS
+_ATIME = 0x70  # MOUNT_ATTR__ATIME: a field of its own inside the attributes
+
+_ATTRIBUTES = {
+    "ro": abi.MOUNT_ATTR_RDONLY,
+    "nosuid": abi.MOUNT_ATTR_NOSUID,
+    "nodev": abi.MOUNT_ATTR_NODEV,
+    "noexec": abi.MOUNT_ATTR_NOEXEC,
+    "noatime": abi.MOUNT_ATTR_NOATIME,
+    "strictatime": abi.MOUNT_ATTR_STRICTATIME,
+    "nodiratime": abi.MOUNT_ATTR_NODIRATIME,
+    "nosymfollow": abi.MOUNT_ATTR_NOSYMFOLLOW,
+}
+_CLEARED = {
+    "rw": abi.MOUNT_ATTR_RDONLY,
+    "suid": abi.MOUNT_ATTR_NOSUID,
+    "dev": abi.MOUNT_ATTR_NODEV,
+    "exec": abi.MOUNT_ATTR_NOEXEC,
+    "diratime": abi.MOUNT_ATTR_NODIRATIME,
+    "relatime": 0,
+}
+
+#: name, mode, major, minor: what every container has (OCI runtime spec, "Default Devices").
+DEVICES = (
+    ("null", 0o666, 1, 3),
+    ("zero", 0o666, 1, 5),
+    ("full", 0o666, 1, 7),
+    ("random", 0o666, 1, 8),
+    ("urandom", 0o666, 1, 9),
+    ("tty", 0o666, 5, 0),
+)
+DEVICE_LINKS = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+)
+
+#: Which of the OCI default masks are directories: a directory is hidden by an empty one, a file by /dev/null.
+_MASKED_DIRECTORIES = frozenset(
+    ("/proc/acpi", "/proc/asound", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap")
+)
+_MASKED_FILES = frozenset(
+    (
+        "/proc/interrupts",
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/latency_stats",
+        "/proc/sched_debug",
+        "/proc/timer_list",
+        "/proc/timer_stats",
+    )
+)
+
+_HIDDEN_FROM_ERRORS: Mapping[int, int] = {errno.EEXIST: 0, errno.EROFS: 0}
+
+
+def encode(path: str) -> bytes:
+    """A path as the kernel takes it."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def root_directory(k: Recorder, path: str, *, writable: bool, host_read_only: bool, nodev: bool) -> Slot:
+    """A directory of the host as the new root, with whatever is mounted below it.
+
+    *writable* is the root itself; what is mounted below follows it.  Mount
+    points may still have to be made, so a read-only root becomes read-only at
+    the end (:func:`seal_root`), its submounts now.
+    """
+    with k.step(f"open rootfs {path}"):
+        flags = abi.O_PATH | abi.O_DIRECTORY
+        directory = k.openat2(abi.AT_FDCWD, encode(path), flags, abi.RESOLVE_NO_MAGICLINKS)
+    with k.step(f"clone rootfs {path}"):
+        root = k.open_tree(directory, recursive=True)
+        attributes = abi.MOUNT_ATTR_NODEV if nodev else 0
+        if not writable:
+            attributes |= abi.MOUNT_ATTR_RDONLY
+        if attributes:
+            k.mount_setattr(root, attributes, recursive=True)
+        if not writable and not host_read_only:
+            k.mount_setattr(root, clear=abi.MOUNT_ATTR_RDONLY)
+    _cover_root(k, root)
+    return root
+
+
+def host_view(k: Recorder, view: Mapping[str, Any], *, writable: bool) -> Slot:
+    """The host's programs, copy-on-write: an empty tmpfs with what the allow list names.
+
+    Changes go to a second tmpfs, which is never visible in the container: it
+    lies below the new root and goes away with the old one.
+    """
+    with k.step("make the root of the host view"):
+        scratch = k.new_mount("tmpfs", {"mode": "0700"}, abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV)
+        _cover_root(k, scratch)
+        root = k.new_mount("tmpfs", {"mode": "0755"}, abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV)
+        _cover_root(k, root)
+        for path, mode in view["directories"]:
+            k.mkdirat(root, encode(path.lstrip("/")), mode, accept=_HIDDEN_FROM_ERRORS)
+        for path, target in view["links"]:
+            k.symlinkat(encode(target), root, encode(path.lstrip("/")))
+        k.call("fchdir", scratch)  # overlay takes the upper directories relative to here
+    attributes = abi.MOUNT_ATTR_NODEV | (0 if writable else abi.MOUNT_ATTR_RDONLY)
+    for number, path in enumerate(view["overlays"]):
+        with k.step(f"mount overlay on {path}"):
+            k.mkdirat(scratch, b"upper%d" % number, 0o755)
+            k.mkdirat(scratch, b"work%d" % number, 0o755)
+            lower = path.replace("\\", "\\\\").replace(":", "\\:")
+            options = {"lowerdir": lower, "upperdir": f"upper{number}", "workdir": f"work{number}"}
+            mount = k.new_mount("overlay", options, attributes)
+            k.move_mount(mount, _target(k, root, path, directory=True))
+    for path in view["trees"]:
+        with k.step(f"mount {path}"):
+            source = k.openat2(abi.AT_FDCWD, encode(path), abi.O_PATH, abi.RESOLVE_NO_MAGICLINKS)
+            tree = k.open_tree(source)
+            k.mount_setattr(tree, abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV)
+            k.move_mount(tree, _target(k, root, path, directory=True))
+    for path in view["files"]:
+        with k.step(f"copy {path}"):
+            source = k.openat2(abi.AT_FDCWD, encode(path), os.O_RDONLY, 0, accept={errno.ENOENT: 2})
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            copy = k.openat2(root, encode(path.lstrip("/")), flags, _AS_IS, 0o644)
+            k.call("sendfile", copy, source, 0, 1 << 24)
+    return root
+
+
+def seal_root(k: Recorder, root: Slot) -> None:
+    """Make the root read-only, now that every mount point is there."""
+    with k.step("make rootfs read-only"):
+        k.mount_setattr(root, abi.MOUNT_ATTR_RDONLY)
+
+
+#: type, source, destination, options, whether it is to be mounted on a directory
+Mount: TypeAlias = tuple[str, str, str, Sequence[str], bool]
+
+
+def mount_all(k: Recorder, root: Slot, mounts: Iterable[Mount]) -> None:
+    """The spec's mounts: first the user's own, then /proc, /sys and /dev, then what goes below /dev.
+
+    In this order a link in the rootfs cannot lead a user's mount onto the
+    container's /proc or /sys: there is none yet (CVE-2015-3631).
+    """
+    first, later = [], []
+    for mount in mounts:
+        system = mount[2].split("/")[1] in ("proc", "sys", "dev")
+        (later if system else first).append(mount)
+    for mount in (*first, *later):
+        _mount(k, root, *mount)
+
+
+def _mount(
+    k: Recorder, root: Slot, fstype: str, source: str, destination: str, options: Sequence[str], directory: bool
+) -> None:
+    set_, clear, recursive, data = _split_options(options)
+    with k.step(f"mount {fstype if fstype != 'bind' else source} on {destination}"):
+        if fstype == "bind":
+            opened = k.openat2(abi.AT_FDCWD, encode(source), abi.O_PATH, abi.RESOLVE_NO_MAGICLINKS)
+            new = k.open_tree(opened, recursive="rbind" in options)
+            if set_ & _ATIME:
+                clear |= _ATIME
+            if set_ or clear:
+                # What is mounted below a read-only source is as read-only as the source itself.
+                k.mount_setattr(new, set_, clear & ~set_ | (clear & _ATIME), recursive=recursive)
+        else:
+            new = k.new_mount(fstype, data, set_)
+            if destination == "/dev":
+                _fill_dev(k, new)
+        system = destination in ("/proc", "/sys", "/dev")
+        k.move_mount(new, _target(k, root, destination, directory=directory, resolve=_AS_IS if system else _IN_ROOT))
+
+
+def _split_options(options: Sequence[str]) -> tuple[int, int, bool, dict[str, str | None]]:
+    """fstab-like options as (attributes to set, to clear, whether recursively, the file system's own)."""
+    set_ = clear = 0
+    recursive = False
+    data: dict[str, str | None] = {}
+    for option in options:
+        name = option
+        if name not in _ATTRIBUTES and name[:1] == "r" and name[1:] in _ATTRIBUTES:
+            name, recursive = name[1:], True
+        if name in _ATTRIBUTES:
+            set_ |= _ATTRIBUTES[name]
+        elif name in _CLEARED:
+            clear |= _CLEARED[name]
+        elif name not in ("bind", "rbind", "private", "rprivate", "newinstance", "defaults"):
+            key, equals, value = option.partition("=")
+            data[key] = value if equals else None
+    return set_, clear, recursive, data
+
+
+def _target(k: Recorder, root: Fd, path: str, *, directory: bool, resolve: int = _IN_ROOT) -> Slot:
+    """What to mount on, made where it is missing: one component at a time, each below an open descriptor."""
+    relative = encode(path.lstrip("/"))
+    flags = abi.O_PATH | (abi.O_DIRECTORY if directory else 0)
+    target = k.slot()
+    # The steps that make it are known once they are recorded; success jumps over them.
+    at = len(k.steps)
+    k.openat2(root, relative, flags, resolve, out=target, accept={errno.ENOENT: 0})
+    parts = relative.split(b"/")
+    parent: Fd = root
+    for depth, part in enumerate(parts, 1):
+        last = depth == len(parts)
+        if last and not directory:
+            k.mknodat(parent, part, stat.S_IFREG | 0o644, accept=_HIDDEN_FROM_ERRORS)
+        else:
+            k.mkdirat(parent, part, 0o755, accept=_HIDDEN_FROM_ERRORS)
+        if not last:
+            parent = k.openat2(root, b"/".join(parts[:depth]), abi.O_PATH | abi.O_DIRECTORY, resolve)
+    k.openat2(root, relative, flags, resolve, out=target)
+    k.steps[at] = k.steps[at]._replace(skip=len(k.steps) - at - 1)
+    return target
+
+
+def _fill_dev(k: Recorder, dev: Slot) -> None:
+    """The fixed nodes and links, while the new /dev is still nowhere: the rootfs has no part in it."""
+    for name, mode, major, minor in DEVICES:
+        k.mknodat(dev, name.encode(), stat.S_IFCHR | mode, os.makedev(major, minor))
+    for name, target in DEVICE_LINKS:
+        k.symlinkat(target.encode(), dev, name.encode())
+    for name in ("pts", "shm", "mqueue"):
+        k.mkdirat(dev, name.encode(), 0o755)
+
+
+def _cover_root(k: Recorder, mount: Slot) -> None:
+    """Put *mount* over "/": a place that always exists, and that no lookup from "/" notices."""
+    flags = abi.MOVE_MOUNT_F_EMPTY_PATH
+    k.call("move_mount", mount, b"", abi.AT_FDCWD, b"/", flags, path=b"/")
+
+
+def pivot(k: Recorder, root: Slot) -> None:
+    """Make *root* the root, and let go of the old one (pivot_root(2), "." on ".")."""
+    with k.step("pivot_root"):
+        k.call("fchdir", root)
+        k.call("pivot_root", b".", b".")
+        k.call("umount2", b".", abi.MNT_DETACH)
+        k.call("chdir", b"/")
+
+
+def mask_and_protect(k: Recorder, root: Slot, masked: Sequence[str], readonly: Sequence[str]) -> None:
+    """Hide *masked* and make *readonly* read-only; a path that does not exist on this kernel is fine, nothing else.
+
+    The sources are the container's own fresh /dev/null and an empty tmpfs made
+    here, never what the rootfs calls so (CVE-2025-31133).
+    """
+    if masked:
+        with k.step("prepare masks"):
+            null = k.openat2(root, b"dev/null", _OPENED, _AS_IS)
+            empty = k.new_mount(
+                "tmpfs", {"size": "0", "nr_inodes": "1", "mode": "0555"},
+                abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV | abi.MOUNT_ATTR_NOEXEC,
+            )  # fmt: skip
+    for path in masked:
+        with k.step(f"mask {path}"):
+            relative = encode(path.lstrip("/"))
+            if path not in _MASKED_FILES:
+                # A directory: three steps. Not one: go on to the file's three. Not there: over both.
+                gone = 3 if path in _MASKED_DIRECTORIES else 6
+                accept = {errno.ENOENT: gone - 1} if gone == 3 else {errno.ENOENT: gone - 1, errno.ENOTDIR: 2}
+                target = k.openat2(root, relative, _OPENED | abi.O_DIRECTORY, _IN_ROOT, accept=accept)
+                cover = k.open_tree(empty)
+                k.move_mount(cover, target, skip=0 if gone == 3 else 3)
+            if path not in _MASKED_DIRECTORIES:
+                target = k.openat2(root, relative, _OPENED, _IN_ROOT, accept={errno.ENOENT: 2})
+                cover = k.open_tree(null)
+                k.move_mount(cover, target)
+    for path in readonly:
+        with k.step(f"make {path} read-only"):
+            target = k.openat2(root, encode(path.lstrip("/")), _OPENED, _IN_ROOT, accept={errno.ENOENT: 3})
+            cover = k.open_tree(target, recursive=True)
+            k.mount_setattr(cover, abi.MOUNT_ATTR_RDONLY, recursive=True)
+            k.move_mount(cover, target)
+

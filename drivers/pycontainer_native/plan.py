@@ -1,0 +1,417 @@
+"""Compiling an OCI runtime spec into a plan: the flat list of system calls that makes the container.
+
+A plan is data.  It can be printed (``pycontainer explain``), compared in a
+test without root, and sent to the launcher, whose child makes the calls one
+after the other and then is the payload.
+
+The order is the kernel's, not taste: each step stands where it does because an
+earlier or later place fails or opens a hole; the comments say which.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import marshal
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from pycontainer_native import abi, capabilities, mounts
+from pycontainer_native.syscalls import Recorder, Slot, Step
+
+if TYPE_CHECKING:
+    from pycontainer_native.cgroups import Group
+
+ROOTFS_ANNOTATION = "org.pycontainer.rootfs"
+INIT_ANNOTATION = "org.pycontainer.init"
+
+_NAMESPACES = {
+    "mount": abi.CLONE_NEWNS,
+    "cgroup": abi.CLONE_NEWCGROUP,
+    "uts": abi.CLONE_NEWUTS,
+    "ipc": abi.CLONE_NEWIPC,
+    "pid": abi.CLONE_NEWPID,
+    "network": abi.CLONE_NEWNET,
+}
+
+# getrlimit(2): asm-generic/resource.h
+_RLIMITS = {
+    f"RLIMIT_{name}": number
+    for number, name in enumerate(
+        "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME".split()
+    )
+}
+_NOFILE = _RLIMITS["RLIMIT_NOFILE"]
+
+#: SIOCSIFFLAGS on "lo": struct ifreq with the flags set.
+_LOOPBACK_UP = struct.pack("=16sH22x", b"lo", abi.IFF_UP | abi.IFF_RUNNING)
+
+
+def _host_capabilities() -> int:
+    with open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"CapPrm:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
+def _last_capability() -> int:
+    with open("/proc/sys/kernel/cap_last_cap", "rb") as file:
+        return int(file.read())
+
+
+def _nofile() -> tuple[int, int]:
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def _read_only(path: str) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+@frozen(kw_only=True)
+class Host:
+    """What a plan has to know about the host. A test may state it instead of looking."""
+
+    capabilities: int = field(factory=_host_capabilities)  #: what the launcher has, as a bit set
+    last_capability: int = field(factory=_last_capability)  #: the kernel's highest
+    nofile: tuple[int, int] = field(factory=_nofile)  #: the caller's RLIMIT_NOFILE, which the launcher raises
+    is_directory: Callable[[str], bool] = os.path.isdir
+    is_read_only: Callable[[str], bool] = _read_only
+
+
+@frozen
+class Program:
+    """What the last step executes: the paths to try, in order, the arguments, the environment."""
+
+    paths: tuple[bytes, ...]
+    argv: tuple[bytes, ...]
+    env: tuple[bytes, ...]
+
+
+@frozen
+class Section:
+    """A run of steps, and their form for the launcher. Both sides keep the sections they have seen."""
+
+    steps: tuple[Step, ...]
+    slots: int  #: the first slot that is still free after it
+    data: bytes
+
+
+@frozen
+class Plan:
+    """Everything the launcher does to start one container."""
+
+    flags: int  #: clone3's
+    groups: tuple[Group, ...]  #: the cgroups to make, in this order
+    sections: tuple[Section, ...]
+    program: Program
+    init: bool  #: a small init forks before execve
+    talks: bool  #: the child has more to say than that it failed: gates, a terminal
+
+    def step_at(self, index: int) -> tuple[str, str | None]:
+        """Label and path of step *index*, as the launcher counts them."""
+        for section in self.sections:
+            if index < len(section.steps):
+                return section.steps[index].label, section.steps[index].path
+            index -= len(section.steps)
+        return "execve", self.program.argv[0].decode("utf-8", "surrogateescape")
+
+    def describe(self) -> Iterator[str]:
+        """One line a step, for people."""
+        for group in self.groups:
+            yield f"launcher: make cgroup {group.base} ({','.join(group.controllers) or 'no controllers'})"
+            for name, value in group.writes:
+                yield f"launcher: write {value} to {name}"
+        names = [f"CLONE_NEW{short}" for short, flag in _FLAG_NAMES if self.flags & flag]
+        if any(group.version == 2 for group in self.groups):
+            names.append("CLONE_INTO_CGROUP")
+        yield f"launcher: clone3({' | '.join(names)})"
+        for section in self.sections:
+            for step in section.steps:
+                yield f"{step.label}: {step.call}({', '.join(map(_shown, step.arguments))})"
+        if self.init:
+            yield "init: fork; the parent reaps and passes signals on"
+        for path in self.program.paths:
+            yield f"execve: execve({_shown(path)}, {_shown(list(self.program.argv))})"
+
+    def wire(self, ident: str) -> bytes:
+        """The request that the launcher takes."""
+        sections = [section.data for section in self.sections]
+        groups = [
+            (g.base, g.version, list(g.enable), list(g.parent_writes), list(g.writes), g.oom_events) for g in self.groups
+        ]
+        program = (list(self.program.paths), list(self.program.argv), list(self.program.env))
+        return marshal.dumps((ident, self.flags, groups, sections, program, self.init, self.talks))
+
+
+_FLAG_NAMES = (
+    ("NS", abi.CLONE_NEWNS), ("PID", abi.CLONE_NEWPID), ("NET", abi.CLONE_NEWNET), ("IPC", abi.CLONE_NEWIPC),
+    ("UTS", abi.CLONE_NEWUTS), ("CGROUP", abi.CLONE_NEWCGROUP),
+)  # fmt: skip
+
+
+def _shown(argument: Any) -> str:
+    if isinstance(argument, bytes):
+        text = argument.decode("utf-8", "replace")
+        return f'"{text}"' if text.isprintable() else f"<{len(argument)} bytes>"
+    if isinstance(argument, list):
+        return f"[{', '.join(map(_shown, argument))}]"
+    if isinstance(argument, tuple):
+        return f"${argument[0]}" if len(argument) == 1 else "buffer"
+    return "AT_FDCWD" if argument == abi.AT_FDCWD else hex(argument) if argument > 4096 else str(argument)
+
+
+def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | None = None, *,
+            hold: bool = False) -> Plan:  # fmt: skip
+    """The plan for *spec*, in *groups*; with *hold* it stops right before execve and waits for the start."""
+    host = host or Host()
+    process, annotations = spec["process"], spec.get("annotations", {})
+    wanted = [_NAMESPACES[namespace["type"]] for namespace in spec["linux"]["namespaces"]]
+    joins = sum(group.version == 1 for group in groups)
+    flags = sum(wanted)
+    if joins:
+        flags &= ~abi.CLONE_NEWCGROUP  # unshared once the v1 cgroups are joined, or it would show the host's paths
+    user, terminal = process["user"], bool(process.get("terminal"))
+    init = annotations.get(INIT_ANNOTATION) == "true"
+    begin = _section(_begin, abi.FIRST_SLOT, joins, bool(joins) and abi.CLONE_NEWCGROUP in wanted)
+    setup = _section(
+        _set_up, begin.slots,
+        wanted, init, _root_of(spec, host), _mounts_of(spec, host),
+        (spec["linux"].get("maskedPaths", ()), spec["linux"].get("readonlyPaths", ())),
+        (process.get("consoleSize"), user["uid"]) if terminal else None,
+    )  # fmt: skip
+    name = spec.get("hostname") if abi.CLONE_NEWUTS in wanted else None
+    identity = [process.get(key) for key in ("cwd", "capabilities", "rlimits", "noNewPrivileges")]
+    final = _section(
+        finish, setup.slots, user, *identity, (host.nofile, host.capabilities, host.last_capability), hold
+    )
+    argv = tuple(map(mounts.encode, process["args"]))
+    env = tuple(map(mounts.encode, process["env"]))
+    return Plan(
+        flags=flags,
+        groups=tuple(groups),
+        sections=(begin, setup, _record(_set_hostname, setup.slots, name), final),
+        program=Program(_candidates(argv[0], env), argv, env),
+        init=init,
+        talks=hold or terminal,
+    )
+
+
+_sections: dict[bytes, Section] = {}
+
+
+def _section(build: Callable[..., None], first_slot: int, *inputs: Any) -> Section:
+    """The section that *build* records from *inputs*, kept: most containers differ in little."""
+    key = marshal.dumps((build.__name__, first_slot, inputs), 2)  # version 2: equal values, equal bytes
+    section = _sections.get(key)
+    if section is None:
+        if len(_sections) >= 64:
+            _sections.clear()
+        section = _sections[key] = _record(build, first_slot, *inputs)
+    return section
+
+
+def _record(build: Callable[..., None], first_slot: int, *inputs: Any) -> Section:
+    k = Recorder(first_slot)
+    build(k, *inputs)
+    steps = tuple(k.steps)
+    data = [(abi.NR[s.call], s.arguments, s.out, dict(s.accept), s.skip, s.check) for s in steps]
+    return Section(steps, k.slots, marshal.dumps(data, 2))
+
+
+def _root_of(spec: Mapping[str, Any], host: Host) -> tuple[Any, ...]:
+    """What the root file system is made from: (path, host view, read-only, on the host too, without devices)."""
+    path, read_only = spec["root"]["path"], bool(spec["root"].get("readonly"))
+    view = spec.get("annotations", {}).get(ROOTFS_ANNOTATION)
+    # Device nodes in a rootfs are for those who could make them anyway.
+    nodev = "CAP_MKNOD" not in spec["process"]["capabilities"]["bounding"]
+    return path, view, read_only, read_only and view is None and host.is_read_only(path), nodev
+
+
+def _mounts_of(spec: Mapping[str, Any], host: Host) -> list[tuple[str, str, str, list[str], bool]]:
+    """(type, source, destination, options, whether it mounts on a directory) of every mount."""
+    return [
+        (m["type"], m["source"], m["destination"], m["options"], m["type"] != "bind" or host.is_directory(m["source"]))
+        for m in spec["mounts"]
+    ]
+
+
+def _set_up(
+    k: Recorder,
+    wanted: Sequence[int],
+    init: bool,
+    root_of: tuple[Any, ...],
+    mounts_of: Sequence[mounts.Mount],
+    hidden: tuple[Sequence[str], Sequence[str]],
+    terminal: tuple[Any, ...] | None,
+) -> None:
+    """From the request's arrival to inside the new root."""
+    with k.step("take stdio"):
+        for slot, fd in ((abi.STDIN, 0), (abi.STDOUT, 1), (abi.STDERR, 2)):
+            k.dup3((slot,), fd)
+        if init:
+            k.dup3((abi.REPORT,), abi.REPORT_FD, abi.O_CLOEXEC)
+        k.call("close_range", abi.REPORT_FD + 1 if init else abi.CHANNEL_FD + 1, 0xFFFFFFFF, 0)
+    with k.step("make mounts private"):
+        # Or ours would propagate to the host, where / usually is shared.
+        k.call("mount", 0, b"/", 0, abi.MS_REC | abi.MS_PRIVATE, 0, path=b"/")
+    path, view, read_only, host_read_only, nodev = root_of
+    if view is not None:
+        root = mounts.host_view(k, json.loads(view), writable=not read_only)
+    else:
+        root = mounts.root_directory(k, path, writable=not read_only, host_read_only=host_read_only, nodev=nodev)
+    mounts.mount_all(k, root, mounts_of)
+    if read_only:
+        mounts.seal_root(k, root)
+    if terminal is not None:
+        _terminal(k, root, *terminal)
+    mounts.pivot(k, root)
+    if abi.CLONE_NEWNET in wanted:
+        _loopback(k)
+    mounts.mask_and_protect(k, root, *hidden)
+
+
+def _begin(k: Recorder, joins: int, unshare_cgroup: bool) -> None:
+    """Die with the launcher, join the cgroups, let go of everything that is the launcher's; then the request comes."""
+    k.dup3((abi.CHANNEL,), abi.CHANNEL_FD, abi.O_CLOEXEC)  # first: this is where failures are reported
+    die_with_parent(k)
+    for number in range(joins):
+        with k.step("join cgroup"):
+            # "0" is whoever writes it: moving oneself takes no system-wide lock, moving a pid does.
+            k.call("write", (abi.CGROUP + number,), b"0", 1)
+    if unshare_cgroup:
+        k.call("unshare", abi.CLONE_NEWCGROUP)
+    with k.step("close foreign descriptors"):
+        k.call("close_range", abi.CHANNEL_FD + 1, 0xFFFFFFFF, 0)
+    k.call("setsid")
+    with k.step("join a new session keyring"):
+        k.call("keyctl", abi.KEYCTL_JOIN_SESSION_KEYRING, 0, accept={errno.ENOSYS: 0})
+    k.call("umask", 0)  # the modes in the plan are exact
+
+
+def die_with_parent(k: Recorder) -> None:
+    """SIGKILL when the launcher dies, and the proof that it had not died before this was set.
+
+    getppid() proves nothing: it is 0 across a pid namespace.  A write to the
+    channel does: the other end closes when the launcher exits, before its
+    children are signalled.
+    """
+    with k.step("die with the launcher"):
+        k.prctl(abi.PR_SET_PDEATHSIG, 9)
+        k.call("sendto", abi.CHANNEL_FD, b"a", 1, abi.MSG_NOSIGNAL, 0, 0)
+
+
+def _terminal(k: Recorder, root: Slot, size: Mapping[str, int] | None, uid: int) -> None:
+    """A pseudo-terminal of the container's own devpts as stdio and controlling terminal.
+
+    The slave comes from the master's descriptor (TIOCGPTPEER), never from a
+    path that the rootfs could have prepared (CVE-2025-52565).
+    """
+    with k.step("open a terminal"):
+        flags = os.O_RDWR | os.O_NOCTTY
+        master = k.openat2(root, b"dev/pts/ptmx", flags, abi.RESOLVE_BENEATH | abi.RESOLVE_NO_SYMLINKS)
+        k.ioctl(master, abi.TIOCSPTLCK, b"\0\0\0\0")
+        slave = k.slot()
+        k.ioctl(master, abi.TIOCGPTPEER, flags | abi.O_CLOEXEC, out=slave)
+        if size:
+            k.ioctl(master, abi.TIOCSWINSZ, struct.pack("=4H", size["height"], size["width"], 0, 0))
+        if uid:
+            k.call("fchownat", slave, b"", uid, -1, abi.AT_EMPTY_PATH)
+    with k.step("mount the terminal on /dev/console"):
+        dev = k.openat2(root, b"dev", abi.O_PATH | abi.O_DIRECTORY, abi.RESOLVE_BENEATH | abi.RESOLVE_NO_SYMLINKS)
+        k.mknodat(dev, b"console", 0o100620)
+        console = k.openat2(dev, b"console", abi.O_PATH | abi.O_NOFOLLOW, abi.RESOLVE_BENEATH)
+        k.move_mount(k.open_tree(slave), console)
+    with k.step("send the terminal's master"):
+        control: Any = [20, abi.SCM_RIGHTS << 32 | abi.SOL_SOCKET, master]  # cmsghdr: length, level and type, data
+        message: Any = [0, 0, [b"t", 1], 1, control, 24, 0]  # msghdr: no name, one iovec, control, no flags
+        k.call("sendmsg", abi.CHANNEL_FD, message, abi.MSG_NOSIGNAL)
+    with k.step("make it the controlling terminal"):
+        for fd in (0, 1, 2):
+            k.dup3(slave, fd)
+        k.ioctl(0, abi.TIOCSCTTY, 0)
+
+
+def _loopback(k: Recorder) -> None:
+    with k.step("bring lo up"):
+        datagram = k.slot()
+        k.call("socket", 2, 2 | abi.O_CLOEXEC, 0, out=datagram)  # AF_INET, SOCK_DGRAM | SOCK_CLOEXEC
+        k.ioctl(datagram, abi.SIOCSIFFLAGS, _LOOPBACK_UP)
+
+
+def _set_hostname(k: Recorder, name: str | None) -> None:
+    if name:
+        encoded = mounts.encode(name)
+        k.call("sethostname", encoded, len(encoded), path=encoded)
+
+
+def finish(
+    k: Recorder,
+    user: Mapping[str, Any],
+    cwd: str,
+    sets: Mapping[str, Sequence[str]],
+    rlimits: Sequence[Mapping[str, Any]] | None,
+    no_new_privileges: bool,
+    host: tuple[tuple[int, int], int, int],
+    hold: bool,
+) -> None:
+    """From inside the new root to right before execve: limits, rights, identity. Start and exec share it."""
+    nofile, held, last_capability = host
+    # NOFILE any earlier would starve the mounts of descriptors; the launcher's own is raised, so it is always set.
+    limits = {_NOFILE: nofile}
+    for limit in rlimits or ():
+        limits[_RLIMITS[limit["type"]]] = (limit["soft"], limit["hard"])
+    for number, (soft, hard) in limits.items():
+        with k.step(f"set {next(name for name, n in _RLIMITS.items() if n == number)}"):
+            value = struct.pack("=QQ", soft & 0xFFFFFFFFFFFFFFFF, hard & 0xFFFFFFFFFFFFFFFF)
+            k.call("prlimit64", 0, number, value, 0)
+    # The bounding set needs CAP_SETPCAP, which a change of ids would take away.
+    bounding = capabilities.mask(sets["bounding"]) & held
+    for number in range(last_capability + 1):
+        if not bounding >> number & 1:
+            with k.step(f"drop capability {number} from the bounding set"):
+                k.prctl(abi.PR_CAPBSET_DROP, number)
+    with k.step("set groups and ids"):
+        gids = [user["gid"], *(gid for gid in user.get("additionalGids", ()) if gid != user["gid"])]
+        k.call("setgroups", len(gids), struct.pack(f"={len(gids)}I", *gids))
+        k.call("setresgid", *[user["gid"]] * 3)
+        k.call("setresuid", *[user["uid"]] * 3)
+    with k.step(f"enter {cwd}"):
+        # As the user, and by descriptor: /proc/self/fd/N as a directory must not lead out (CVE-2024-21626).
+        flags, resolve = abi.O_PATH | abi.O_DIRECTORY, abi.RESOLVE_IN_ROOT | abi.RESOLVE_NO_MAGICLINKS
+        root = k.openat2(abi.AT_FDCWD, b"/", flags, 0)
+        directory = k.openat2(root, mounts.encode(cwd), flags, resolve)
+        k.call("fchdir", directory)
+        k.call("getcwd", ("buffer", 4096), 4096, check=(b"/", errno.ENOENT))
+    with k.step("set capabilities"):
+        effective, permitted, inheritable = (
+            capabilities.mask(sets.get(name, ())) & held
+            for name in ("effective", "permitted", "inheritable")
+        )
+        k.prctl(abi.PR_CAP_AMBIENT, abi.PR_CAP_AMBIENT_CLEAR_ALL)
+        k.call("capset", *capabilities.capset_data(effective, permitted, inheritable))
+    if no_new_privileges:
+        with k.step("set no_new_privs"):
+            k.prctl(abi.PR_SET_NO_NEW_PRIVS, 1)
+    with k.step("close descriptors on execve"):
+        k.call("close_range", abi.CHANNEL_FD, 0xFFFFFFFF, abi.CLOSE_RANGE_CLOEXEC)
+    k.call("umask", user.get("umask", 0o022))
+    die_with_parent(k)  # again: the change of ids has cleared it
+    if hold:
+        with k.step("wait for the start"):
+            k.call("sendto", abi.CHANNEL_FD, b"g", 1, abi.MSG_NOSIGNAL, 0, 0)
+            k.call("recvfrom", abi.CHANNEL_FD, ("buffer", 1), 1, 0, 0, 0, check=(b"s", errno.EPIPE))
+
+
+def _candidates(command: bytes, env: Sequence[bytes]) -> tuple[bytes, ...]:
+    """The paths that execvp(3) would try: PATH is the container's own."""
+    if b"/" in command:
+        return (command,)
+    path = next((entry[5:] for entry in env if entry.startswith(b"PATH=")), b"/usr/local/bin:/usr/bin:/bin")
+    return tuple(b"/".join((directory or b".", command)) for directory in path.split(b":"))

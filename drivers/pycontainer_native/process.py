@@ -1,0 +1,177 @@
+"""A container as the caller holds it: a status socket, a pidfd, and what came back over them."""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+import select
+import signal as signals
+import socket
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from pycontainer.driver import ContainerProcess, ExitStatus, State
+from pycontainer.errors import ContainerError, ContainerLostError, SetupError, WaitTimeoutError
+from pycontainer_native.cgroups import Cgroup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pycontainer_native.plan import Plan
+
+
+class NativeProcess(ContainerProcess):
+    """The other end of the status socket is the launcher's; when this end closes, the container is killed."""
+
+    def __init__(self, id: str, plan: Plan, status: socket.socket, on_lost: Callable[[], str]) -> None:
+        self.id = id
+        self.pid = -1
+        self.pidfd = -1
+        self.terminal: int | None = None
+        self._groups = plan.groups
+        self._directory = ""  # below each group's base
+        self.state = State.CREATING
+        self._plan: Plan | None = plan  # until it runs, to name the step that failed
+        self._status = status
+        self._on_lost = on_lost
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._exit: ExitStatus | None = None
+        self._error: ContainerError | None = None
+
+    # -- what the launcher says
+
+    def _receive(self) -> bool:
+        """Take in one message without blocking; False when there is none."""
+        with self._lock:
+            if self._exit is not None or self._error is not None:
+                return True
+            try:
+                data, control, _, _ = self._status.recvmsg(4096, 64, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return False
+            except OSError:
+                data, control = b"", []
+            if not data:
+                self.state = State.STOPPED
+                self._error = ContainerLostError(self.id, self._on_lost())
+                return True
+            fds = b"".join(rights for _, _, rights in control)
+            self._take(marshal.loads(data), [int.from_bytes(fds[i : i + 4], sys.byteorder) for i in range(0, len(fds), 4)])
+            return True
+
+    def _take(self, message: tuple[Any, ...], fds: list[int]) -> None:
+        kind = message[0]
+        if kind == "failed":
+            step, number, note = message[1:4]
+            path = None
+            if isinstance(step, int) and self._plan is not None:
+                step, path = self._plan.step_at(step)
+            self.state = State.STOPPED
+            self._error = SetupError(step, number, path)
+            if note:
+                self._error.__notes__ = [note]  # type: ignore[attr-defined]
+            return
+        if kind == "exited":
+            code, signal, oom_kills, note = message[1:5]
+            self.state = State.STOPPED
+            self._exit = ExitStatus(code, signal, oom_kills > 0, _reason(code, signal, oom_kills, note))
+            return
+        self._directory, self.pid = message[-2:]
+        if self.pidfd < 0:
+            self.pidfd = fds.pop(0)
+            if fds:
+                self.terminal = fds.pop(0)
+        for fd in fds:  # "started" after "created" carries them again
+            os.close(fd)
+        self.state = State.RUNNING if kind == "started" else State.CREATED
+        if kind == "started":
+            self._plan = None
+
+    def wait_for_start(self) -> None:
+        """Block until it has been created, or runs, or has failed. Raises SetupError, ContainerLostError."""
+        before = self.state
+        while self.state is before:
+            if not self._receive():
+                select_one(self._status.fileno(), None)
+        if self._error is not None:
+            raise self._error
+
+    def open_gate(self) -> None:
+        """Let a created container execute its program."""
+        with contextlib.suppress(OSError):  # then it is dead, and wait_for_start says how
+            self._status.send(b"s", socket.MSG_NOSIGNAL)
+
+    def cgroup(self) -> Cgroup:
+        """Its live cgroup."""
+        return Cgroup(tuple((g.version, g.controllers, f"{g.base}/{self._directory}") for g in self._groups))
+
+    # -- ContainerProcess
+
+    def _check_owner(self) -> None:
+        if os.getpid() != self._owner:
+            raise ContainerError(f"container {self.id!r} belongs to the process that this one was forked from")
+
+    def poll(self) -> ExitStatus | None:
+        self._check_owner()
+        while self._exit is None and self._error is None and self._receive():
+            pass
+        if self._error is not None:
+            raise self._error
+        return self._exit
+
+    def wait(self, timeout: float | None = None) -> ExitStatus:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            status = self.poll()
+            if status is not None:
+                return status
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise WaitTimeoutError(self.id, timeout or 0.0)
+            select_one(self._status.fileno(), left)
+
+    def send_signal(self, signal: int) -> None:
+        self._check_owner()
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                signals.pidfd_send_signal(self.pidfd, signal)
+
+    def fileno(self) -> int:
+        return self._status.fileno()
+
+    def close(self) -> None:
+        self._status.close()
+        for fd in (self.pidfd, self.terminal):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+        self.pidfd, self.terminal = -1, None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_status"):
+            self._status.close()
+        if getattr(self, "pidfd", -1) >= 0:
+            os.close(self.pidfd)
+
+
+def select_one(fd: int, timeout: float | None) -> None:
+    """Wait until *fd* is readable, at most *timeout* seconds. Not select(2): descriptors may be beyond 1024."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    poll.poll(None if timeout is None else max(0, round(timeout * 1000 + 0.5)))
+
+
+def _reason(code: int | None, signal: int | None, oom_kills: int, note: str) -> str:
+    if signal is None:
+        text = f"exited with code {code}"
+    else:
+        try:
+            text = f"killed by signal {signal} ({signals.Signals(signal).name})"
+        except ValueError:
+            text = f"killed by signal {signal}"
+    if oom_kills:
+        text += f"; out of memory: the kernel killed {oom_kills} of its processes at the memory limit"
+    return f"{text}; {note}" if note else text
