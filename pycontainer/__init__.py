@@ -41,6 +41,15 @@ if TYPE_CHECKING:
     from pycontainer.hookspecs import hookimpl
     from pycontainer.plugins import InstalledDriver, drivers, get_driver
     from pycontainer.rootfs import HostView
+    from pycontainer.stats import (
+        CpuStats,
+        InterfaceStats,
+        IoStats,
+        MemoryStats,
+        PidsStats,
+        Pressure,
+        Stats,
+    )
     from pycontainer.stdio import DEVNULL, PIPE, STDOUT, Pipes, Terminal, TtyTerminal
 
 __version__ = "0.1.0"
@@ -58,6 +67,7 @@ __all__ = [
     "ContainerInfo",
     "ContainerLostError",
     "ContainerProcess",
+    "CpuStats",
     "DriverConflictError",
     "DriverNotFoundError",
     "DriverUnavailableError",
@@ -67,17 +77,23 @@ __all__ = [
     "FeatureProbe",
     "HostView",
     "InstalledDriver",
+    "InterfaceStats",
     "InvalidCommandError",
+    "IoStats",
+    "MemoryStats",
     "Mount",
     "Network",
     "NotRunningError",
+    "PidsStats",
     "Pipes",
+    "Pressure",
     "Probe",
     "Process",
     "Resources",
     "Rlimit",
     "SetupError",
     "State",
+    "Stats",
     "Stdio",
     "Terminal",
     "TtyTerminal",
@@ -100,6 +116,7 @@ _HOMES = {
     "hookspecs": "hookimpl",
     "plugins": "InstalledDriver drivers get_driver",
     "rootfs": "HostView",
+    "stats": "CpuStats InterfaceStats IoStats MemoryStats PidsStats Pressure Stats",
     "stdio": "DEVNULL PIPE STDOUT Pipes Terminal TtyTerminal",
 }
 

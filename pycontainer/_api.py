@@ -205,7 +205,7 @@ class Container:
         start: bool = True,
         **fields: Unpack[CommandKeywords],
     ) -> None:
-        command = Command.of(argv, **fields)
+        command = Command.of(argv, **fields)  # pyright: ignore[reportArgumentType]  # a TypedDict may hold more
         self.args = list(command.process.argv)
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None

@@ -19,14 +19,15 @@ from __future__ import annotations
 import abc
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
 
 from pycontainer.errors import InvalidCommandError, UnsupportedError
 
 if TYPE_CHECKING:
-    from pycontainer.command import Command
+    from pycontainer.command import Command, Process, Resources
+    from pycontainer.stats import Stats
     from pycontainer.stdio import Pipes
 
 __all__ = [
@@ -276,24 +277,31 @@ class ExecutionDriver(abc.ABC):
         """Feature.CREATE: let a created container's program run; returns and raises as :meth:`start`."""
         raise UnsupportedError(self.name, Feature.CREATE)
 
-    def exec(self, id: str, process: Any, stdio: Stdio) -> ContainerProcess:
-        """Feature.EXEC: run a further process inside container *id*."""
+    def exec(self, id: str, process: Process, stdio: Stdio) -> ContainerProcess:
+        """Feature.EXEC: run a further process inside container *id*, confined as its init is.
+
+        Raises NotRunningError (also when it is paused), and what :meth:`start` raises.
+        """
         raise UnsupportedError(self.name, Feature.EXEC)
 
     def pause(self, id: str) -> None:
-        """Feature.PAUSE: freeze every process of the container."""
+        """Feature.PAUSE: freeze every process of the container. Raises NotRunningError when it is not running."""
         raise UnsupportedError(self.name, Feature.PAUSE)
 
     def unpause(self, id: str) -> None:
         """Feature.PAUSE: let a paused container go on."""
         raise UnsupportedError(self.name, Feature.PAUSE)
 
-    def stats(self, id: str) -> Any:
-        """Feature.STATS: what the container has used until now."""
+    def stats(self, id: str) -> Stats:
+        """Feature.STATS: what the container has used until now. Raises NotRunningError."""
         raise UnsupportedError(self.name, Feature.STATS)
 
-    def update(self, id: str, resources: Any) -> None:
-        """Feature.UPDATE: other limits for a running container."""
+    def update(self, id: str, resources: Resources) -> None:
+        """Feature.UPDATE: other limits for a running container; a None in *resources* leaves that one alone.
+
+        Raises NotRunningError; InvalidCommandError for a limit that cannot be
+        applied, after which every limit is as it was.
+        """
         raise UnsupportedError(self.name, Feature.UPDATE)
 
     def restore(self, id: str) -> ContainerProcess:

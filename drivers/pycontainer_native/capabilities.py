@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import struct
 from collections.abc import Iterable
 
+from pycontainer.process import capability_numbers
 from pycontainer_native import abi
-
-
-@functools.cache
-def numbers() -> dict[str, int]:
-    """``"CAP_CHOWN"`` -> 0 and so on: every capability that python-prctl knows."""
-    import prctl
-
-    return {name: value for name, value in vars(prctl).items() if name.startswith("CAP_") and isinstance(value, int)}
 
 
 def mask(names: Iterable[str]) -> int:
     """The bit set of *names*."""
-    table = numbers()
+    table = capability_numbers()
     bits = 0
     for name in names:
         bits |= 1 << table[name]

@@ -69,7 +69,7 @@ def bind(section: bytes) -> list[Bound]:
         calls = [tuple([_ready(argument, cells) for argument in (step[0], *step[1])]) for step in steps]
         bound = _sections[section] = [
             (call, _store(call, out, check, cells), accept, skip)
-            for call, (_, _, out, accept, skip, check) in zip(calls, steps)
+            for call, (_, _, out, accept, skip, check) in zip(calls, steps, strict=True)
         ]
     return bound
 
@@ -115,7 +115,7 @@ def _store(call: tuple[Any, ...], out: int | None, check: tuple[bytes, int] | No
     if out is None:
         return None
     if out not in cells:
-        return slots[out].__init__  # type: ignore[misc] # sets the value without a Python frame
+        return slots[out].__init__  # type: ignore[misc,no-any-return] # sets the value without a Python frame
 
     def spread(result: int) -> None:
         slots[out].value = result

@@ -74,24 +74,26 @@ class LauncherClient:
 def _sealed(data: bytes) -> int:
     memfd = os.memfd_create("pycontainer-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(memfd, data)
-    fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+    fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, seals)
     return memfd
 
 
 def _spawn(control: int) -> int:
-    """Start the launcher with *control* as its descriptor 3 and a pidfd of this process as its 4."""
+    """Start the launcher: *control* is its descriptor 3, a pidfd of this process its 4, its image's mount its 5."""
     real = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     # Only what the dynamic loader may need to find libpython; the launcher's environment is empty otherwise.
     env = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     caller = os.pidfd_open(os.getpid())
-    image = _read_only_image(real)
-    # dup2 onto itself does not clear close-on-exec everywhere, so none of these may already be 3 or 4.
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in (control, caller)]
+    image, mount = _read_only_image(real)
+    fds = (control, caller, mount)
+    # dup2 onto itself does not clear close-on-exec everywhere, so none of these may have its number already.
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in fds]
     try:
         actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
-        actions += [(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in zip(high, (3, 4), strict=True)]
+        actions += [(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate(high, 3)]
         return os.posix_spawn(
             f"/proc/self/fd/{image}",
             [real, "-I", "-S", "-c", _SERVE, home],
@@ -102,17 +104,19 @@ def _spawn(control: int) -> int:
             setsigdef=[number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)],
         )
     finally:
-        for fd in (null, caller, image, *high):
+        for fd in {null, caller, image, mount, *high}:
             os.close(fd)
 
 
-def _read_only_image(path: str) -> int:
-    """A descriptor of the interpreter on a read-only mount of its own, which is nowhere else to be seen.
+def _read_only_image(path: str) -> tuple[int, int]:
+    """The interpreter on a read-only mount that is nowhere to be seen: descriptors of the file and of the mount.
 
     A payload can make the kernel execute the launcher's image by way of
-    ``#!/proc/self/exe`` and reopen it for writing later: on this mount that is
-    EROFS, for any user (CVE-2019-5736).  The mount that holds it is cloned as
-    a whole where possible, so that the loader's $ORIGIN keeps its meaning.
+    ``#!/proc/self/exe``, and reopen it for writing later (CVE-2019-5736).  On
+    this mount writing is EROFS for any user; and once it runs, the launcher
+    makes the mount noexec, so that it cannot be executed a second time.  The
+    mount that holds it is cloned as a whole where possible, so that the
+    loader's $ORIGIN keeps its meaning.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
@@ -138,10 +142,10 @@ def _read_only_image(path: str) -> int:
             how = struct.pack("=QQQ", abi.O_PATH | abi.O_CLOEXEC, 0, abi.RESOLVE_IN_ROOT | abi.RESOLVE_NO_XDEV)
             image = call("openat2", root, encoded, how, len(how))
             if os.path.samestat(os.fstat(image), os.stat(path)):
-                return image
+                return image, root
             os.close(image)
         except OSError:
             pass  # it is on another mount after all
-        finally:
-            os.close(root)
-    return clone(encoded)
+        os.close(root)
+    image = clone(encoded)
+    return image, image

@@ -260,8 +260,9 @@ class Container:
 
     def on_exit(self) -> None:
         """The first process ended: with a pid namespace of its own, so did all others."""
-        result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-        assert result is not None
+        result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+        if result is None:
+            return  # an event of the descriptor that had this number before, in the same round
         self.on_channel()
         self.launcher.forget(self.pidfd)
         if self.report >= 0:
@@ -331,7 +332,7 @@ class Container:
             return
         except OSError:
             pass  # version 1, or a kernel before 5.14
-        for directory, _, _, fd in os.fwalk(self.name, dir_fd=root.fd):
+        for directory, _, _, _ in os.fwalk(self.name, dir_fd=root.fd):
             for pid in map(int, root.read(f"{directory}/cgroup.procs").split()):
                 try:
                     pidfd = os.pidfd_open(pid)
@@ -345,19 +346,21 @@ class Container:
                     pass
                 finally:
                     os.close(pidfd)
-            try:
-                os.rmdir(directory, dir_fd=root.fd) if directory != self.name else None
-            except OSError:
-                pass
+            if directory != self.name:  # a payload's own, below: the container's is rmdir'ed by the caller
+                try:
+                    os.rmdir(directory, dir_fd=root.fd)
+                except OSError:
+                    pass
 
-    def tell(self, *message: object, fds: list[int] | None = None) -> None:
+    def tell(self, *message: str | int | None, fds: list[int] | None = None) -> None:
         """Send to whoever holds the other end of the status socket, if anybody does."""
         if self.status is None:
             return
         rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds or ())
         control = [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)] if rights else []
+        data = marshal.dumps((*message, f"{self.launcher.directory}/{self.name}", self.pid))
         try:
-            self.status.sendmsg([marshal.dumps((*message, f"{self.launcher.directory}/{self.name}", self.pid))], control, abi.MSG_DONTWAIT | abi.MSG_NOSIGNAL)
+            self.status.sendmsg([data], control, abi.MSG_DONTWAIT | abi.MSG_NOSIGNAL)
         except OSError:
             pass
 

@@ -20,9 +20,10 @@ from pycontainer.driver import (
     Stdio,
 )
 from pycontainer.errors import AlreadyExistsError, InvalidCommandError, NotRunningError, UnsupportedError
+from pycontainer.process import capability_numbers
 from pycontainer.spec import to_oci
 from pycontainer_native import plan
-from pycontainer_native.cgroups import Cgroup, Layout, detect, sweep
+from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, sweep
 from pycontainer_native.client import LauncherClient, LauncherGoneError
 from pycontainer_native.process import NativeProcess
 
@@ -53,6 +54,7 @@ class NativeDriver(ExecutionDriver):
         self._launcher: LauncherClient | None = None
         self._host: plan.Host | None = None
         self._layout: Layout | None = None
+        self._unlimited: tuple[Group, ...] = ()  # the cgroups of a container without limits
         self._processes: weakref.WeakValueDictionary[str, NativeProcess] = weakref.WeakValueDictionary()
         _drivers.add(self)
 
@@ -64,7 +66,7 @@ class NativeDriver(ExecutionDriver):
     def probe(self) -> Probe:
         from pycontainer_native.probe import probe
 
-        return probe(self.name, self.layout)
+        return probe(self.name, self.layout, FEATURES)
 
     def validate(self, command: Command) -> Sequence[InvalidCommandError | UnsupportedError]:
         problems: list[InvalidCommandError | UnsupportedError] = []
@@ -81,7 +83,7 @@ class NativeDriver(ExecutionDriver):
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} does not exist"))
         if command.process.capabilities is not None:
             host = self.host.capabilities
-            numbers = plan.capabilities.numbers()
+            numbers = capability_numbers()
             for name in command.process.capabilities:
                 if not host >> numbers[name] & 1:
                     problems.append(
@@ -115,7 +117,11 @@ class NativeDriver(ExecutionDriver):
         spec = to_oci(command)
         if size is not None:
             spec["process"]["consoleSize"] = {"height": size[0], "width": size[1]}
-        groups = self.layout.groups(spec["linux"]["resources"], command.cgroup_parent)
+        resources = spec["linux"]["resources"]
+        if resources or command.cgroup_parent is not None:
+            groups = self.layout.groups(resources, command.cgroup_parent)
+        else:
+            groups = self._unlimited = self._unlimited or self.layout.groups({})
         return plan.compile(spec, groups, self.host, hold=hold)
 
     def explain(self, command: Command) -> Iterator[str]:

@@ -28,6 +28,7 @@ the environment is empty; the process is not dumpable.
 from __future__ import annotations
 
 import _socket as socket
+import ctypes
 import errno
 import gc
 import marshal
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-CONTROL_FD, CALLER_FD = 3, 4
+CONTROL_FD, CALLER_FD, IMAGE_FD = 3, 4, 5
 
 #: How often to look again at what does not tell (cgroups that are still busy), and for how long nothing has to
 #: happen before a spare is made (seconds).
@@ -194,8 +195,20 @@ class Launcher:
                 pass  # it stays for the sweep of the next start: somebody made cgroups of his own below
 
 
+def protect_image() -> None:
+    """Make the mount that holds nothing but this process's image noexec: no payload will execute it again.
+
+    With ``#!/proc/self/exe`` a container's first process, which still is a copy
+    of this one, would start the host's interpreter (CVE-2019-5736).
+    """
+    attributes = abi.MOUNT_ATTR_NOEXEC.to_bytes(8, sys.byteorder) + bytes(24)  # struct mount_attr
+    if syscall(abi.NR["mount_setattr"], IMAGE_FD, b"", abi.AT_EMPTY_PATH, attributes, len(attributes)) == -1:
+        raise OSError(ctypes.get_errno(), "mount_setattr")
+
+
 def main() -> None:
-    """Serve the socket that is descriptor 3 for the caller whose pidfd is descriptor 4."""
+    """Serve the socket that is descriptor 3 for the caller whose pidfd is descriptor 4; 5 is the image's mount."""
+    protect_image()
     os.closerange(CALLER_FD + 1, os.sysconf("SC_OPEN_MAX"))
     for fd in (CONTROL_FD, CALLER_FD):
         os.set_inheritable(fd, False)
@@ -220,8 +233,8 @@ def main() -> None:
         where = error.__traceback__
         while where is not None and where.tb_next is not None:
             where = where.tb_next
-        line = where.tb_lineno if where is not None else 0
-        send(CONTROL_FD, f"{type(error).__name__}: {error} (launcher.py:{line})".encode())
+        place = f"{os.path.basename(where.tb_frame.f_code.co_filename)}:{where.tb_lineno}" if where is not None else "?"
+        send(CONTROL_FD, f"{type(error).__name__}: {error} ({place})".encode())
         launcher.stop()
         for container in launcher.containers:
             container.kill()

@@ -163,7 +163,8 @@ def mount_all(k: Recorder, root: Slot, mounts: Iterable[Mount]) -> None:
     In this order a link in the rootfs cannot lead a user's mount onto the
     container's /proc or /sys: there is none yet (CVE-2015-3631).
     """
-    first, later = [], []
+    first: list[Mount] = []
+    later: list[Mount] = []
     for mount in mounts:
         system = mount[2].split("/")[1] in ("proc", "sys", "dev")
         (later if system else first).append(mount)
@@ -292,4 +293,3 @@ def mask_and_protect(k: Recorder, root: Slot, masked: Sequence[str], readonly: S
             cover = k.open_tree(target, recursive=True)
             k.mount_setattr(cover, abi.MOUNT_ATTR_RDONLY, recursive=True)
             k.move_mount(cover, target)
-

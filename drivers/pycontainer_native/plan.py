@@ -42,7 +42,10 @@ _NAMESPACES = {
 _RLIMITS = {
     f"RLIMIT_{name}": number
     for number, name in enumerate(
-        "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME".split()
+        (
+            *("CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE"),
+            *("MEMLOCK", "AS", "LOCKS", "SIGPENDING", "MSGQUEUE", "NICE", "RTPRIO", "RTTIME"),
+        )
     )
 }
 _NOFILE = _RLIMITS["RLIMIT_NOFILE"]
@@ -144,7 +147,8 @@ class Plan:
         """The request that the launcher takes."""
         sections = [section.data for section in self.sections]
         groups = [
-            (g.base, g.version, list(g.enable), list(g.parent_writes), list(g.writes), g.oom_events) for g in self.groups
+            (g.base, g.version, list(g.enable), list(g.parent_writes), list(g.writes), g.oom_events)
+            for g in self.groups
         ]
         program = (list(self.program.paths), list(self.program.argv), list(self.program.env))
         return marshal.dumps((ident, self.flags, groups, sections, program, self.init, self.talks))
@@ -188,9 +192,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     )  # fmt: skip
     name = spec.get("hostname") if abi.CLONE_NEWUTS in wanted else None
     identity = [process.get(key) for key in ("cwd", "capabilities", "rlimits", "noNewPrivileges")]
-    final = _section(
-        finish, setup.slots, user, *identity, (host.nofile, host.capabilities, host.last_capability), hold
-    )
+    final = _section(finish, setup.slots, user, *identity, (host.nofile, host.capabilities, host.last_capability), hold)
     argv = tuple(map(mounts.encode, process["args"]))
     env = tuple(map(mounts.encode, process["env"]))
     return Plan(
@@ -391,8 +393,7 @@ def finish(
         k.call("getcwd", ("buffer", 4096), 4096, check=(b"/", errno.ENOENT))
     with k.step("set capabilities"):
         effective, permitted, inheritable = (
-            capabilities.mask(sets.get(name, ())) & held
-            for name in ("effective", "permitted", "inheritable")
+            capabilities.mask(sets.get(name, ())) & held for name in ("effective", "permitted", "inheritable")
         )
         k.prctl(abi.PR_CAP_AMBIENT, abi.PR_CAP_AMBIENT_CLEAR_ALL)
         k.call("capset", *capabilities.capset_data(effective, permitted, inheritable))

@@ -59,8 +59,9 @@ class NativeProcess(ContainerProcess):
                 self.state = State.STOPPED
                 self._error = ContainerLostError(self.id, self._on_lost())
                 return True
-            fds = b"".join(rights for _, _, rights in control)
-            self._take(marshal.loads(data), [int.from_bytes(fds[i : i + 4], sys.byteorder) for i in range(0, len(fds), 4)])
+            rights = b"".join(rights for _, _, rights in control)
+            fds = [int.from_bytes(rights[i : i + 4], sys.byteorder) for i in range(0, len(rights), 4)]
+            self._take(marshal.loads(data), fds)
             return True
 
     def _take(self, message: tuple[Any, ...], fds: list[int]) -> None:

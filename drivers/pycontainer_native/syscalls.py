@@ -73,9 +73,7 @@ class Recorder:
     ) -> None:
         """Record one call. *accept*, *skip*, *check*: see :class:`Step`."""
         shown = None if path is None else path.decode("utf-8", "surrogateescape")
-        self.steps.append(
-            Step(call, arguments, self._label or call, shown, out and out[0], accept or {}, skip, check)
-        )
+        self.steps.append(Step(call, arguments, self._label or call, shown, out and out[0], accept or {}, skip, check))
 
     # -- files ---------------------------------------------------------------
 

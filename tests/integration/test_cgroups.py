@@ -406,36 +406,48 @@ def test_what_the_locking_protocol_rests_on(layout, version):
         path.rmdir()
 
 
-def test_sweeping_never_takes_what_a_launcher_locked(layout):
-    """Many launchers begin while others sweep: the protocol's mkdir, open, lock, look again."""
-    base = Path(layout.hierarchies[0].base)
-    begin = """
-import fcntl, os, secrets, sys
-for _ in range(100):
-    path = sys.argv[1] + '/pycontainer-' + secrets.token_hex(8)
+# The launcher's side of the protocol, slowed down so that a sweep falls between its steps.
+BEGIN = """
+import fcntl, os, secrets, sys, time
+for _ in range(8):
+    path = sys.argv[1] + "/pycontainer-" + secrets.token_hex(8)
     while True:
         try:
-            try: os.mkdir(path)
-            except FileExistsError: pass
+            os.mkdir(path)
+            time.sleep(0.002)
             directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            time.sleep(0.002)
             fcntl.flock(directory, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(directory), os.stat(path)): break
-        except FileNotFoundError: pass
-        print('again')
-    os.mkdir(path + '/box')
-    os.rmdir(path + '/box')
+            if os.path.samestat(os.fstat(directory), os.stat(path)):
+                break
+        except FileExistsError:
+            os.rmdir(path)
+        except FileNotFoundError:
+            pass
+        print("again")
+        time.sleep(secrets.randbelow(20) / 1000)
+    os.mkdir(path + "/box")
+    time.sleep(0.001)
+    os.rmdir(path + "/box")
     os.rmdir(path)
     os.close(directory)
 """
-    argv = [sys.executable, "-c", begin, str(base)]
-    starting = [subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+
+
+def test_a_sweep_never_takes_what_a_launcher_has_locked(layout):
+    base = layout.hierarchies[0].base
+    argv = [sys.executable, "-c", BEGIN, base]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    starting = [subprocess.Popen(argv, **pipes) for _ in range(2)]
     try:
         while any(process.poll() is None for process in starting):
             sweep(Layout(layout.hierarchies[:1]))
-        results = [process.communicate()[1] for process in starting]
+            time.sleep(0.005)
+        results = [process.communicate() for process in starting]
     finally:
         for process in starting:
             process.kill()
             process.wait()
-    assert results == ["", ""]
+    assert [errors for _, errors in results] == ["", ""]
+    assert "again" in results[0][0] + results[1][0]  # or nothing was tried
     assert launchers(layout) == set()

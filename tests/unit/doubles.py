@@ -174,7 +174,9 @@ class SpawnDriver(ExecutionDriver):
         return members(self._find(id).pid)
 
     def pause(self, id: str) -> None:
-        os.killpg(self._find(id).pid, signal.SIGSTOP)
+        process = self._find(id)
+        os.killpg(process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PIDFD, process.pidfd, os.WSTOPPED)
 
     def unpause(self, id: str) -> None:
         os.killpg(self._find(id).pid, signal.SIGCONT)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doubles import SpawnDriver
 
 from pycontainer import cli, plugins
 from pycontainer.command import DEFAULT_PATH, Command
@@ -34,6 +33,8 @@ from pycontainer.errors import (
 )
 from pycontainer.mount import Mount
 from pycontainer.process import Rlimit
+
+from .doubles import SpawnDriver
 
 
 def command(*flags: str, argv: Sequence[str] = ("true",)) -> Command:

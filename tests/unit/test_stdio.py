@@ -253,11 +253,10 @@ def is_raw(fd: int) -> bool:
 def test_relay_makes_the_callers_terminal_raw_and_restores_it(driver: SpawnDriver, outer: tuple[int, int]) -> None:
     person, ours = outer
     before = termios.tcgetattr(ours)
-    seen = []
+    seen: list[tuple[bytes, bool]] = []
 
     def type_in() -> None:
-        seen.append(read_until(person, b"ready"))
-        seen.append(is_raw(ours))
+        seen.append((read_until(person, b"ready"), is_raw(ours)))
         os.write(person, b"\x03")  # ^C is a key for the container, not a signal for us
 
     life = Lifecycle(
@@ -273,8 +272,9 @@ def test_relay_makes_the_callers_terminal_raw_and_restores_it(driver: SpawnDrive
         streams.terminal.relay(ours, ours, process)
         typist.join()
         assert life.wait().exit_code == 5
-    assert b"24 80" in seen[0]
-    assert seen[1] is True
+    ((text, was_raw),) = seen
+    assert b"24 80" in text
+    assert was_raw
     assert b"interrupted" in read_until(person, b"interrupted")
     assert termios.tcgetattr(ours) == before
 
@@ -360,7 +360,7 @@ def test_capture(limit: int | None, kept: bytes, truncated: bool) -> None:
 
 
 def test_milliseconds_never_ends_early_and_never_overflows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_exchange.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     assert _exchange.milliseconds(None) is None
     assert _exchange.milliseconds(100.0001) == 1
     assert _exchange.milliseconds(99.0) == 0

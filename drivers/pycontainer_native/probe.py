@@ -1,0 +1,82 @@
+"""Whether this host can run the native driver, and if not, why: looked up live, nothing is changed."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+
+from pycontainer.driver import Feature, FeatureProbe, Probe
+from pycontainer_native import abi
+from pycontainer_native.cgroups import Layout
+
+_CONTROLLERS = {Feature.MEMORY: "memory", Feature.CPU: "cpu", Feature.CPUSET: "cpuset", Feature.PIDS: "pids"}
+_CAP_SYS_ADMIN = 21
+
+
+def probe(name: str, layout: Layout, features: frozenset[Feature]) -> Probe:
+    """The probe of the driver *name*, on a host with these cgroup hierarchies."""
+    problem = next(_problems(), None)
+    evidence = f"Linux {os.uname().release} on {abi.MACHINE}, cgroups: {layout.mode}"
+    cause, remedy = problem or ("", "")
+    return Probe(
+        driver="native",
+        usable=problem is None,
+        version=name,
+        evidence=evidence,
+        cause=cause,
+        remedy=remedy,
+        features={feature: _feature(feature, layout, cause, remedy) for feature in sorted(features, key=str)},
+    )
+
+
+def _problems() -> Iterator[tuple[str, str]]:
+    """(cause, remedy) of everything in the way."""
+    if abi.MACHINE not in abi.MACHINES:
+        yield f"the system call numbers of {abi.MACHINE} are not known", f"use one of {', '.join(abi.MACHINES)}"
+        return
+    # The newest call that every start needs; asked with nothing, it says whether it exists.
+    if _errno_of("mount_setattr") == errno.ENOSYS:
+        yield "the kernel has no mount_setattr(2)", "use Linux 5.12 or later"
+    missing = [
+        name for name in ("mnt", "pid", "net", "ipc", "uts", "cgroup") if not os.path.exists(f"/proc/self/ns/{name}")
+    ]
+    if missing:
+        yield f"the kernel or /proc lacks the namespaces {', '.join(missing)}", "mount proc on /proc"
+    if os.geteuid() != 0:
+        yield f"it needs root, and this is user {os.geteuid()}", "run it with sudo"
+    elif not _effective_capabilities() >> _CAP_SYS_ADMIN & 1:
+        yield "root lacks CAP_SYS_ADMIN here, as in an unprivileged container", "give the outer container CAP_SYS_ADMIN"
+
+
+def _feature(feature: Feature, layout: Layout, cause: str, remedy: str) -> FeatureProbe:
+    if cause:
+        return FeatureProbe(False, cause=cause, remedy=remedy)
+    controller = _CONTROLLERS.get(feature)
+    if controller is not None:
+        for place in layout.hierarchies:
+            if controller in place.controllers and place.writable:
+                return FeatureProbe(True, f"cgroup v{place.version} controller {controller} below {place.base}")
+        return FeatureProbe(
+            False,
+            cause=f"no cgroup hierarchy that can be written to has the controller {controller}",
+            remedy=f"mount one, or enable {controller} in cgroup.subtree_control of the parent cgroup",
+        )
+    if feature is Feature.HOST_ROOTFS:
+        with open("/proc/filesystems", encoding="ascii") as file:
+            if "\toverlay\n" in file.read():
+                return FeatureProbe(True, "overlay is in /proc/filesystems")
+        return FeatureProbe(False, cause="the kernel has no overlay file system", remedy="modprobe overlay")
+    return FeatureProbe(True, "needs nothing more than the driver itself")
+
+
+def _errno_of(call: str) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(*(ctypes.c_long(number) for number in (abi.NR[call], -1, 0, 0, 0, 0)))
+    return ctypes.get_errno()
+
+
+def _effective_capabilities() -> int:
+    with open("/proc/self/status", "rb") as status:
+        return next(int(line.split()[1], 16) for line in status if line.startswith(b"CapEff:"))
