@@ -160,14 +160,14 @@ class Streams:
         self.close()
 
     def started(self, process: ContainerProcess) -> None:
-        """The container has its ends: close our copies, or its output would never end. Take over its terminal."""
+        """The container has its ends: close our copies, or its output would never end. Take its terminal from it."""
         self._release()
         if process.terminal is None:
             return
         assert self._outside is not None, "a terminal nobody asked for"
-        self.terminal = TtyTerminal(process.terminal)
         stdin, stdout = self._outside
-        master = process.terminal
+        master, process.terminal = process.terminal, None
+        self.terminal = TtyTerminal(master)
         if stdin == PIPE:
             self.stdin = io.FileIO(os.dup(master), "w")
         elif stdin is not None and stdin != DEVNULL:

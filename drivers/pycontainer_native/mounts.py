@@ -260,19 +260,29 @@ def pivot(k: Recorder, root: Slot) -> None:
         k.call("chdir", b"/")
 
 
-def mask_and_protect(k: Recorder, root: Slot, masked: Sequence[str], readonly: Sequence[str]) -> None:
+def empty_directory(k: Recorder) -> Slot:
+    """The empty read-only tmpfs that directories are masked with: clones of it, so it has to stay mounted meanwhile.
+
+    It lies below the new root and goes away with the old one.  Left detached,
+    its last descriptor would close in execve, and wait there for RCU.
+    """
+    with k.step("prepare masks"):
+        options = {"size": "0", "nr_inodes": "1", "mode": "0555"}
+        attributes = abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV | abi.MOUNT_ATTR_NOEXEC
+        empty = k.new_mount("tmpfs", options, attributes)
+        _cover_root(k, empty)
+    return empty
+
+
+def mask_and_protect(k: Recorder, root: Slot, empty: Slot, masked: Sequence[str], readonly: Sequence[str]) -> None:
     """Hide *masked* and make *readonly* read-only; a path that does not exist on this kernel is fine, nothing else.
 
-    The sources are the container's own fresh /dev/null and an empty tmpfs made
-    here, never what the rootfs calls so (CVE-2025-31133).
+    The sources are the container's own fresh /dev/null and :func:`empty_directory`,
+    never what the rootfs calls so (CVE-2025-31133).
     """
     if masked:
         with k.step("prepare masks"):
             null = k.openat2(root, b"dev/null", _OPENED, _AS_IS)
-            empty = k.new_mount(
-                "tmpfs", {"size": "0", "nr_inodes": "1", "mode": "0555"},
-                abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV | abi.MOUNT_ATTR_NOEXEC,
-            )  # fmt: skip
     for path in masked:
         with k.step(f"mask {path}"):
             relative = encode(path.lstrip("/"))

@@ -263,6 +263,7 @@ def _set_up(
     with k.step("make mounts private"):
         # Or ours would propagate to the host, where / usually is shared.
         k.call("mount", 0, b"/", 0, abi.MS_REC | abi.MS_PRIVATE, 0, path=b"/")
+    empty = mounts.empty_directory(k)
     path, view, read_only, host_read_only, nodev = root_of
     if view is not None:
         root = mounts.host_view(k, json.loads(view), writable=not read_only)
@@ -273,10 +274,11 @@ def _set_up(
         mounts.seal_root(k, root)
     if terminal is not None:
         _terminal(k, root, *terminal)
+    # Last, so that nothing is mounted over a mask; before the old root goes, where their source is mounted.
+    mounts.mask_and_protect(k, root, empty, *hidden)
     mounts.pivot(k, root)
     if abi.CLONE_NEWNET in wanted:
         _loopback(k)
-    mounts.mask_and_protect(k, root, *hidden)
 
 
 def _begin(k: Recorder, joins: int, unshare_cgroup: bool) -> None:

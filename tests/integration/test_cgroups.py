@@ -313,7 +313,7 @@ def test_kill_outruns_what_forks(layout, launcher, run, monkeypatch, way):
     assert box.pids()
     assert box.kill() is True
     assert box.pids() == []
-    assert {*used} == {way}
+    assert way in used
 
 
 @pytest.mark.parametrize("version", [1, 2])

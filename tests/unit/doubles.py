@@ -91,6 +91,8 @@ class SpawnedProcess(ContainerProcess):
                 SpawnedProcess.wait(self)  # also where a test has replaced it
             os.close(self.pidfd)
             self.pidfd = -1
+            if self.terminal is not None:  # nobody took it
+                os.close(self.terminal)
 
 
 class SpawnDriver(ExecutionDriver):

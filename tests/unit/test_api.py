@@ -439,7 +439,7 @@ def test_stop_kills_everything_after_the_timeout(box: Any) -> None:
 
 
 def test_pause(box: Any) -> None:
-    with box("sleep 100") as container:
+    with box("exec sleep 100") as container:
         container.pause()
         assert psutil.Process(container.pid).status() == psutil.STATUS_STOPPED
         container.unpause()

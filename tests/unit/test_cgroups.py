@@ -88,8 +88,8 @@ def test_named_hierarchies_are_ignored(tmp_path):
     ],
 )
 def test_mounts_of_a_part_of_the_tree(tmp_path, root, own, base):
-    for name in ("inner", "other", "x"):
-        (tmp_path / "pids" / name).mkdir(parents=True)
+    for name in ("pids/inner", "pids/other", "pids/x", "other", "pidsdef"):
+        (tmp_path / name).mkdir(parents=True)
     layout = detect(mount(tmp_path / "pids", "cgroup", "pids", root=root), f"8:pids:{own}\n")
     assert [place.base for place in layout.hierarchies] == ([] if base is None else [f"{tmp_path}/pids{base}"])
 

@@ -194,7 +194,7 @@ def test_variables_add_to_what_there_would_be(tmp_path: Path, monkeypatch: pytes
         ("--timeout 0 true", "--timeout"),
         ("--timeout inf true", "--timeout"),
         ("--no-such-flag true", "--no-such-flag"),
-        ("--mem 64m true", "--mem"),
+        ("--privil true", "--privil"),
         ("--pid elsewhere true", "pid"),
         ("--cap-add CAP_NONSENSE true", "CAP_NONSENSE"),
         ("--rootfs /nonexistent true", "/nonexistent does not exist"),
