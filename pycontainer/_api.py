@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypedDict
@@ -19,10 +18,10 @@ from typing import IO, TYPE_CHECKING, Any, TypedDict
 from attrs import frozen
 
 from pycontainer._exchange import Exchange
-from pycontainer.command import Command, Mount, Network, Resources, Rlimit
+from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
 from pycontainer.driver import ContainerProcess, ExecutionDriver, ExitStatus, Stdio
 from pycontainer.errors import ContainerError, ContainerExitError, WaitTimeoutError, add_note
-from pycontainer.lifecycle import Lifecycle
+from pycontainer.lifecycle import ExecLifecycle, Lifecycle
 from pycontainer.plugins import get_driver
 from pycontainer.stdio import PIPE, Streams, TtyTerminal
 
@@ -128,6 +127,23 @@ def run(
 
     Raises ContainerExitError with *check*, and what :class:`Container` raises.
     """
+    with Container(
+        argv,
+        **_streams(input, stdin, stdout, stderr, capture_output),
+        text=text,
+        encoding=encoding,
+        errors=errors,
+        driver=driver,
+        output_limit=output_limit,
+        **fields,
+    ) as container:
+        return _complete(container, input, timeout, check)
+
+
+def _streams(
+    input: str | bytes | None, stdin: Input, stdout: Output, stderr: Output, capture_output: bool
+) -> dict[str, Any]:
+    """The streams that *input* and *capture_output* stand for."""
     if input is not None:
         if stdin is not None:
             raise ValueError("stdin and input cannot both be given")
@@ -136,29 +152,23 @@ def run(
         if stdout is not None or stderr is not None:
             raise ValueError("stdout and stderr cannot be given with capture_output")
         stdout = stderr = PIPE
-    deadline = None if timeout is None else time.monotonic() + timeout
-    with Container(
-        argv,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        text=text,
-        encoding=encoding,
-        errors=errors,
-        driver=driver,
-        output_limit=output_limit,
-        **fields,
-    ) as container:
-        try:
-            out, err = container.communicate(input, None if deadline is None else deadline - time.monotonic())
-        except WaitTimeoutError:
-            assert timeout is not None
-            assert container._exchange is not None
-            container.kill()
-            container._pump(None)
-            raise WaitTimeoutError(container.id, timeout, *container._exchange.result(partial=True)) from None
-        assert container.status is not None
-        done = CompletedContainer(container.args, container.status, out, err, container.truncated)
+    return {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+
+
+def _complete(
+    container: Container, input: str | bytes | None, timeout: float | None, check: bool
+) -> CompletedContainer:
+    """See a started *container* through to its end; one that takes too long is killed first."""
+    try:
+        out, err = container.communicate(input, timeout)
+    except WaitTimeoutError:
+        assert timeout is not None
+        assert container._exchange is not None
+        container.kill()
+        container._pump(None)
+        raise WaitTimeoutError(container.id, timeout, *container._exchange.result(partial=True)) from None
+    assert container.status is not None
+    done = CompletedContainer(container.args, container.status, out, err, container.truncated)
     if check:
         done.check_returncode()
     return done
@@ -206,7 +216,24 @@ class Container:
         **fields: Unpack[CommandKeywords],
     ) -> None:
         command = Command.of(argv, **fields)  # pyright: ignore[reportArgumentType]  # a TypedDict may hold more
-        self.args = list(command.process.argv)
+        self._set_up(
+            Lifecycle(get_driver(driver), command), stdin, stdout, stderr, text, encoding, errors, output_limit
+        )
+        if start:
+            self.start()
+
+    def _set_up(
+        self,
+        life: Lifecycle,
+        stdin: Input,
+        stdout: Output,
+        stderr: Output,
+        text: bool | None,
+        encoding: str | None,
+        errors: str | None,
+        output_limit: int | str | None,
+    ) -> None:
+        self.args = list(life.command.process.argv)
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
@@ -215,9 +242,7 @@ class Container:
         self._limit = _size(output_limit)
         self._streams: Streams | None = None
         self._exchange: Exchange | None = None
-        self._life = Lifecycle(get_driver(driver), command)
-        if start:
-            self.start()
+        self._life = life
 
     # -- what it is ----------------------------------------------------------
 
@@ -416,6 +441,64 @@ class Container:
             with contextlib.suppress(psutil.NoSuchProcess):
                 found.append(psutil.Process(pid))
         return found
+
+    def exec(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        user: str | int | None = None,
+        groups: Iterable[str | int] | None = None,
+        tty: bool = False,
+        input: str | bytes | None = None,
+        stdin: Input = None,
+        stdout: Output = None,
+        stderr: Output = None,
+        capture_output: bool = False,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+        output_limit: int | str | None = None,
+    ) -> CompletedContainer:
+        """Run a further process inside and wait for its end; Feature.EXEC.
+
+        *env*, *cwd*, *user* and *groups* are the container's own where they
+        are None; its capabilities, rlimits and no_new_privileges always are.
+        The rest is as for :func:`run`.  After *timeout* seconds the process is
+        killed, but not what it has started: that ends with the container.
+
+        Raises NotRunningError, also when it is paused, and what :func:`run`
+        raises.
+        """
+        own = self._life.command.process
+        process = Process.of(
+            argv,
+            env=own.env if env is None else env,
+            cwd=own.working_dir if cwd is None else cwd,
+            user=own.user if user is None else user,
+            groups=own.additional_groups if groups is None else groups,
+            tty=tty,
+            privileged=own.privileged,
+            capabilities=own.capabilities,
+            rlimits=own.rlimits,
+            no_new_privileges=own.no_new_privileges,
+        )
+        further = object.__new__(Container)
+        streams = _streams(input, stdin, stdout, stderr, capture_output)
+        further._set_up(
+            ExecLifecycle(self._life, process),
+            **streams,
+            text=text,
+            encoding=encoding,
+            errors=errors,
+            output_limit=output_limit,
+        )
+        further.start()
+        with further:
+            return _complete(further, input, timeout, check)
 
     def pause(self) -> None:
         """Freeze every process in it. Feature.PAUSE; raises NotRunningError."""

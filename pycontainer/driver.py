@@ -234,16 +234,9 @@ class ExecutionDriver(abc.ABC):
         stderr, no stdin).  *start_callback* gets the command and the host pid.
         When it raises, the container is killed and the error goes on.
         """
-        from pycontainer.stdio import Pipes
+        from pycontainer.lifecycle import run
 
-        with (pipes or Pipes()).attach() as stdio:
-            process = self.start(command, stdio)
-        try:
-            if start_callback is not None:
-                start_callback(command, process.pid)
-            return process.wait()
-        finally:
-            process.close()
+        return run(self, command, pipes, start_callback)
 
     @abc.abstractmethod
     def kill(self, id: str, signal: int) -> None:

@@ -36,7 +36,7 @@ from pycontainer.errors import (
 from pycontainer.stdio import Pipes
 
 if TYPE_CHECKING:
-    from pycontainer.command import Command
+    from pycontainer.command import Command, Process
 
 __all__ = ["Lifecycle", "required_features", "run"]
 
@@ -370,6 +370,33 @@ class Lifecycle:
         if self.process is None:
             raise NotRunningError(self.id, self._state.value)
         return self.process
+
+
+class ExecLifecycle(Lifecycle):
+    """The life of a further *process* in the running *container*: Feature.EXEC."""
+
+    def __init__(self, container: Lifecycle, process: Process) -> None:
+        super().__init__(container.driver, container.command.copy_with(process=process))
+        self._container = container
+
+    def start(self, stdio: Stdio | None = None) -> ContainerProcess:
+        """Run the program. Raises NotRunningError, also when the container is paused, UnsupportedError, SetupError."""
+        container = self._container
+        assert stdio is not None
+        with container._verb():
+            container._require(container.can_pause)
+            if Feature.EXEC not in self.driver.features():
+                raise UnsupportedError(self.driver.name, Feature.EXEC)
+            self.process = self.driver.exec(self.id, self.command.process, stdio)
+            self._enter(State.RUNNING)
+            return self.process
+
+    def terminate(self) -> None:
+        """SIGKILL to it; nothing once it has ended."""
+        self.send_signal(9)
+
+    def _clean(self, first: BaseException | None = None) -> None:
+        """Nothing: what there is to clean is the container's."""
 
 
 def run(

@@ -16,6 +16,7 @@ _NUMBERS = {
     "chdir": (80, 49),
     "clone": (56, 220),
     "clone3": (435, 435),
+    "close": (3, 57),
     "close_range": (436, 436),
     "dup3": (292, 24),
     "execve": (59, 221),
@@ -43,6 +44,7 @@ _NUMBERS = {
     "sendfile": (40, 71),
     "sendmsg": (46, 211),
     "sendto": (44, 206),
+    "setns": (308, 268),
     "setgroups": (116, 159),
     "sethostname": (170, 161),
     "setresgid": (119, 149),
@@ -139,8 +141,9 @@ MSG_CMSG_CLOEXEC = 0x40000000
 IFF_UP = 0x1
 IFF_RUNNING = 0x40
 
-#: Slots that the launcher fills before the clone; a plan's own follow after FIRST_SLOT.
-STDIN, STDOUT, STDERR, REPORT, CHANNEL, CGROUP = range(6)
+#: Slots that are filled for the plan; its own follow after FIRST_SLOT.  EXTRA is the fourth descriptor that comes
+#: with the request: where an init reports, or, for exec, a pidfd of the container's first process.
+STDIN, STDOUT, STDERR, EXTRA, CHANNEL, CGROUP = range(6)
 #: One v1 hierarchy each, from slot CGROUP on: more than the kernel has controllers.
 FIRST_SLOT = CGROUP + 20
 #: The child's end of its channel to the launcher, once foreign descriptors are closed.

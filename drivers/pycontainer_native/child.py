@@ -189,7 +189,7 @@ def child(begin: list[Bound]) -> NoReturn:
         failed = run_steps([begin], 0)
         if failed is None:
             index = len(begin)
-            (_, _, _, sections, (paths, argv, env), with_init, _), fds = receive(abi.CHANNEL_FD)
+            (_, _, _, sections, (paths, argv, env), with_init, _, _), fds = receive(abi.CHANNEL_FD)
             for slot, fd in enumerate(fds, abi.STDIN):
                 slots[slot].value = fd
             rest = [bind(section) for section in sections[1:]]

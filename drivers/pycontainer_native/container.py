@@ -34,8 +34,9 @@ class CgroupRoot:
     yet locked can vanish: then it is made again.
     """
 
-    def __init__(self, base: str, name: str) -> None:
+    def __init__(self, base: str, name: str, version: int) -> None:
         self.path = f"{base}/{name}"
+        self.version = version
         self.done: set[tuple[str, str]] = set()
         for _ in range(100):
             try:
@@ -55,6 +56,12 @@ class CgroupRoot:
             os.close(self.fd)
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), self.path)
 
+    def open_to_join(self, name: str) -> int:
+        """What a process needs to join the cgroup *name*: v1's ``tasks``, cgroup2's directory."""
+        if self.version == 2:
+            return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+        return os.open(f"{name}/tasks", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.fd)
+
     def write(self, name: str, value: str) -> None:
         """Write *value* to the control file *name*, in one write."""
         fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.fd)
@@ -73,6 +80,12 @@ class CgroupRoot:
             return os.read(fd, 1 << 20).decode()
         finally:
             os.close(fd)
+
+
+def enter_pid_namespace(pidfd: int) -> None:
+    """Have the children that are cloned from now on in the pid namespace of the process behind *pidfd*."""
+    if syscall(abi.NR["setns"], pidfd, abi.CLONE_NEWPID) == -1:
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 class StepFailed(Exception):
@@ -97,6 +110,7 @@ class Container:
         self.name = name  # of its directory in each hierarchy
         self.status: socket.socket | None = None
         self.channel: socket.socket | None = None
+        self.target: Container | None = None  # the container that it is a further process of
         self.pid = -1
         self.pidfd = -1
         self.terminal = -1  # the pseudo-terminal's master, on its way to the caller
@@ -105,6 +119,7 @@ class Container:
         self.oom_file: tuple[CgroupRoot, str] | None = None
         self.oom_kills = 0
         self.failed: tuple[int | str, int] | None = None
+        self.at_gate = False
         self.at_exec = False
         self.started = False
         self.exit: tuple[int | None, int | None] | None = None  # exit code, signal
@@ -114,29 +129,48 @@ class Container:
 
     def prepare(self, flags: int, groups: list[Any], begin: bytes) -> None:
         """Make the cgroups and clone the first process, which waits for its request. Raises StepFailed."""
+        try:
+            for base, version, enable, seed, _, oom_file in groups:
+                label = f"make cgroup {base}"
+                root = self.launcher.cgroup_root(base, version, enable, seed)
+                os.mkdir(self.name, 0o755, dir_fd=root.fd)
+                self.roots.append(root)
+                if oom_file:
+                    self.oom_file = (root, f"{self.name}/{oom_file}")
+        except OSError as error:
+            raise StepFailed(label, error.errno or errno.EPROTO) from None
+        self._clone(flags, self.roots, begin)
+
+    def join(self, target: Container, begin: bytes) -> None:
+        """Clone a further process for the container *target*, which waits for its request. Raises StepFailed."""
+        self.target = target
+        self._clone(0, target.roots, begin)
+
+    def _clone(self, flags: int, roots: list[CgroupRoot], begin: bytes) -> None:
+        """Clone a process that makes the steps of *begin*, the cgroups of *roots* being at hand to join.
+
+        A v1 hierarchy is joined by the child, which writes "0" to ``tasks``: a
+        task that moves itself needs no lock over every fork and exit of the
+        system, a move by ``cgroup.procs`` waits 10 to 20 ms for that.  On
+        cgroup2 it is cloned into its cgroup.
+        """
         bound = bind(begin)
-        label = "prepare"
+        label = "open cgroups"
         doomed: list[int] = []  # descriptors that only the child needs
         try:
-            tasks, into = self._make_cgroups(groups, doomed)
+            into, slot = -1, abi.CGROUP
+            for root in roots:
+                doomed.append(root.open_to_join(self.name if self.target is None else self.target.name))
+                if root.version == 2:
+                    into = doomed[-1]
+                else:
+                    slots[slot].value = doomed[-1]
+                    slot += 1
             self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             doomed.append(theirs.detach())
             slots[abi.CHANNEL].value = doomed[-1]
-            for slot, fd in enumerate(tasks, abi.CGROUP):
-                slots[slot].value = fd
-            pidfd = ctypes.c_int(-1)
-            arguments = (ctypes.c_ulong * 11)()  # struct clone_args
-            arguments[0] = flags | abi.CLONE_PIDFD | (abi.CLONE_INTO_CGROUP if into is not None else 0)
-            arguments[1] = ctypes.addressof(pidfd)
-            arguments[4] = signal.SIGCHLD
-            arguments[10] = into or 0
             label = "clone3"
-            pid = syscall(abi.NR["clone3"], arguments, 88)
-            if pid == 0:
-                child(bound)
-            if pid == -1:
-                raise OSError(ctypes.get_errno(), "clone3")
-            self.pid, self.pidfd = pid, pidfd.value
+            self._clone3(flags | (abi.CLONE_INTO_CGROUP if into >= 0 else 0), max(into, 0), bound)
         except OSError as error:
             raise StepFailed(label, error.errno or errno.EPROTO) from None
         finally:
@@ -146,41 +180,33 @@ class Container:
         # Until it has something to say that cannot wait, only its end-of-file is of interest.
         self.launcher.watch(self.channel.fileno(), self.on_channel, 0)
 
-    def _make_cgroups(self, groups: list[Any], doomed: list[int]) -> tuple[list[int], int | None]:
-        """Make the container's directories.
-
-        Returns what the child writes "0" to, to join the v1 hierarchies, and
-        the directory of the cgroup2 hierarchy, to be cloned into.  A task that
-        moves itself by way of ``tasks`` needs no lock over every fork and exit
-        of the system; a move by ``cgroup.procs`` waits 10 to 20 ms for that.
-        """
-        tasks: list[int] = []
-        into = None
-        for base, version, enable, seed, _, oom_file in groups:
-            try:
-                root = self.launcher.cgroup_root(base, enable, seed)
-                os.mkdir(self.name, 0o755, dir_fd=root.fd)
-                self.roots.append(root)
-                if oom_file:
-                    self.oom_file = (root, f"{self.name}/{oom_file}")
-                name = self.name if version == 2 else f"{self.name}/tasks"
-                mode = os.O_RDONLY | os.O_DIRECTORY if version == 2 else os.O_WRONLY
-                fd = os.open(name, mode | os.O_CLOEXEC, dir_fd=root.fd)
-            except OSError as error:
-                raise StepFailed(f"make cgroup {base}", error.errno or errno.EPROTO) from None
-            doomed.append(fd)
-            if version == 2:
-                into = fd
-            else:
-                tasks.append(fd)
-        return tasks, into
+    def _clone3(self, flags: int, cgroup: int, bound: list[Any]) -> None:
+        pidfd = ctypes.c_int(-1)
+        arguments = (ctypes.c_ulong * 11)()  # struct clone_args
+        arguments[0] = flags | abi.CLONE_PIDFD
+        arguments[1] = ctypes.addressof(pidfd)
+        arguments[4] = signal.SIGCHLD
+        arguments[10] = cgroup
+        if self.target is not None:
+            # For the children of this process, not for itself; the way back is always open (pid_namespaces(7)).
+            enter_pid_namespace(self.target.pidfd)
+        try:
+            pid = syscall(abi.NR["clone3"], arguments, 88)
+            if pid == 0:
+                child(bound)
+            if pid == -1:
+                raise OSError(ctypes.get_errno(), "clone3")
+        finally:
+            if self.target is not None:
+                enter_pid_namespace(self.launcher.pidfd)
+        self.pid, self.pidfd = pid, pidfd.value
 
     def dispatch(self, request: tuple[Any, ...], message: bytes, fds: list[int], status: socket.socket) -> None:
         """Set the limits and let the first process go on with *request*, which is *message*.
 
         Raises StepFailed; BrokenPipeError when the process has died while it waited.
         """
-        _, _, groups, _, _, with_init, talks = request
+        _, _, groups, _, _, with_init, talks, _ = request
         for base, _, _, _, writes, _ in groups:
             root = self.launcher.cgroups[base]
             for name, value in writes:
@@ -193,6 +219,8 @@ class Container:
         if with_init:
             self.report, report = os.pipe()
             fds = [*fds[:3], report, *fds[3:]]
+        elif self.target is not None:
+            fds = [*fds[:3], self.target.pidfd, *fds[3:]]
         try:
             rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
             self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
@@ -226,6 +254,7 @@ class Container:
             if kind == EXEC:
                 self.at_exec = True
             elif kind == GATE:
+                self.at_gate = True
                 self.tell("created", fds=self._descriptors())
             elif kind == TERMINAL:
                 self.terminal = descriptors(control)[0]
@@ -253,6 +282,7 @@ class Container:
         except OSError:
             message = b""
         if message and self.channel is not None:
+            self.at_gate = False
             send(self.channel.fileno(), message[:1])
         elif not message:
             self.launcher.forget(self.status.fileno())
@@ -276,7 +306,7 @@ class Container:
             self.exit = (result.si_status, None) if exited else (None, result.si_status)
         if self is self.launcher.spare:
             self.launcher.spare = None
-        if not self.started and self.failed is None:
+        if not (self.started or self.at_gate) and self.failed is None:
             self.failed = ("killed during set-up", errno.EINTR)
         if self.oom_file is not None:
             root, name = self.oom_file

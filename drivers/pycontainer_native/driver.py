@@ -21,18 +21,19 @@ from pycontainer.driver import (
 )
 from pycontainer.errors import AlreadyExistsError, InvalidCommandError, NotRunningError, UnsupportedError
 from pycontainer.process import capability_numbers
-from pycontainer.spec import to_oci
+from pycontainer.spec import process_to_oci, to_oci
 from pycontainer_native import plan
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, sweep
 from pycontainer_native.client import LauncherClient, LauncherGoneError
 from pycontainer_native.process import NativeProcess
 
 if TYPE_CHECKING:
-    from pycontainer.command import Command
+    from pycontainer.command import Command, Process
 
 FEATURES = frozenset(
     {
         Feature.CREATE,
+        Feature.EXEC,
         Feature.TTY,
         Feature.INIT,
         Feature.HOST_ROOTFS,
@@ -143,31 +144,46 @@ class NativeDriver(ExecutionDriver):
         process.open_gate()
         process.wait_for_start()
 
+    def exec(self, id: str, process: Process, stdio: Stdio) -> ContainerProcess:
+        container = self._running(id)
+        if container.state is not State.RUNNING:
+            raise NotRunningError(id, container.state.value)
+        spec = process_to_oci(process, container.command.rootfs)
+        if stdio.size is not None:
+            spec["consoleSize"] = {"height": stdio.size[0], "width": stdio.size[1]}
+        compiled = plan.compile_exec(spec, container.joins, container.namespaces, self.host)
+        return self._launch(container.command, compiled, stdio, container)
+
     def _begin(self, command: Command, stdio: Stdio, *, hold: bool) -> NativeProcess:
         problems = self.validate(command)
         if problems:
             raise problems[0]
-        compiled = self.compile(command, hold=hold, size=stdio.size)
-        request = compiled.wire(command.id)
+        return self._launch(command, self.compile(command, hold=hold, size=stdio.size), stdio)
+
+    def _launch(
+        self, command: Command, compiled: plan.Plan, stdio: Stdio, container: NativeProcess | None = None
+    ) -> NativeProcess:
+        """Carry out a plan: for a new container, or for a further process in *container*."""
+        request = compiled.wire(command.id, "" if container is None else container.directory)
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            process = NativeProcess(command.id, compiled, status, self._on_lost)
-            with self._lock:
-                if command.id in self._processes and self._processes[command.id].state is not State.STOPPED:
-                    raise AlreadyExistsError(command.id)
-                self._processes[command.id] = process
-            fds = [theirs.fileno(), stdio.stdin, stdio.stdout, stdio.stderr]
-            try:
-                self._ask(request, fds)
-            except BaseException:
-                process.close()
-                raise
+        process = NativeProcess(command, compiled, status, self._on_lost)
         try:
+            with theirs:
+                if container is None:
+                    self._register(process)
+                self._ask(request, [theirs.fileno(), stdio.stdin, stdio.stdout, stdio.stderr])
             process.wait_for_start()
         except BaseException:
             process.close()
             raise
         return process
+
+    def _register(self, process: NativeProcess) -> None:
+        with self._lock:
+            other = self._processes.get(process.id)
+            if other is not None and other.state is not State.STOPPED:
+                raise AlreadyExistsError(process.id)
+            self._processes[process.id] = process
 
     def _ask(self, request: bytes, fds: list[int]) -> None:
         """Give *request* to the launcher; one that has died meanwhile is replaced, once."""

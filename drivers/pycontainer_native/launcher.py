@@ -59,6 +59,7 @@ class Launcher:
     def __init__(self, control: socket.socket, token: str) -> None:
         self.control = control
         self.directory = f"pycontainer-{token}"  # the name of its directories in the cgroup hierarchies
+        self.pidfd = os.pidfd_open(os.getpid())
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[], None]] = {}
         self.containers: set[Container] = set()
@@ -83,11 +84,11 @@ class Launcher:
         if self.handlers.pop(fd, None) is not None:
             self.epoll.unregister(fd)
 
-    def cgroup_root(self, base: str, enable: list[str], seed: list[tuple[str, str]]) -> CgroupRoot:
+    def cgroup_root(self, base: str, version: int, enable: list[str], seed: list[tuple[str, str]]) -> CgroupRoot:
         """The launcher's directory below *base*, made on first use, with *enable* handed down."""
         root = self.cgroups.get(base)
         if root is None:
-            root = self.cgroups[base] = CgroupRoot(base, self.directory)
+            root = self.cgroups[base] = CgroupRoot(base, self.directory, version)
         control = "cgroup.subtree_control"
         handed_down = [(name, f"+{controller}") for controller in enable for name in (f"../{control}", control)]
         for write in (*handed_down, *seed):
@@ -109,16 +110,20 @@ class Launcher:
             if flags & socket.MSG_CTRUNC:
                 raise StepFailed("receive descriptors", errno.EMFILE)
             request, _ = unpack(message, fds[-1:]) if message != MEMFD else unpack(message, [os.dup(fds[-1])])
-            self.wanted = (request[1], [(*group[:4], [], group[5]) for group in request[2]], request[3][0])
             for section in request[3][1:]:
                 bind(section)  # here rather than in each child anew
-            container = self.take_spare()
-            try:
+            if request[7]:
+                container = self.join(request[7], request[3][0])
                 container.dispatch(request, message, fds[1:], status)
-            except BrokenPipeError:  # somebody killed the spare
-                container = None
-                container = self.prepare()
-                container.dispatch(request, message, fds[1:], status)
+            else:
+                self.wanted = (request[1], [(*group[:4], [], group[5]) for group in request[2]], request[3][0])
+                container = self.take_spare()
+                try:
+                    container.dispatch(request, message, fds[1:], status)
+                except BrokenPipeError:  # somebody killed the spare
+                    container = None
+                    container = self.prepare()
+                    container.dispatch(request, message, fds[1:], status)
         except StepFailed as error:
             if container is not None:
                 container.reject(status, error.label, error.errno)
@@ -137,6 +142,21 @@ class Launcher:
             container.prepare(*self.wanted)
         except StepFailed:
             container.remove_cgroups()
+            container.close()
+            raise
+        self.containers.add(container)
+        return container
+
+    def join(self, directory: str, begin: bytes) -> Container:
+        """A further process, that waits for its request, for the container in *directory*. Raises StepFailed."""
+        name = directory.rpartition("/")[2]
+        target = next((c for c in self.containers if c.name == name and c.started and c.exit is None), None)
+        if target is None:
+            raise StepFailed("find the container", errno.ESRCH)
+        container = Container(self, f"{name}-exec")
+        try:
+            container.join(target, begin)
+        except StepFailed:
             container.close()
             raise
         self.containers.add(container)

@@ -103,7 +103,7 @@ def root_directory(k: Recorder, path: str, *, writable: bool, host_read_only: bo
             k.mount_setattr(root, attributes, recursive=True)
         if not writable and not host_read_only:
             k.mount_setattr(root, clear=abi.MOUNT_ATTR_RDONLY)
-    _cover_root(k, root)
+    _attach(k, root)
     return root
 
 
@@ -111,13 +111,13 @@ def host_view(k: Recorder, view: Mapping[str, Any], *, writable: bool) -> Slot:
     """The host's programs, copy-on-write: an empty tmpfs with what the allow list names.
 
     Changes go to a second tmpfs, which is never visible in the container: it
-    lies below the new root and goes away with the old one.
+    is mounted in the old root and goes away with it.
     """
     with k.step("make the root of the host view"):
         scratch = k.new_mount("tmpfs", {"mode": "0700"}, abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV)
-        _cover_root(k, scratch)
+        _attach(k, scratch)
         root = k.new_mount("tmpfs", {"mode": "0755"}, abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV)
-        _cover_root(k, root)
+        _attach(k, root)
         for path, mode in view["directories"]:
             k.mkdirat(root, encode(path.lstrip("/")), mode, accept=_HIDDEN_FROM_ERRORS)
         for path, target in view["links"]:
@@ -140,10 +140,11 @@ def host_view(k: Recorder, view: Mapping[str, Any], *, writable: bool) -> Slot:
             k.move_mount(tree, _target(k, root, path, directory=True))
     for path in view["files"]:
         with k.step(f"copy {path}"):
-            source = k.openat2(abi.AT_FDCWD, encode(path), os.O_RDONLY, 0, accept={errno.ENOENT: 2})
+            source = k.openat2(abi.AT_FDCWD, encode(path), os.O_RDONLY, 0, accept={errno.ENOENT: 3})
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             copy = k.openat2(root, encode(path.lstrip("/")), flags, _AS_IS, 0o644)
             k.call("sendfile", copy, source, 0, 1 << 24)
+            k.call("close", copy)  # a mount with a file open for writing does not become read-only (EBUSY)
     return root
 
 
@@ -245,10 +246,13 @@ def _fill_dev(k: Recorder, dev: Slot) -> None:
         k.mkdirat(dev, name.encode(), 0o755)
 
 
-def _cover_root(k: Recorder, mount: Slot) -> None:
-    """Put *mount* over "/": a place that always exists, and that no lookup from "/" notices."""
-    flags = abi.MOVE_MOUNT_F_EMPTY_PATH
-    k.call("move_mount", mount, b"", abi.AT_FDCWD, b"/", flags, path=b"/")
+def _attach(k: Recorder, mount: Slot) -> None:
+    """Put *mount* over the host's /proc, which exists and is not looked at any more.
+
+    Not over "/": what lies over the old root stays in its place when that is
+    unmounted, and the old root below it (checked in :func:`pivot`).
+    """
+    k.call("move_mount", mount, b"", abi.AT_FDCWD, b"/proc", abi.MOVE_MOUNT_F_EMPTY_PATH, path=b"/proc")
 
 
 def pivot(k: Recorder, root: Slot) -> None:
@@ -258,19 +262,22 @@ def pivot(k: Recorder, root: Slot) -> None:
         k.call("pivot_root", b".", b".")
         k.call("umount2", b".", abi.MNT_DETACH)
         k.call("chdir", b"/")
+    with k.step("check that the old root is gone"):
+        # Whatever lies over the new root, ".." leads to it, and so does setns(2): that is EXDEV here.
+        k.openat2(abi.AT_FDCWD, b"..", abi.O_PATH | abi.O_DIRECTORY, abi.RESOLVE_NO_XDEV)
 
 
 def empty_directory(k: Recorder) -> Slot:
     """The empty read-only tmpfs that directories are masked with: clones of it, so it has to stay mounted meanwhile.
 
-    It lies below the new root and goes away with the old one.  Left detached,
+    It is mounted in the old root and goes away with it.  Left detached,
     its last descriptor would close in execve, and wait there for RCU.
     """
     with k.step("prepare masks"):
         options = {"size": "0", "nr_inodes": "1", "mode": "0555"}
         attributes = abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV | abi.MOUNT_ATTR_NOEXEC
         empty = k.new_mount("tmpfs", options, attributes)
-        _cover_root(k, empty)
+        _attach(k, empty)
     return empty
 
 

@@ -114,6 +114,7 @@ class Plan:
     groups: tuple[Group, ...]  #: the cgroups to make, in this order
     sections: tuple[Section, ...]
     program: Program
+    namespaces: tuple[str, ...]  #: the OCI names of those that are new
     init: bool  #: a small init forks before execve
     talks: bool  #: the child has more to say than that it failed: gates, a terminal
 
@@ -143,15 +144,15 @@ class Plan:
         for path in self.program.paths:
             yield f"execve: execve({_shown(path)}, {_shown(list(self.program.argv))})"
 
-    def wire(self, ident: str) -> bytes:
-        """The request that the launcher takes."""
+    def wire(self, ident: str, target: str = "") -> bytes:
+        """The request that the launcher takes; *target* is the cgroup directory of the container to enter."""
         sections = [section.data for section in self.sections]
         groups = [
             (g.base, g.version, list(g.enable), list(g.parent_writes), list(g.writes), g.oom_events)
             for g in self.groups
         ]
         program = (list(self.program.paths), list(self.program.argv), list(self.program.env))
-        return marshal.dumps((ident, self.flags, groups, sections, program, self.init, self.talks))
+        return marshal.dumps((ident, self.flags, groups, sections, program, self.init, self.talks, target))
 
 
 _FLAG_NAMES = (
@@ -200,6 +201,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         groups=tuple(groups),
         sections=(begin, setup, _record(_set_hostname, setup.slots, name), final),
         program=Program(_candidates(argv[0], env), argv, env),
+        namespaces=tuple(namespace["type"] for namespace in spec["linux"]["namespaces"]),
         init=init,
         talks=hold or terminal,
     )
@@ -254,12 +256,7 @@ def _set_up(
     terminal: tuple[Any, ...] | None,
 ) -> None:
     """From the request's arrival to inside the new root."""
-    with k.step("take stdio"):
-        for slot, fd in ((abi.STDIN, 0), (abi.STDOUT, 1), (abi.STDERR, 2)):
-            k.dup3((slot,), fd)
-        if init:
-            k.dup3((abi.REPORT,), abi.REPORT_FD, abi.O_CLOEXEC)
-        k.call("close_range", abi.REPORT_FD + 1 if init else abi.CHANNEL_FD + 1, 0xFFFFFFFF, 0)
+    _take_stdio(k, init)
     with k.step("make mounts private"):
         # Or ours would propagate to the host, where / usually is shared.
         k.call("mount", 0, b"/", 0, abi.MS_REC | abi.MS_PRIVATE, 0, path=b"/")
@@ -279,6 +276,59 @@ def _set_up(
     mounts.pivot(k, root)
     if abi.CLONE_NEWNET in wanted:
         _loopback(k)
+
+
+def compile_exec(process: Mapping[str, Any], joins: int, namespaces: Sequence[str], host: Host | None = None) -> Plan:
+    """The plan for a further *process* in a running container that has these *namespaces* and *joins* v1 cgroups.
+
+    Its first part is that of a start, so is its last; between them it enters
+    what its container has, where a start makes it.
+    """
+    host = host or Host()
+    user, terminal = process["user"], bool(process.get("terminal"))
+    begin = _section(_begin, abi.FIRST_SLOT, joins, False)
+    # The pid namespace is the launcher's to enter, before the clone: setns(2) moves only children there.
+    flags = sum(_NAMESPACES[name] for name in namespaces if name != "pid")
+    size = (process.get("consoleSize"), user["uid"]) if terminal else None
+    enter = _section(_enter, begin.slots, flags, size)
+    identity = [process.get(key) for key in ("cwd", "capabilities", "rlimits", "noNewPrivileges")]
+    final = _section(
+        finish, enter.slots, user, *identity, (host.nofile, host.capabilities, host.last_capability), False
+    )
+    argv = tuple(map(mounts.encode, process["args"]))
+    env = tuple(map(mounts.encode, process["env"]))
+    program = Program(_candidates(argv[0], env), argv, env)
+    return Plan(
+        flags=0,
+        groups=(),
+        sections=(begin, enter, final),
+        program=program,
+        namespaces=(),
+        init=False,
+        talks=terminal,
+    )
+
+
+def _enter(k: Recorder, flags: int, terminal: tuple[Any, ...] | None) -> None:
+    """Into the container's namespaces; its root becomes the root with its mount namespace."""
+    for slot, fd in ((abi.STDIN, 0), (abi.STDOUT, 1), (abi.STDERR, 2)):
+        k.dup3((slot,), fd)
+    with k.step("enter the container's namespaces"):
+        k.call("setns", (abi.EXTRA,), flags)
+    with k.step("close foreign descriptors"):
+        k.call("close_range", abi.CHANNEL_FD + 1, 0xFFFFFFFF, 0)
+    if terminal is not None:
+        root = k.openat2(abi.AT_FDCWD, b"/", abi.O_PATH | abi.O_DIRECTORY, 0)
+        _terminal(k, root, *terminal, console=False)
+
+
+def _take_stdio(k: Recorder, init: bool) -> None:
+    with k.step("take stdio"):
+        for slot, fd in ((abi.STDIN, 0), (abi.STDOUT, 1), (abi.STDERR, 2)):
+            k.dup3((slot,), fd)
+        if init:
+            k.dup3((abi.EXTRA,), abi.REPORT_FD, abi.O_CLOEXEC)
+        k.call("close_range", abi.REPORT_FD + 1 if init else abi.CHANNEL_FD + 1, 0xFFFFFFFF, 0)
 
 
 def _begin(k: Recorder, joins: int, unshare_cgroup: bool) -> None:
@@ -311,7 +361,7 @@ def die_with_parent(k: Recorder) -> None:
         k.call("sendto", abi.CHANNEL_FD, b"a", 1, abi.MSG_NOSIGNAL, 0, 0)
 
 
-def _terminal(k: Recorder, root: Slot, size: Mapping[str, int] | None, uid: int) -> None:
+def _terminal(k: Recorder, root: Slot, size: Mapping[str, int] | None, uid: int, *, console: bool = True) -> None:
     """A pseudo-terminal of the container's own devpts as stdio and controlling terminal.
 
     The slave comes from the master's descriptor (TIOCGPTPEER), never from a
@@ -327,11 +377,12 @@ def _terminal(k: Recorder, root: Slot, size: Mapping[str, int] | None, uid: int)
             k.ioctl(master, abi.TIOCSWINSZ, struct.pack("=4H", size["height"], size["width"], 0, 0))
         if uid:
             k.call("fchownat", slave, b"", uid, -1, abi.AT_EMPTY_PATH)
-    with k.step("mount the terminal on /dev/console"):
-        dev = k.openat2(root, b"dev", abi.O_PATH | abi.O_DIRECTORY, abi.RESOLVE_BENEATH | abi.RESOLVE_NO_SYMLINKS)
-        k.mknodat(dev, b"console", 0o100620)
-        console = k.openat2(dev, b"console", abi.O_PATH | abi.O_NOFOLLOW, abi.RESOLVE_BENEATH)
-        k.move_mount(k.open_tree(slave), console)
+    if console:
+        with k.step("mount the terminal on /dev/console"):
+            dev = k.openat2(root, b"dev", abi.O_PATH | abi.O_DIRECTORY, abi.RESOLVE_BENEATH | abi.RESOLVE_NO_SYMLINKS)
+            k.mknodat(dev, b"console", 0o100620)
+            target = k.openat2(dev, b"console", abi.O_PATH | abi.O_NOFOLLOW, abi.RESOLVE_BENEATH)
+            k.move_mount(k.open_tree(slave), target)
     with k.step("send the terminal's master"):
         control: Any = [20, abi.SCM_RIGHTS << 32 | abi.SOL_SOCKET, master]  # cmsghdr: length, level and type, data
         message: Any = [0, 0, [b"t", 1], 1, control, 24, 0]  # msghdr: no name, one iovec, control, no flags

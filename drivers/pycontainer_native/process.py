@@ -14,25 +14,28 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pycontainer.driver import ContainerProcess, ExitStatus, State
-from pycontainer.errors import ContainerError, ContainerLostError, SetupError, WaitTimeoutError
+from pycontainer.errors import ContainerError, ContainerLostError, NotRunningError, SetupError, WaitTimeoutError
 from pycontainer_native.cgroups import Cgroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pycontainer.command import Command
     from pycontainer_native.plan import Plan
 
 
 class NativeProcess(ContainerProcess):
     """The other end of the status socket is the launcher's; when this end closes, the container is killed."""
 
-    def __init__(self, id: str, plan: Plan, status: socket.socket, on_lost: Callable[[], str]) -> None:
-        self.id = id
+    def __init__(self, command: Command, plan: Plan, status: socket.socket, on_lost: Callable[[], str]) -> None:
+        self.id = command.id
+        self.command = command
+        self.namespaces = plan.namespaces  # those that are its own
         self.pid = -1
         self.pidfd = -1
         self.terminal: int | None = None
         self._groups = plan.groups
-        self._directory = ""  # below each group's base
+        self.directory = ""  # of its cgroups, below each group's base
         self.state = State.CREATING
         self._plan: Plan | None = plan  # until it runs, to name the step that failed
         self._status = status
@@ -81,7 +84,7 @@ class NativeProcess(ContainerProcess):
             self.state = State.STOPPED
             self._exit = ExitStatus(code, signal, oom_kills > 0, _reason(code, signal, oom_kills, note))
             return
-        self._directory, self.pid = message[-2:]
+        self.directory, self.pid = message[-2:]
         if self.pidfd < 0:
             self.pidfd = fds.pop(0)
             if fds:
@@ -99,16 +102,26 @@ class NativeProcess(ContainerProcess):
             if not self._receive():
                 select_one(self._status.fileno(), None)
         if self._error is not None:
+            if self.terminal is not None:  # nobody will take it any more
+                os.close(self.terminal)
+                self.terminal = None
             raise self._error
+        if self._exit is not None:
+            raise NotRunningError(self.id)  # killed while it was created
 
     def open_gate(self) -> None:
         """Let a created container execute its program."""
         with contextlib.suppress(OSError):  # then it is dead, and wait_for_start says how
             self._status.send(b"s", socket.MSG_NOSIGNAL)
 
+    @property
+    def joins(self) -> int:
+        """How many v1 hierarchies it has joined."""
+        return sum(group.version == 1 for group in self._groups)
+
     def cgroup(self) -> Cgroup:
         """Its live cgroup."""
-        return Cgroup(tuple((g.version, g.controllers, f"{g.base}/{self._directory}") for g in self._groups))
+        return Cgroup(tuple((g.version, g.controllers, f"{g.base}/{self.directory}") for g in self._groups))
 
     # -- ContainerProcess
 
@@ -146,10 +159,9 @@ class NativeProcess(ContainerProcess):
 
     def close(self) -> None:
         self._status.close()
-        for fd in (self.pidfd, self.terminal):
-            if fd is not None and fd >= 0:
-                os.close(fd)
-        self.pidfd, self.terminal = -1, None
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
 
     def __del__(self) -> None:
         if hasattr(self, "_status"):

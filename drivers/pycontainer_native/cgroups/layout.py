@@ -206,7 +206,7 @@ def _moved(place: Hierarchy, parts: list[str], absolute: bool) -> Hierarchy:
             found = os.lstat(base)
             if not stat.S_ISDIR(found.st_mode) or found.st_dev != device:
                 raise InvalidCommandError("cgroup_parent", f"{base} is not a cgroup")
-    except FileNotFoundError:
+    except OSError:
         return place
     controllers = place.controllers
     if place.version == 2:

@@ -8,7 +8,9 @@ the directory for a dead one's and remove it.  Hence the launcher's side:
 
 1. mkdir (that it exists is no error), open it with O_DIRECTORY|O_NOFOLLOW|O_CLOEXEC;
    start again on ENOENT.
-2. flock(LOCK_EX).  A sweep holds it only for as long as it removes.
+2. flock(LOCK_EX).  A sweep holds it only as long as it removes; but anybody
+   who may read the directory can hold it, so wait for a second or two at most
+   and go on with another token.
 3. When the path no longer is what was opened (st_dev and st_ino of fstat and
    stat differ, or ENOENT), close it and start again.  Inode numbers of
    cgroups are not used twice.
@@ -60,9 +62,9 @@ class Cgroup:
         deadline = time.monotonic() + timeout
         pause = 0.001
         while self.pids():
-            # cgroup.kill, Linux 5.14, leaves alone who is in a v1 hierarchy only: that is for the next round.
+            # cgroup.kill, Linux 5.14, leaves alone who is in a v1 hierarchy only: the next round's, then.
             unified = [path for version, _, path in self.paths if version == 2 and _pids(path)]
-            if not any([_write(path + "/cgroup.kill", "1") for path in unified]):
+            if not any(_write(path + "/cgroup.kill", "1") for path in unified):
                 self._signal_all()
             if time.monotonic() >= deadline:
                 return not self.pids()
@@ -106,11 +108,15 @@ def sweep(layout: Layout, exclude_token: str | None = None, cgroup_parent: str |
 
     A directory that is locked is not touched, nor is any other of the same
     launcher; *exclude_token* is the caller's own.  Launchers whose containers
-    have a *cgroup_parent* are found only by naming it.
+    have a *cgroup_parent* are found only by naming it (and InvalidCommandError
+    is raised as by :meth:`Layout.places`).
     """
     launchers: dict[str, list[tuple[int, tuple[str, ...], str]]] = {}
     for place in dict.fromkeys((*layout.hierarchies, *layout.places(cgroup_parent))):
-        for name in sorted(os.listdir(place.base)) if place.writable else ():
+        names: list[str] = []
+        with contextlib.suppress(FileNotFoundError):  # a base that is gone has nothing below it
+            names = sorted(os.listdir(place.base)) if place.writable else []
+        for name in names:
             if LAUNCHER_DIRECTORY.fullmatch(name) and name != f"{PREFIX}{exclude_token}":
                 found = (place.version, tuple(place.controllers), f"{place.base}/{name}")
                 launchers.setdefault(name, []).append(found)
