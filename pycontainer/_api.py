@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypedDict
@@ -127,6 +128,8 @@ def run(
 
     Raises ContainerExitError with *check*, and what :class:`Container` raises.
     """
+    begin = time.monotonic()
+    began = time.monotonic()
     with Container(
         argv,
         **_streams(input, stdin, stdout, stderr, capture_output),
@@ -137,7 +140,7 @@ def run(
         output_limit=output_limit,
         **fields,
     ) as container:
-        return _complete(container, input, timeout, check)
+        return _complete(container, input, timeout, check, begin)
 
 
 def _streams(
@@ -156,11 +159,11 @@ def _streams(
 
 
 def _complete(
-    container: Container, input: str | bytes | None, timeout: float | None, check: bool
+    container: Container, input: str | bytes | None, timeout: float | None, check: bool, begin: float
 ) -> CompletedContainer:
-    """See a started *container* through to its end; one that takes too long is killed first."""
+    """See a started *container* through to its end; one that takes longer since *begin* is killed first."""
     try:
-        out, err = container.communicate(input, timeout)
+        out, err = container.communicate(input, None if timeout is None else begin + timeout - time.monotonic())
     except WaitTimeoutError:
         assert timeout is not None
         assert container._exchange is not None
@@ -473,6 +476,7 @@ class Container:
         Raises NotRunningError, also when it is paused, and what :func:`run`
         raises.
         """
+        begin = time.monotonic()
         own = self._life.command.process
         process = Process.of(
             argv,
@@ -486,6 +490,7 @@ class Container:
             rlimits=own.rlimits,
             no_new_privileges=own.no_new_privileges,
         )
+        began = time.monotonic()
         further = object.__new__(Container)
         streams = _streams(input, stdin, stdout, stderr, capture_output)
         further._set_up(
@@ -498,7 +503,7 @@ class Container:
         )
         further.start()
         with further:
-            return _complete(further, input, timeout, check)
+            return _complete(further, input, timeout, check, begin)
 
     def pause(self) -> None:
         """Freeze every process in it. Feature.PAUSE; raises NotRunningError."""

@@ -1,4 +1,4 @@
-"""What the tests of the native driver share: containers of busybox, hostile root file systems, and the check for leaks."""
+"""What the tests of the native driver share: drivers, containers of busybox, and the check for leaks."""
 
 from __future__ import annotations
 
@@ -104,8 +104,9 @@ def caller(native: NativeDriver, busybox_rootfs: Path) -> Iterator[Callable[...,
 
     def caller(code: str, **keywords: Any) -> subprocess.Popen[str]:
         code = f"import os, signal, sys, pycontainer\nROOTFS = {str(busybox_rootfs)!r}\n{code}"
-        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        callers.append(subprocess.Popen([sys.executable, "-c", code], **{**streams, **keywords}))
+        # From "/": the checkout must not be what it imports.
+        defaults = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": "/"}
+        callers.append(subprocess.Popen([sys.executable, "-c", code], **{**defaults, **keywords}))
         return callers[-1]
 
     yield caller

@@ -307,6 +307,16 @@ def test_communicate_again_after_a_timeout_loses_nothing(box: Any) -> None:
         assert container.communicate(timeout=10) == (b"start\n" + data, None)
 
 
+def test_a_payload_that_stops_reading_does_not_hold_up_the_timeout(box: Any) -> None:
+    with box("dd bs=4096 count=4 of=/dev/null; exec sleep 100", stdin=PIPE, stdout=PIPE, stderr=PIPE) as container:
+        start = time.monotonic()
+        with pytest.raises(pycontainer.WaitTimeoutError):
+            container.communicate(b"x" * 200000, timeout=0.1)
+        assert time.monotonic() - start < 1
+        assert os.get_blocking(container.stdin.fileno())
+        assert os.get_blocking(container.stdout.fileno())
+
+
 def test_communicate_after_the_end_still_reads_the_pipe(box: Any) -> None:
     with box("echo out", stdout=PIPE) as container:
         container.wait()
@@ -524,6 +534,16 @@ def test_a_created_one_that_fails_to_start_is_closed(
     with pytest.raises(pycontainer.SetupError):
         container.start()
     assert container.stdin.closed
+
+
+def test_an_error_right_after_the_start_kills(box: Any, driver: SpawnDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(self: Any, process: ContainerProcess) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_api.Streams, "started", started)
+    with pytest.raises(KeyboardInterrupt):
+        box("sleep 100", name="x", stdin=PIPE, stdout=PIPE)
+    assert "terminate x" in driver.calls
 
 
 def test_starting_twice_changes_nothing(box: Any) -> None:

@@ -372,8 +372,9 @@ def test_cgroup_parent_is_used_where_it_exists(tmp_path):
     layout = v1_layout(tmp_path, "memory", "pids")
     cgroup(tmp_path / "memory/jobs")
     assert [group.base for group in layout.groups({}, "jobs")] == [f"{tmp_path}/memory/jobs", f"{tmp_path}/pids"]
-    with pytest.raises(InvalidCommandError, match="make it first"):
-        layout.groups({}, "job")
+    for absent in ("job", "x" * 300):
+        with pytest.raises(InvalidCommandError, match="make it first"):
+            layout.groups({}, absent)
 
 
 def test_cgroup_parent_must_be_a_cgroup(tmp_path):
@@ -670,3 +671,8 @@ def test_sweep_leaves_what_it_may_not_write(tmp_path):
     base = cgroup(tmp_path / f"pids/pycontainer-{TOKEN}").parent
     assert sweep(Layout((Hierarchy(1, frozenset({"pids"}), str(base), str(base), writable=False),))) == []
     assert sweep(Layout()) == []
+
+
+def test_sweep_of_a_base_that_is_gone(tmp_path):
+    gone = str(tmp_path / "gone")
+    assert sweep(Layout((Hierarchy(1, frozenset({"pids"}), str(tmp_path), gone),))) == []

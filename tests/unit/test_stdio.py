@@ -9,14 +9,14 @@ import signal
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pycontainer import _exchange, lifecycle
-from pycontainer._exchange import Capture
+from pycontainer._exchange import Capture, Flow, pump
 from pycontainer.command import Command
 from pycontainer.driver import ExitStatus, Stdio
 from pycontainer.lifecycle import Lifecycle
@@ -161,6 +161,34 @@ def test_output_ends_with_the_container_whoever_holds_the_pipe(
     lifecycle.run(driver, sh(script, str(pid)), Pipes(stdout=output))
     os.kill(int(pid.read_text()), signal.SIGKILL)  # which fails if it was waited for until its end
     assert output.getvalue().startswith(b"mine\n")
+
+
+@pytest.fixture
+def refilled() -> Iterator[tuple[int, Callable[[bytes], object]]]:
+    """A pipe that is never empty: (its reading end, what puts back whatever was read)."""
+    source, sink = os.pipe()
+    os.write(sink, b"x" * 1000)
+    yield source, lambda data: os.write(sink, data)
+    os.close(source)
+    os.close(sink)
+
+
+def test_a_flood_from_outside_ends_with_what_a_pipe_holds(refilled: tuple[int, Callable[[bytes], object]]) -> None:
+    source, refill = refilled
+    output = io.BytesIO()
+    assert pump([Flow(source, lambda data: (output.write(data), refill(data)))], None)
+    assert 65536 <= len(output.getvalue()) < 65536 + 1000
+
+
+def test_a_flood_does_not_hide_the_deadline(
+    driver: SpawnDriver, refilled: tuple[int, Callable[[bytes], object]]
+) -> None:
+    life = Lifecycle(driver, sh("sleep 100"))
+    process = life.start(Stdio(0, 1, 2))
+    start = time.monotonic()
+    assert not pump([Flow(*refilled)], process, start + 0.1)
+    assert 0.1 <= time.monotonic() - start < 1
+    life.close()
 
 
 def test_all_of_the_output_is_there_when_the_end_is_seen_first(driver: SpawnDriver) -> None:
