@@ -162,7 +162,8 @@ class ContainerProcess(abc.ABC):
     id: str  #: the container's id
     pid: int  #: pid of the container's init in the caller's pid namespace
     pidfd: int  #: a pidfd of it, owned by this object; -1 where a driver has none
-    terminal: int | None = None  #: the pseudo-terminal's master, owned by the receiver; None without tty
+    #: The pseudo-terminal's master, None without tty. The receiver takes it and puts None in its place.
+    terminal: int | None = None
 
     @abc.abstractmethod
     def poll(self) -> ExitStatus | None:
@@ -189,7 +190,10 @@ class ContainerProcess(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Give back descriptors. A container that still runs is killed: it is attached to this object."""
+        """Give back descriptors. A container that still runs is killed: it is attached to this object.
+
+        A finalizer may call it from anywhere: it takes no locks and waits for nothing.
+        """
 
 
 class ExecutionDriver(abc.ABC):

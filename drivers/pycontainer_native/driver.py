@@ -142,7 +142,7 @@ class NativeDriver(ExecutionDriver):
         if process.state is not State.CREATED:
             raise NotRunningError(process.id, process.state.value)
         process.open_gate()
-        process.wait_for_start()
+        process.wait_for_start(State.CREATED)
 
     def exec(self, id: str, process: Process, stdio: Stdio) -> ContainerProcess:
         container = self._running(id)
@@ -172,7 +172,7 @@ class NativeDriver(ExecutionDriver):
                 if container is None:
                     self._register(process)
                 self._ask(request, [theirs.fileno(), stdio.stdin, stdio.stdout, stdio.stderr])
-            process.wait_for_start()
+            process.wait_for_start(State.CREATING)
         except BaseException:
             process.close()
             raise

@@ -95,16 +95,12 @@ class NativeProcess(ContainerProcess):
         if kind == "started":
             self._plan = None
 
-    def wait_for_start(self) -> None:
-        """Block until it has been created, or runs, or has failed. Raises SetupError, ContainerLostError."""
-        before = self.state
+    def wait_for_start(self, before: State) -> None:
+        """Block until its state no longer is *before*. Raises SetupError, ContainerLostError when it has failed."""
         while self.state is before:
             if not self._receive():
                 select_one(self._status.fileno(), None)
         if self._error is not None:
-            if self.terminal is not None:  # nobody will take it any more
-                os.close(self.terminal)
-                self.terminal = None
             raise self._error
         if self._exit is not None:
             raise NotRunningError(self.id)  # killed while it was created
@@ -159,15 +155,14 @@ class NativeProcess(ContainerProcess):
 
     def close(self) -> None:
         self._status.close()
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+        pidfd, self.pidfd = self.pidfd, -1
+        terminal, self.terminal = self.terminal, None
+        for fd in (pidfd, terminal):
+            if fd is not None and fd >= 0:
+                os.close(fd)
 
     def __del__(self) -> None:
-        if hasattr(self, "_status"):
-            self._status.close()
-        if getattr(self, "pidfd", -1) >= 0:
-            os.close(self.pidfd)
+        self.close()
 
 
 def select_one(fd: int, timeout: float | None) -> None:
