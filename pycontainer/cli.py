@@ -40,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ContainerError as error:
         _complain(error)
         return exit_code(error)
+    except BrokenPipeError:
+        # Whoever read our output has left, as head(1) does. /dev/null, or the interpreter's last flush would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + 13
     except OSError as error:
         _complain(error)
         return 125

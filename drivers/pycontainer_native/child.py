@@ -254,9 +254,11 @@ def become_init() -> None:
         return
     try:
         libc.prctl(abi.PR_SET_NAME, b"init", 0, 0, 0)
-        # Holding the payload's stdio would keep its pipes open, holding the channel would hide its execve.
+        # Holding the payload's stdio would keep its pipes open, holding the channel would hide its execve, and what the
+        # set-up has opened leads to the host: with CAP_SYS_PTRACE the payload could follow it in /proc/1/fd.
         for fd in (0, 1, 2, abi.CHANNEL_FD):
             os.close(fd)
+        syscall(abi.NR["close_range"], abi.REPORT_FD + 1, ctypes.c_long(0xFFFFFFFF), 0)
         while True:
             number = signal.sigwaitinfo(every).si_signo
             if number != signal.SIGCHLD:

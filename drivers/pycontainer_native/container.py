@@ -11,7 +11,7 @@ import marshal
 import os
 import select
 import sys
-from time import monotonic
+from time import monotonic, sleep
 
 from pycontainer_native import abi
 from pycontainer_native.child import EXEC, FAILED, GATE, TERMINAL, bind, child, descriptors, send, slots, syscall
@@ -51,8 +51,10 @@ class CgroupRoot:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.stat(self.path).st_ino == os.fstat(self.fd).st_ino:
                     return
-            except (BlockingIOError, FileNotFoundError):
+            except FileNotFoundError:
                 pass
+            except BlockingIOError:
+                sleep(0.005)  # a sweep has it, and is removing it
             os.close(self.fd)
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), self.path)
 

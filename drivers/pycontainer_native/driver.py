@@ -127,7 +127,9 @@ class NativeDriver(ExecutionDriver):
 
     def explain(self, command: Command) -> Iterator[str]:
         """The steps that starting *command* takes, a line each, without taking them."""
-        return self.compile(command).describe()
+        from pycontainer_native.explain import describe
+
+        return describe(self.compile(command))
 
     # -- start
 

@@ -15,11 +15,12 @@ import json
 import marshal
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
+from pycontainer.process import capability_numbers
 from pycontainer_native import abi, capabilities, mounts
 from pycontainer_native.syscalls import Recorder, Slot, Step
 
@@ -126,24 +127,6 @@ class Plan:
             index -= len(section.steps)
         return "execve", self.program.argv[0].decode("utf-8", "surrogateescape")
 
-    def describe(self) -> Iterator[str]:
-        """One line a step, for people."""
-        for group in self.groups:
-            yield f"launcher: make cgroup {group.base} ({','.join(group.controllers) or 'no controllers'})"
-            for name, value in group.writes:
-                yield f"launcher: write {value} to {name}"
-        names = [f"CLONE_NEW{short}" for short, flag in _FLAG_NAMES if self.flags & flag]
-        if any(group.version == 2 for group in self.groups):
-            names.append("CLONE_INTO_CGROUP")
-        yield f"launcher: clone3({' | '.join(names)})"
-        for section in self.sections:
-            for step in section.steps:
-                yield f"{step.label}: {step.call}({', '.join(map(_shown, step.arguments))})"
-        if self.init:
-            yield "init: fork; the parent reaps and passes signals on"
-        for path in self.program.paths:
-            yield f"execve: execve({_shown(path)}, {_shown(list(self.program.argv))})"
-
     def wire(self, ident: str, target: str = "") -> bytes:
         """The request that the launcher takes; *target* is the cgroup directory of the container to enter."""
         sections = [section.data for section in self.sections]
@@ -153,23 +136,6 @@ class Plan:
         ]
         program = (list(self.program.paths), list(self.program.argv), list(self.program.env))
         return marshal.dumps((ident, self.flags, groups, sections, program, self.init, self.talks, target))
-
-
-_FLAG_NAMES = (
-    ("NS", abi.CLONE_NEWNS), ("PID", abi.CLONE_NEWPID), ("NET", abi.CLONE_NEWNET), ("IPC", abi.CLONE_NEWIPC),
-    ("UTS", abi.CLONE_NEWUTS), ("CGROUP", abi.CLONE_NEWCGROUP),
-)  # fmt: skip
-
-
-def _shown(argument: Any) -> str:
-    if isinstance(argument, bytes):
-        text = argument.decode("utf-8", "replace")
-        return f'"{text}"' if text.isprintable() else f"<{len(argument)} bytes>"
-    if isinstance(argument, list):
-        return f"[{', '.join(map(_shown, argument))}]"
-    if isinstance(argument, tuple):
-        return f"${argument[0]}" if len(argument) == 1 else "buffer"
-    return "AT_FDCWD" if argument == abi.AT_FDCWD else hex(argument) if argument > 4096 else str(argument)
 
 
 def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | None = None, *,
@@ -428,9 +394,10 @@ def finish(
             k.call("prlimit64", 0, number, value, 0)
     # The bounding set needs CAP_SETPCAP, which a change of ids would take away.
     bounding = capabilities.mask(sets["bounding"]) & held
+    names = {number: name for name, number in capability_numbers().items()}
     for number in range(last_capability + 1):
         if not bounding >> number & 1:
-            with k.step(f"drop capability {number} from the bounding set"):
+            with k.step(f"drop {names.get(number, number)} from the bounding set"):
                 k.prctl(abi.PR_CAPBSET_DROP, number)
     with k.step("set groups and ids"):
         gids = [user["gid"], *(gid for gid in user.get("additionalGids", ()) if gid != user["gid"])]
