@@ -146,6 +146,7 @@ IFF_RUNNING = 0x40
 STDIN, STDOUT, STDERR, EXTRA, CHANNEL, CGROUP = range(6)
 #: One v1 hierarchy each, from slot CGROUP on: more than the kernel has controllers.
 FIRST_SLOT = CGROUP + 20
+SLOTS = 4096
 #: The child's end of its channel to the launcher, once foreign descriptors are closed.
 CHANNEL_FD = 3
 #: Where an init, if there is one, writes the payload's wait status.

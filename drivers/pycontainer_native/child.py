@@ -43,7 +43,7 @@ libc = ctypes.PyDLL(None, use_errno=True)
 syscall = libc.syscall
 syscall.restype = ctypes.c_long
 
-slots = [ctypes.c_long(-1) for _ in range(4096)]
+slots = [ctypes.c_long(-1) for _ in range(abi.SLOTS)]
 _constants: dict[int, ctypes.c_long] = {}
 _sections: dict[bytes, list[Bound]] = {}
 

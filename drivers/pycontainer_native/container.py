@@ -98,6 +98,10 @@ class StepFailed(Exception):
         self.errno = error
 
 
+class DiedError(StepFailed):
+    """The process that the request was for is dead: killed while it waited, or with the container that it joined."""
+
+
 class Container:
     """One container's life, from the clone of its first process to the last message about it.
 
@@ -206,7 +210,7 @@ class Container:
     def dispatch(self, request: tuple[Any, ...], message: bytes, fds: list[int], status: socket.socket) -> None:
         """Set the limits and let the first process go on with *request*, which is *message*.
 
-        Raises StepFailed; BrokenPipeError when the process has died while it waited.
+        Raises StepFailed, DiedError.
         """
         _, _, groups, _, _, with_init, talks, _ = request
         for base, _, _, _, writes, _ in groups:
@@ -226,6 +230,8 @@ class Container:
         try:
             rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
             self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
+        except OSError as error:
+            raise DiedError("send the plan", error.errno or errno.EPROTO) from None
         finally:
             if report >= 0:
                 os.close(report)
@@ -257,6 +263,7 @@ class Container:
                 self.at_exec = True
             elif kind == GATE:
                 self.at_gate = True
+                self.launcher.starting.discard(self)
                 self.tell("created", fds=self._descriptors())
             elif kind == TERMINAL:
                 self.terminal = descriptors(control)[0]
@@ -356,6 +363,12 @@ class Container:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+            for root in self.roots:
+                if root.version == 1:
+                    try:
+                        root.write(f"{self.name}/freezer.state", "THAWED")  # v1's frozen processes do not take it
+                    except OSError:
+                        pass  # it is not the freezer's hierarchy
 
     def kill_cgroup(self, root: CgroupRoot) -> None:
         """One round of SIGKILL to everything in the container's directory of *root*, and below."""
@@ -399,6 +412,7 @@ class Container:
     def close(self) -> None:
         """Forget it."""
         self.launcher.containers.discard(self)
+        self.launcher.starting.discard(self)
         for end in (self.status, self.channel):
             if end is not None:
                 self.launcher.forget(end.fileno())

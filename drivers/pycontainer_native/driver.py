@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal as signals
 import socket
@@ -19,21 +21,31 @@ from pycontainer.driver import (
     State,
     Stdio,
 )
-from pycontainer.errors import AlreadyExistsError, InvalidCommandError, NotRunningError, UnsupportedError
+from pycontainer.errors import (
+    AlreadyExistsError,
+    ContainerError,
+    InvalidCommandError,
+    NotRunningError,
+    UnsupportedError,
+)
 from pycontainer.process import capability_numbers
 from pycontainer.spec import process_to_oci, to_oci
 from pycontainer_native import plan
-from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, sweep
+from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
 from pycontainer_native.client import LauncherClient, LauncherGoneError
 from pycontainer_native.process import NativeProcess
 
 if TYPE_CHECKING:
-    from pycontainer.command import Command, Process
+    from pycontainer.command import Command, Process, Resources
+    from pycontainer.stats import Stats
 
 FEATURES = frozenset(
     {
         Feature.CREATE,
         Feature.EXEC,
+        Feature.PAUSE,
+        Feature.STATS,
+        Feature.UPDATE,
         Feature.TTY,
         Feature.INIT,
         Feature.HOST_ROOTFS,
@@ -154,7 +166,12 @@ class NativeDriver(ExecutionDriver):
         if stdio.size is not None:
             spec["consoleSize"] = {"height": stdio.size[0], "width": stdio.size[1]}
         compiled = plan.compile_exec(spec, container.joins, container.namespaces, self.host)
-        return self._launch(container.command, compiled, stdio, container)
+        try:
+            return self._launch(container.command, compiled, stdio, container)
+        except SetupError:
+            if container.has_ended:  # it took the new process along
+                raise NotRunningError(id) from None
+            raise
 
     def _begin(self, command: Command, stdio: Stdio, *, hold: bool) -> NativeProcess:
         problems = self.validate(command)
@@ -245,6 +262,45 @@ class NativeDriver(ExecutionDriver):
         """The live cgroup of container *id*."""
         return self._running(id).cgroup()
 
+    def pause(self, id: str) -> None:
+        process = self._running(id)
+        if process.state is not State.RUNNING:
+            raise NotRunningError(id, process.state.value)
+        if not freezer.can_freeze(process.cgroup()):
+            raise UnsupportedError(self.name, Feature.PAUSE, "the container is in no cgroup that has a freezer")
+        with _gone(id):
+            process.pause()
+
+    def unpause(self, id: str) -> None:
+        process = self._running(id)
+        if process.state is not State.PAUSED:
+            raise ContainerError(f"container {id!r} is not paused: it is {process.state.value}")
+        with _gone(id):
+            process.unpause()
+
+    def stats(self, id: str) -> Stats:
+        from pycontainer_native.cgroups import usage
+
+        process = self._running(id)
+        cgroup = process.cgroup()
+        if missing := usage.uncounted(cgroup):
+            raise UnsupportedError(self.name, Feature.STATS, f"no cgroup counts {', '.join(missing)}")
+        with _gone(id):
+            stats = usage.stats(cgroup, process.pid)
+        if process.has_ended():  # then the pid may have been another process's
+            raise NotRunningError(id)
+        return stats
+
+    def update(self, id: str, resources: Resources) -> None:
+        import attrs
+
+        from pycontainer_native.cgroups.limits import Limits
+        from pycontainer_native.cgroups.update import update
+
+        cgroup = self.cgroup(id)
+        with _gone(id):
+            update(cgroup, Limits(**attrs.asdict(resources)))
+
     def close(self) -> None:
         with self._lock:
             launcher, self._launcher = self._launcher, None
@@ -258,6 +314,17 @@ class NativeDriver(ExecutionDriver):
             self._launcher = None
         self._lock = threading.Lock()
         self._processes = weakref.WeakValueDictionary()
+
+
+@contextlib.contextmanager
+def _gone(id: str) -> Iterator[None]:
+    """What the kernel says of a cgroup or a process that has gone, as a NotRunningError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENODEV, errno.ENOENT, errno.ESRCH):
+            raise
+        raise NotRunningError(id) from None
 
 
 _drivers: weakref.WeakSet[NativeDriver] = weakref.WeakSet()

@@ -39,7 +39,7 @@ import sys
 
 from pycontainer_native import abi
 from pycontainer_native.child import MEMFD, bind, descriptors, libc, send, syscall, unpack
-from pycontainer_native.container import CgroupRoot, Container, StepFailed
+from pycontainer_native.container import CgroupRoot, Container, DiedError, StepFailed
 
 TYPE_CHECKING = False  # typing would double the time that the import of this module takes
 if TYPE_CHECKING:
@@ -112,18 +112,20 @@ class Launcher:
             request, _ = unpack(message, fds[-1:]) if message != MEMFD else unpack(message, [os.dup(fds[-1])])
             for section in request[3][1:]:
                 bind(section)  # here rather than in each child anew
-            if request[7]:
-                container = self.join(request[7], request[3][0])
-                container.dispatch(request, message, fds[1:], status)
+            _, namespaces, groups, sections, _, _, _, target = request
+            if target:
+                container = self.join(target, sections[0])
             else:
-                self.wanted = (request[1], [(*group[:4], [], group[5]) for group in request[2]], request[3][0])
+                self.wanted = (namespaces, [(*group[:4], [], group[5]) for group in groups], sections[0])
                 container = self.take_spare()
-                try:
-                    container.dispatch(request, message, fds[1:], status)
-                except BrokenPipeError:  # somebody killed the spare
-                    container = None
-                    container = self.prepare()
-                    container.dispatch(request, message, fds[1:], status)
+            try:
+                container.dispatch(request, message, fds[1:], status)
+            except DiedError:
+                if target:
+                    raise
+                container = None  # somebody killed the spare
+                container = self.prepare()
+                container.dispatch(request, message, fds[1:], status)
         except StepFailed as error:
             if container is not None:
                 container.reject(status, error.label, error.errno)
@@ -189,7 +191,7 @@ class Launcher:
 
     def run(self) -> None:
         """Until the caller has left and no container is left."""
-        starts = 0
+        rounds = 0
         while self.running or self.containers:
             # Not while a container is starting: it would have to wait for its turn.
             makes_spare = self.running and self.spare is None and bool(self.wanted) and not self.starting
@@ -202,9 +204,9 @@ class Launcher:
                     handler()
             for container in list(self.unfinished):
                 container.finish()
-            starts += 1
-            if starts % 4096 == 0:
-                gc.collect()
+            rounds += 1
+            if rounds % 4096 == 0:
+                gc.collect()  # an exception's traceback may be a cycle, and nobody else collects here
 
     def close(self) -> None:
         """Remove the launcher's own cgroups."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
+from pycontainer.errors import InvalidCommandError
 from pycontainer.process import capability_numbers
 from pycontainer_native import abi, capabilities, mounts
 from pycontainer_native.syscalls import Recorder, Slot, Step
@@ -190,6 +191,10 @@ def _section(build: Callable[..., None], first_slot: int, *inputs: Any) -> Secti
 def _record(build: Callable[..., None], first_slot: int, *inputs: Any) -> Section:
     k = Recorder(first_slot)
     build(k, *inputs)
+    if k.slots > abi.SLOTS:
+        raise InvalidCommandError(
+            "mounts", f"the plan needs {k.slots} slots, and there are {abi.SLOTS}: too many mounts"
+        )
     steps = tuple(k.steps)
     data = [(abi.NR[s.call], s.arguments, s.out, dict(s.accept), s.skip, s.check) for s in steps]
     return Section(steps, k.slots, marshal.dumps(data, 2))

@@ -12,6 +12,12 @@ from pycontainer_native import abi
 from pycontainer_native.cgroups import Layout
 
 _CONTROLLERS = {Feature.MEMORY: "memory", Feature.CPU: "cpu", Feature.CPUSET: "cpuset", Feature.PIDS: "pids"}
+#: What verbs need of the hierarchies: one of each tuple. cgroup2 freezes and counts CPU time without any controller.
+_NEEDS = {
+    Feature.PAUSE: [("cgroup2", "freezer")],
+    Feature.STATS: [("cgroup2", "cpuacct"), ("memory",), ("pids",)],
+    Feature.UPDATE: [("memory", "cpu", "cpuset", "pids")],
+}
 _CAP_SYS_ADMIN = 21
 
 
@@ -63,6 +69,19 @@ def _feature(feature: Feature, layout: Layout, cause: str, remedy: str) -> Featu
             cause=f"no cgroup hierarchy that can be written to has the controller {controller}",
             remedy=f"mount one, or enable {controller} in cgroup.subtree_control of the parent cgroup",
         )
+    if feature in _NEEDS:
+        missing = [
+            " or ".join(names)
+            for names in _NEEDS[feature]
+            if not any(
+                place.writable and (place.controllers & {*names} or (place.version == 2 and "cgroup2" in names))
+                for place in layout.hierarchies
+            )
+        ]
+        if missing:
+            cause = f"no cgroup hierarchy that can be written to has {' and none has '.join(missing)}"
+            return FeatureProbe(False, cause=cause, remedy="mount the hierarchies below /sys/fs/cgroup")
+        return FeatureProbe(True, f"cgroups: {layout.mode}")
     if feature is Feature.HOST_ROOTFS:
         with open("/proc/filesystems", encoding="ascii") as file:
             if "\toverlay\n" in file.read():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pycontainer.driver import ContainerProcess, ExitStatus, State
 from pycontainer.errors import ContainerError, ContainerLostError, NotRunningError, SetupError, WaitTimeoutError
-from pycontainer_native.cgroups import Cgroup
+from pycontainer_native.cgroups import Cgroup, freezer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,6 +110,17 @@ class NativeProcess(ContainerProcess):
         with contextlib.suppress(OSError):  # then it is dead, and wait_for_start says how
             self._status.send(b"s", socket.MSG_NOSIGNAL)
 
+    def has_ended(self) -> bool:
+        """Whether its main process has, which may be a moment before poll() says how."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its first process is dead, also when the launcher has not said so yet."""
+        return self.pidfd < 0 or bool(select_one(self.pidfd, 0))
+
     @property
     def joins(self) -> int:
         """How many v1 hierarchies it has joined."""
@@ -118,6 +129,27 @@ class NativeProcess(ContainerProcess):
     def cgroup(self) -> Cgroup:
         """Its live cgroup."""
         return Cgroup(tuple((g.version, g.controllers, f"{g.base}/{self.directory}") for g in self._groups))
+
+    # -- the freezer
+
+    def pause(self) -> None:
+        """Freeze everything in it. Raises ContainerError when something in it does not stop; OSError: it is gone."""
+        if not freezer.freeze(self.cgroup()):
+            raise ContainerError(
+                f"container {self.id!r} cannot be paused: a process in it did not stop within {freezer.TIMEOUT:g} s, "
+                "and everything goes on"
+            )
+        self._change_state(State.RUNNING, State.PAUSED)
+
+    def unpause(self) -> None:
+        """Let everything in it go on. Raises OSError when it is gone."""
+        freezer.thaw(self.cgroup())
+        self._change_state(State.PAUSED, State.RUNNING)
+
+    def _change_state(self, before: State, after: State) -> None:
+        with self._lock:
+            if self.state is before:  # else it ended in the meantime
+                self.state = after
 
     # -- ContainerProcess
 
@@ -149,6 +181,8 @@ class NativeProcess(ContainerProcess):
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 signals.pidfd_send_signal(self.pidfd, signal)
+            if signal == signals.SIGKILL:
+                freezer.let_die(self.cgroup())
 
     def fileno(self) -> int:
         return self._status.fileno()
@@ -165,11 +199,11 @@ class NativeProcess(ContainerProcess):
         self.close()
 
 
-def select_one(fd: int, timeout: float | None) -> None:
+def select_one(fd: int, timeout: float | None) -> list[tuple[int, int]]:
     """Wait until *fd* is readable, at most *timeout* seconds. Not select(2): descriptors may be beyond 1024."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    poll.poll(None if timeout is None else max(0, round(timeout * 1000 + 0.5)))
+    return poll.poll(None if timeout is None else max(0, round(timeout * 1000 + 0.5)))
 
 
 def _reason(code: int | None, signal: int | None, oom_kills: int, note: str) -> str:

@@ -5,11 +5,12 @@ cgroup-v2.rst, "cgroup.freeze"; cgroup-v1/freezer-subsystem.rst.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import time
 
-from pycontainer_native.cgroups.live import Cgroup
+from pycontainer_native.cgroups.live import Cgroup, write
 
 #: How long a process may take to stop: one in the middle of a disk's or a network file system's work does not (seconds).
 TIMEOUT = 10.0
@@ -36,18 +37,16 @@ def thaw(cgroup: Cgroup) -> None:
     """Let everything inside go on. Raises OSError (ENODEV, ENOENT) when the cgroup is gone."""
     version, path = _freezer(cgroup)
     if version == 2:
-        _write(f"{path}/cgroup.freeze", "0")
+        write(f"{path}/cgroup.freeze", "0")
     else:
-        _write(f"{path}/freezer.state", "THAWED")
+        write(f"{path}/freezer.state", "THAWED")
 
 
 def let_die(cgroup: Cgroup) -> None:
     """Thaw a cgroup that a SIGKILL was sent to: v1's frozen processes take none, cgroup2's do."""
     if can_freeze(cgroup) and _freezer(cgroup)[0] == 1:
-        try:
+        with contextlib.suppress(OSError):  # it is gone already
             thaw(cgroup)
-        except OSError:
-            pass  # it is gone: dead
 
 
 def _freezer(cgroup: Cgroup) -> tuple[int, str]:
@@ -62,7 +61,7 @@ def _freeze_v2(path: str, timeout: float) -> bool:
     try:
         poll = select.poll()
         poll.register(events, select.POLLPRI)
-        _write(f"{path}/cgroup.freeze", "1")
+        write(f"{path}/cgroup.freeze", "1")
         while b"frozen 1" not in os.pread(events, 4096, 0):
             left = deadline - time.monotonic()
             if left <= 0:
@@ -78,7 +77,7 @@ def _freeze_v1(path: str, timeout: float) -> bool:
     deadline = time.monotonic() + timeout
     pause = 0.001
     while True:
-        _write(file, "FROZEN")  # again each time: it stops what was not ready to stop, or was forked since
+        write(file, "FROZEN")  # again each time: it stops what was not ready to stop, or was forked since
         with open(file) as state:
             if state.read() == "FROZEN\n":
                 return True
@@ -86,11 +85,3 @@ def _freeze_v1(path: str, timeout: float) -> bool:
             return False
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
-
-
-def _write(path: str, value: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, value.encode())
-    finally:
-        os.close(descriptor)

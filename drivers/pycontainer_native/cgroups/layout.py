@@ -25,8 +25,11 @@ LAUNCHER_DIRECTORY = re.compile(PREFIX + "[0-9a-f]{12,64}")
 #: The counter's name in the file that :attr:`Group.oom_events` names.
 OOM_KEY = "oom_kill"
 
-#: Joined wherever they are: they limit, count, and tell of an out-of-memory kill. cpuset is joined only when asked for.
-JOINED = frozenset({"memory", "pids", "cpu", "cpuacct"})
+#: Joined on v1 wherever they are: they limit, at the start or by an update, count, and tell of an out-of-memory kill.
+JOINED = frozenset({"memory", "pids", "cpu", "cpuacct", "cpuset", "blkio"})
+#: Enabled on cgroup2 wherever they are. The others wait until they are asked for: there a container that runs can still
+#: get them, and cpu cannot be enabled while a real-time process runs below the root.
+COUNTING = frozenset({"memory", "pids", "io"})
 LIMITING = frozenset({"memory", "pids", "cpu", "cpuset"})
 
 
@@ -63,7 +66,7 @@ class Group:
     #: (file name, value) for the container's directory, in the order to write.
     writes: tuple[tuple[str, str], ...] = ()
     #: (file name, value) for the launcher's own directory. v1's cpuset has them: there a child may
-    #: have only what its parent has, and a new cgroup has nothing.
+    #: have only what its parent has, and a new cgroup has nothing unless told to take its parent's.
     parent_writes: tuple[tuple[str, str], ...] = ()
     #: v2: controllers to enable, as ``+name``, in the base and in the launcher's directory.
     enable: tuple[str, ...] = ()
@@ -90,9 +93,9 @@ class Layout:
     def groups(self, resources: Mapping[str, Any], cgroup_parent: str | None = None) -> tuple[Group, ...]:
         """The groups of a container with these *resources* (``linux.resources`` of the OCI runtime spec).
 
-        They are: the cgroup2 one always; memory, pids, cpu and cpuacct
-        wherever they are; cpuset when asked for; freezer where no cgroup2
-        freezes.  *cgroup_parent* is a cgroup that exists: relative, below the
+        They are: the cgroup2 one always; memory, pids, cpu, cpuacct, cpuset
+        and blkio wherever they are; freezer where no cgroup2 freezes.
+        *cgroup_parent* is a cgroup that exists: relative, below the
         hierarchy's base, absolute, below its mount.  A hierarchy that does not
         have it is used as without it; one at least must have it.
 
@@ -106,7 +109,7 @@ class Layout:
         usable = [place for place in places if place.writable]
         asked = {*limits.needs().values()}
         wanted = JOINED | asked | (set() if any(place.version == 2 for place in usable) else {"freezer"})
-        joined = (place for place in usable if place.version == 2 or place.controllers & wanted)
+        joined = (place for place in usable if place.version == 2 or _joinable(place, asked) & wanted)
         return tuple(_group(place, limits, asked) for place in joined)
 
     def check(self, resources: Mapping[str, Any], cgroup_parent: str | None = None) -> list[tuple[str, str]]:
@@ -224,12 +227,21 @@ def _missing(limits: Limits, places: Iterable[Hierarchy]) -> Iterator[tuple[str,
             yield field, f"needs a cgroup below {having[0].base}, which is not writable"
 
 
+def _joinable(place: Hierarchy, asked: set[str]) -> frozenset[str]:
+    """The controllers of a v1 hierarchy; without cpuset where the base has no CPUs to hand on, unless it is asked for."""
+    if "cpuset" in place.controllers - asked and not all(_effective(place.base, kind) for kind in ("cpus", "mems")):
+        return place.controllers - {"cpuset"}
+    return place.controllers
+
+
+def _effective(base: str, kind: str) -> str:
+    return _read(f"{base}/cpuset.effective_{kind}").strip()
+
+
 def _group(place: Hierarchy, limits: Limits, asked: set[str]) -> Group:
     writes: list[tuple[str, str]] = []
     if place.version == 2:
-        # memory and pids always, for their counters. cpu only when asked for: it cannot be enabled
-        # while a real-time process runs below the root, and its usage is counted without it.
-        enable = tuple(sorted(place.controllers & LIMITING & ({"memory", "pids"} | asked)))
+        enable = tuple(sorted(place.controllers & (COUNTING | asked)))
         if limits.any():
             from pycontainer_native.cgroups import v2
 
@@ -238,11 +250,14 @@ def _group(place: Hierarchy, limits: Limits, asked: set[str]) -> Group:
         return Group(place.base, 2, enable, tuple(writes), enable=enable, oom_events=oom_events)
     controllers = tuple(sorted(place.controllers))
     parent_writes: list[tuple[str, str]] = []
-    if limits.any() or "cpuset" in controllers:
+    if limits.any():
         from pycontainer_native.cgroups import v1
 
         writes = v1.writes(controllers, limits, place.base)
-        parent_writes = v1.writes({*controllers} & {"cpuset"}, Limits(), place.base)
+    if "cpuset" in controllers:
+        # A new cgroup has no CPUs and no memory nodes, and ENOSPC for who joins it, unless it clones its parent's.
+        parent_writes.append(("cgroup.clone_children", "1"))
+        parent_writes += ((f"cpuset.{kind}", _effective(place.base, kind)) for kind in ("cpus", "mems"))
     oom_events = "memory.oom_control" if "memory" in controllers else ""
     return Group(place.base, 1, controllers, tuple(writes), tuple(parent_writes), oom_events=oom_events)
 

@@ -187,16 +187,19 @@ def _tree(path: str) -> list[str]:
     return found
 
 
-def _write(path: str, value: str) -> bool:
-    """One write to a cgroup's file; false when it is not there, or does not take it."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
+def write(path: str, value: str) -> None:
+    """One write to a cgroup's file. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(descriptor, value.encode())
-    except OSError:
-        return False
     finally:
         os.close(descriptor)
+
+
+def _write(path: str, value: str) -> bool:
+    """Whether the file is there and takes *value*."""
+    try:
+        write(path, value)
+    except OSError:
+        return False
     return True

@@ -40,10 +40,7 @@ def writes(controllers: Collection[str], limits: Limits, base: str) -> list[tupl
     if "pids" in controllers:
         recorded += Pids(base).record(max=limits.pids_limit)
     if "cpuset" in controllers:
-        # A new cgroup has no CPUs and no memory nodes, and ENOSPC for who joins it, until both are written.
-        cpuset = CpuSet(base)
-        cpus, mems = numbers(limits.cpuset_cpus), numbers(limits.cpuset_mems)
-        recorded += cpuset.record(cpus=cpus or cpuset.effective_cpus, mems=mems or cpuset.effective_mems)
+        recorded += CpuSet(base).record(cpus=numbers(limits.cpuset_cpus), mems=numbers(limits.cpuset_mems))
     return recorded
 
 
