@@ -26,6 +26,7 @@ from pycontainer.errors import (
     ContainerError,
     InvalidCommandError,
     NotRunningError,
+    SetupError,
     UnsupportedError,
 )
 from pycontainer.process import capability_numbers
@@ -287,7 +288,7 @@ class NativeDriver(ExecutionDriver):
             raise UnsupportedError(self.name, Feature.STATS, f"no cgroup counts {', '.join(missing)}")
         with _gone(id):
             stats = usage.stats(cgroup, process.pid)
-        if process.has_ended():  # then the pid may have been another process's
+        if process.has_ended:  # then the pid may have been another process's
             raise NotRunningError(id)
         return stats
 

@@ -110,12 +110,6 @@ class NativeProcess(ContainerProcess):
         with contextlib.suppress(OSError):  # then it is dead, and wait_for_start says how
             self._status.send(b"s", socket.MSG_NOSIGNAL)
 
-    def has_ended(self) -> bool:
-        """Whether its main process has, which may be a moment before poll() says how."""
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(0))
-
     @property
     def has_ended(self) -> bool:
         """Whether its first process is dead, also when the launcher has not said so yet."""

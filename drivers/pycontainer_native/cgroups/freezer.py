@@ -12,7 +12,7 @@ import time
 
 from pycontainer_native.cgroups.live import Cgroup, write
 
-#: How long a process may take to stop: one in the middle of a disk's or a network file system's work does not (seconds).
+#: How long a process may take to stop (seconds): one that waits for a disk or a network file system does not.
 TIMEOUT = 10.0
 
 

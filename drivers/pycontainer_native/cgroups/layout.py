@@ -228,7 +228,7 @@ def _missing(limits: Limits, places: Iterable[Hierarchy]) -> Iterator[tuple[str,
 
 
 def _joinable(place: Hierarchy, asked: set[str]) -> frozenset[str]:
-    """The controllers of a v1 hierarchy; without cpuset where the base has no CPUs to hand on, unless it is asked for."""
+    """A v1 hierarchy's controllers; without cpuset, unless it is asked for, where the base has no CPUs to hand on."""
     if "cpuset" in place.controllers - asked and not all(_effective(place.base, kind) for kind in ("cpus", "mems")):
         return place.controllers - {"cpuset"}
     return place.controllers

@@ -85,7 +85,7 @@ def uncounted(cgroup: Cgroup) -> list[str]:
 
 
 def stats(cgroup: Cgroup, pid: int) -> Stats:
-    """The usage of *cgroup*, and of the network namespace of the process *pid*; nothing of that when it is the caller's.
+    """The usage of *cgroup*, and of the network namespace of the process *pid* unless it is the caller's.
 
     On v1 the kernel counts block io only of a disk whose throttling is in
     use: always up to Linux 6.9, later from the first throttle limit on.
@@ -111,7 +111,7 @@ def memory_used(version: int, path: str) -> tuple[int, int]:
 
 
 def _places(cgroup: Cgroup) -> tuple[dict[str, tuple[int, str]], str]:
-    """(version, directory) by controller, and the directory in cgroup2, which counts some things without controllers."""
+    """(version, directory) by controller, and the one in cgroup2, which counts some things without controllers."""
     places = {name: (version, path) for version, names, path in cgroup.paths for name in names}
     return places, next((path for version, _, path in cgroup.paths if version == 2), "")
 
