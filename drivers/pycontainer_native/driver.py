@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import errno
 import os
 import signal as signals
 import socket
@@ -169,8 +170,9 @@ class NativeDriver(ExecutionDriver):
         compiled = plan.compile_exec(spec, container.joins, container.namespaces, self.host)
         try:
             return self._launch(container.command, compiled, stdio, container)
-        except SetupError:
-            if container.has_ended:  # it took the new process along
+        except SetupError as error:
+            # Its end takes the new process along, and comes a moment later itself (pid_namespaces(7)).
+            if error.errno in (errno.ESRCH, errno.EINTR) and container.has_ended(patience=1.0):
                 raise NotRunningError(id) from None
             raise
 
@@ -288,7 +290,7 @@ class NativeDriver(ExecutionDriver):
             raise UnsupportedError(self.name, Feature.STATS, f"no cgroup counts {', '.join(missing)}")
         with _gone(id):
             stats = usage.stats(cgroup, process.pid)
-        if process.has_ended:  # then the pid may have been another process's
+        if process.has_ended():  # then the pid may have been another process's
             raise NotRunningError(id)
         return stats
 

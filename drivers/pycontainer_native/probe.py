@@ -13,7 +13,7 @@ from pycontainer_native.cgroups import Layout
 
 _CONTROLLERS = {Feature.MEMORY: "memory", Feature.CPU: "cpu", Feature.CPUSET: "cpuset", Feature.PIDS: "pids"}
 #: What verbs need of the hierarchies: one of each tuple. cgroup2 freezes and counts CPU time without any controller.
-_NEEDS = {
+_NEEDS: dict[Feature, list[tuple[str, ...]]] = {
     Feature.PAUSE: [("cgroup2", "freezer")],
     Feature.STATS: [("cgroup2", "cpuacct"), ("memory",), ("pids",)],
     Feature.UPDATE: [("memory", "cpu", "cpuset", "pids")],

@@ -110,10 +110,9 @@ class NativeProcess(ContainerProcess):
         with contextlib.suppress(OSError):  # then it is dead, and wait_for_start says how
             self._status.send(b"s", socket.MSG_NOSIGNAL)
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether its first process is dead, also when the launcher has not said so yet."""
-        return self.pidfd < 0 or bool(select_one(self.pidfd, 0))
+    def has_ended(self, patience: float = 0.0) -> bool:
+        """Whether its main process has, or does within *patience* seconds; poll() may say how only a moment later."""
+        return self.pidfd < 0 or bool(select_one(self.pidfd, patience))
 
     @property
     def joins(self) -> int:

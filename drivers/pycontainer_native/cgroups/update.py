@@ -50,8 +50,8 @@ class Place:
 def update(cgroup: Cgroup, wanted: Limits) -> None:
     """Give *cgroup* the limits *wanted*; a None among them leaves that one as it is.
 
-    Memory and swap together, where only the memory is wanted, stay twice the
-    memory if that is what they were, and else as they are.
+    Memory and swap together, where only the memory is wanted, become twice the
+    memory if they were that, or nothing was limited, and else stay.
 
     Raises InvalidCommandError with the fields of what is refused, after which
     every limit is as it was; OSError (ENODEV, ENOENT) when the cgroup is gone.
@@ -88,7 +88,8 @@ def _complete(wanted: Limits, places: Mapping[str, Place]) -> Limits:
     if (wanted.memory, wanted.memory_swap) != (None, None) and "memory" in places:
         old, together = _memory_limits(places["memory"])
         memory = old if wanted.memory is None else wanted.memory
-        follows = together is not None and old != -1 and abs(together - 2 * old) <= PAGE_SIZE  # v1 rounds each of them
+        # v1 rounds each of them to pages.
+        follows = together is not None and (together == -1 if old == -1 else abs(together - 2 * old) <= PAGE_SIZE)
         if wanted.memory_swap == 0 or (wanted.memory_swap is None and follows):
             together = -1 if memory == -1 else 2 * memory
         elif wanted.memory_swap is not None:
