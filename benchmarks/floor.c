@@ -45,7 +45,7 @@
 
 enum { SETUP_FAILED = 125 };
 
-static const char *const V1_CONTROLLERS[] = {"memory", "pids", "cpu", "cpuacct"};
+static const char *const V1_CONTROLLERS[] = {"memory", "pids", "cpu", "cpuacct", "blkio", "cpuset"};
 static const char *const MASKED[] = {
     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
     "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
@@ -97,6 +97,20 @@ static int cgroup_path(char *path, size_t size, const char *controller, const ch
     return 1;
 }
 
+/* A new cpuset has no CPUs and no memory nodes, and lets nobody join: it gets the root's. */
+static void fill_cpuset(const char *path, const char *file)
+{
+    char from[512], to[512], value[4096];
+    snprintf(from, sizeof from, "%s/cpuset/%s", CGROUPS, file);
+    snprintf(to, sizeof to, "%s/%s", path, file);
+    int in = must("open", from, open(from, O_RDONLY | O_CLOEXEC));
+    ssize_t length = must("read", from, read(in, value, sizeof value));
+    int out = must("open", to, open(to, O_WRONLY | O_CLOEXEC));
+    must("write", to, write(out, value, length));
+    close(in);
+    close(out);
+}
+
 /* Directories in every hierarchy, the tasks files of the v1 ones; returns the unified one's descriptor or -1. */
 static int make_cgroups(const char *id, int tasks[LENGTH(V1_CONTROLLERS)])
 {
@@ -107,6 +121,10 @@ static int make_cgroups(const char *id, int tasks[LENGTH(V1_CONTROLLERS)])
             continue;
         if (mkdir(path, 0755) < 0 && errno != EEXIST) /* cpu and cpuacct are one hierarchy on some hosts */
             must("mkdir", path, -1);
+        if (!strcmp(V1_CONTROLLERS[i], "cpuset")) {
+            fill_cpuset(path, "cpuset.cpus");
+            fill_cpuset(path, "cpuset.mems");
+        }
         strcat(path, "/tasks");
         tasks[i] = must("open", path, open(path, O_WRONLY | O_CLOEXEC));
     }

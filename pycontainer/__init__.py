@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         DriverUnavailableError,
         InvalidCommandError,
         NotRunningError,
+        RequirementError,
         SetupError,
         UnsupportedError,
         WaitTimeoutError,
@@ -89,6 +90,7 @@ __all__ = [
     "Pressure",
     "Probe",
     "Process",
+    "RequirementError",
     "Resources",
     "Rlimit",
     "SetupError",
@@ -111,8 +113,8 @@ _HOMES = {
     "command": "Command Mount Network Process Resources Rlimit",
     "driver": "ContainerInfo ContainerProcess ExecutionDriver ExitStatus Feature FeatureProbe Probe State Stdio",
     "errors": "AlreadyExistsError ContainerError ContainerExitError ContainerLostError DriverConflictError "
-    "DriverNotFoundError DriverUnavailableError InvalidCommandError NotRunningError SetupError UnsupportedError "
-    "WaitTimeoutError",
+    "DriverNotFoundError DriverUnavailableError InvalidCommandError NotRunningError RequirementError SetupError "
+    "UnsupportedError WaitTimeoutError",
     "hookspecs": "hookimpl",
     "plugins": "InstalledDriver drivers get_driver",
     "rootfs": "HostView",

@@ -10,44 +10,37 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 from attrs import frozen
 
 from pycontainer._exchange import Exchange
 from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
-from pycontainer.driver import ContainerProcess, ExecutionDriver, ExitStatus, Stdio
-from pycontainer.errors import ContainerError, ContainerExitError, WaitTimeoutError, add_note
+from pycontainer.driver import ContainerProcess, ExecutionDriver, ExitStatus, Feature, Stdio
+from pycontainer.errors import ContainerError, ContainerExitError, NotRunningError, WaitTimeoutError, add_note
 from pycontainer.lifecycle import ExecLifecycle, Lifecycle
 from pycontainer.plugins import get_driver
 from pycontainer.stdio import PIPE, Streams, TtyTerminal
 
 if TYPE_CHECKING:
-    import os
-
     import psutil
     from typing_extensions import Self, Unpack
 
     from pycontainer.rootfs import HostView
+    from pycontainer.stats import Stats
     from pycontainer.stdio import Input, Output
 
 __all__ = ["CommandKeywords", "CompletedContainer", "Container", "run"]
 
 
-class CommandKeywords(TypedDict, total=False):
-    """The keywords of :meth:`Command.of`, for type checkers: ``run`` and ``Container`` take all of them."""
+class LimitKeywords(TypedDict, total=False):
+    """The keywords of :meth:`Container.update`, for type checkers."""
 
-    rootfs: str | os.PathLike[str] | HostView | None
-    env: Mapping[str, str] | None
-    cwd: str | os.PathLike[str]
-    user: str | int | None
-    groups: Iterable[str | int]
-    additional_groups: Iterable[str | int]
-    hostname: str | None
     memory: int | str | None
     memory_swap: int | str | None
     cpus: float | None
@@ -57,6 +50,18 @@ class CommandKeywords(TypedDict, total=False):
     pids_limit: int | None
     cpuset_cpus: str | None
     cpuset_mems: str | None
+
+
+class CommandKeywords(LimitKeywords, total=False):
+    """The keywords of :meth:`Command.of`, for type checkers: ``run`` and ``Container`` take all of them."""
+
+    rootfs: str | os.PathLike[str] | HostView | None
+    env: Mapping[str, str] | None
+    cwd: str | os.PathLike[str]
+    user: str | int | None
+    groups: Iterable[str | int]
+    additional_groups: Iterable[str | int]
+    hostname: str | None
     mounts: Iterable[Mount]
     network: Network | str | None
     tty: bool
@@ -114,6 +119,7 @@ def run(
     timeout: float | None = None,
     check: bool = False,
     driver: str | ExecutionDriver | None = None,
+    require: Iterable[Feature | str] | None = None,
     output_limit: int | str | None = None,
     **fields: Unpack[CommandKeywords],
 ) -> CompletedContainer:
@@ -129,7 +135,6 @@ def run(
     Raises ContainerExitError with *check*, and what :class:`Container` raises.
     """
     begin = time.monotonic()
-    began = time.monotonic()
     with Container(
         argv,
         **_streams(input, stdin, stdout, stderr, capture_output),
@@ -137,6 +142,7 @@ def run(
         encoding=encoding,
         errors=errors,
         driver=driver,
+        require=require,
         output_limit=output_limit,
         **fields,
     ) as container:
@@ -214,13 +220,14 @@ class Container:
         encoding: str | None = None,
         errors: str | None = None,
         driver: str | ExecutionDriver | None = None,
+        require: Iterable[Feature | str] | None = None,
         output_limit: int | str | None = None,
         start: bool = True,
         **fields: Unpack[CommandKeywords],
     ) -> None:
         command = Command.of(argv, **fields)  # pyright: ignore[reportArgumentType]  # a TypedDict may hold more
         self._set_up(
-            Lifecycle(get_driver(driver), command), stdin, stdout, stderr, text, encoding, errors, output_limit
+            Lifecycle(_driver(driver, require), command), stdin, stdout, stderr, text, encoding, errors, output_limit
         )
         if start:
             self.start()
@@ -490,7 +497,6 @@ class Container:
             rlimits=own.rlimits,
             no_new_privileges=own.no_new_privileges,
         )
-        began = time.monotonic()
         further = object.__new__(Container)
         streams = _streams(input, stdin, stdout, stderr, capture_output)
         further._set_up(
@@ -513,19 +519,73 @@ class Container:
         """Let it go on after :meth:`pause`. Raises NotRunningError; ContainerError when it is not paused."""
         self._life.unpause()
 
-    def stats(self) -> Any:
+    def stats(self) -> Stats:
         """What it has used until now. Feature.STATS; raises NotRunningError."""
         return self._life.stats()
 
-    def update(self, **limits: Any) -> None:
-        """Other limits from now on, the fields of Resources. Feature.UPDATE; raises NotRunningError."""
-        self._life.update(Resources(**limits))
+    def iter_stats(self, interval: float = 1.0) -> Iterator[Stats]:
+        """:meth:`stats` now and then every *interval* seconds, until it has ended.
+
+        The difference of two is what was used in between, their ``time``
+        says how long that was.  Raises what :meth:`stats` does, but
+        NotRunningError for the first one alone.
+        """
+        if not interval > 0:
+            raise ValueError(f"interval must be more than 0, not {interval!r}")
+        return self._each_stats(interval)
+
+    def _each_stats(self, interval: float) -> Iterator[Stats]:
+        import select
+
+        stats = self.stats()
+        assert self.pid is not None
+        due = time.monotonic()
+        try:
+            ended = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            yield stats
+            return
+        try:
+            poll = select.poll()
+            poll.register(ended, select.POLLIN)
+            while True:
+                yield stats
+                due = max(due + interval, time.monotonic())
+                if poll.poll(max(0.0, due - time.monotonic()) * 1000):
+                    return
+                try:
+                    stats = self.stats()
+                except NotRunningError:
+                    return
+        finally:
+            os.close(ended)
+
+    def update(self, **limits: Unpack[LimitKeywords]) -> None:
+        """Other limits from now on; those that are not given stay.
+
+        *limits* are the fields of :class:`Resources`, and *cpus* as in
+        :meth:`Command.of`.  Where only the memory is given, memory and swap
+        together are twice that, unless another *memory_swap* was given before.
+
+        Feature.UPDATE.  Raises InvalidCommandError for a limit that cannot be
+        applied, as of memory below what is in use; then every limit is as it
+        was.  Raises NotRunningError.
+        """
+        self._life.update(Resources.of(**limits))
 
     def resize(self, height: int, width: int) -> None:
         """Set its terminal's size, in characters. Raises ContainerError without ``tty=True``."""
         if self.terminal is None:
             raise ContainerError(f"container {self.id!r} has no terminal")
         self.terminal.resize(height, width)
+
+
+def _driver(driver: str | ExecutionDriver | None, require: Iterable[Feature | str] | None) -> ExecutionDriver:
+    if require is None:
+        return get_driver(driver)
+    from pycontainer.requirements import choose_driver
+
+    return choose_driver(require, driver)
 
 
 def _size(limit: int | str | None) -> int | None:

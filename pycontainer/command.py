@@ -78,6 +78,15 @@ class Resources:
     cpuset_cpus: str | None = None
     cpuset_mems: str | None = None
 
+    @classmethod
+    def of(cls, *, cpus: float | None = None, **limits: Any) -> Resources:
+        """From keywords, *cpus* being a number of processors: a quota in a period of 100000 us."""
+        if cpus is not None:
+            if (limits.get("cpu_quota"), limits.get("cpu_period")) != (None, None):
+                refuse("resources.cpu_quota", "cpus says the same as cpu_quota and cpu_period: give one of them")
+            limits.update(cpu_quota=check.processors("cpus", cpus), cpu_period=100000)
+        return cls(**limits)
+
     def __attrs_post_init__(self) -> None:
         if self.memory is not None:
             check.integer("resources.memory", self.memory, check.PAGE, 2**63 - 1)
@@ -295,11 +304,7 @@ class Command:
             raise TypeError(_unknown_keyword(next(iter(unknown))))
         if groups and additional_groups:
             refuse("process.additional_groups", "groups is the same under its short name: give one of them")
-        if cpus is not None:
-            if cpu_quota is not None or cpu_period is not None:
-                refuse("resources.cpu_quota", "cpus says the same as cpu_quota and cpu_period: give one of them")
-            cpu_quota, cpu_period = check.processors("cpus", cpus), 100000
-        limits = (memory, memory_swap, cpu_shares, cpu_quota, cpu_period, pids_limit, cpuset_cpus, cpuset_mems)
+        limits = (memory, memory_swap, cpus, cpu_shares, cpu_quota, cpu_period, pids_limit, cpuset_cpus, cpuset_mems)
         return cls(
             id=os.urandom(6).hex() if name is None else name,
             process=Process.of(
@@ -321,9 +326,10 @@ class Command:
             mounts=tuple(map(_from_here, check.several("mounts", mounts))),
             resources=_NO_LIMITS
             if limits.count(None) == len(limits)
-            else Resources(
+            else Resources.of(
                 memory=memory,
                 memory_swap=memory_swap,
+                cpus=cpus,
                 cpu_shares=cpu_shares,
                 cpu_quota=cpu_quota,
                 cpu_period=cpu_period,

@@ -6,6 +6,7 @@
      +-- DriverNotFoundError         no driver of that name is installed
      +-- DriverConflictError         two distributions offer the same name
      +-- DriverUnavailableError      installed, but this host cannot run it (carries the probe)
+     +-- RequirementError            no driver has what is required (carries the reasons)
      +-- UnsupportedError            the driver does not have that feature
      +-- InvalidCommandError         also a ValueError: a field has an impossible value
      +-- NotRunningError             the verb needs a running container
@@ -23,7 +24,7 @@ hidden.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -78,6 +79,23 @@ class DriverUnavailableError(ContainerError):
     def __str__(self) -> str:
         text = f"driver {self.driver!r} cannot be used here: {self.probe.cause or 'unknown cause'}"
         return f"{text} (remedy: {self.probe.remedy})" if self.probe.remedy else text
+
+
+class RequirementError(ContainerError):
+    """No driver that was considered has every feature of *require*.
+
+    :attr:`reasons` has, for each driver in the order in which they were
+    considered, why it cannot serve.
+    """
+
+    def __init__(self, require: Sequence[str], reasons: Mapping[str, Sequence[str]]) -> None:
+        self.require = tuple(require)
+        self.reasons = {name: tuple(why) for name, why in reasons.items()}
+        super().__init__(self.require, self.reasons)
+
+    def __str__(self) -> str:
+        why = "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in self.reasons.items())
+        return f"no driver has {', '.join(self.require) or 'what is required'} ({why or 'none is installed'})"
 
 
 class UnsupportedError(ContainerError):

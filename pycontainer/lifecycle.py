@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 from pycontainer.driver import ContainerProcess, ExecutionDriver, ExitStatus, Feature, State, Stdio
@@ -36,9 +36,13 @@ from pycontainer.errors import (
 from pycontainer.stdio import Pipes
 
 if TYPE_CHECKING:
-    from pycontainer.command import Command, Process
+    from pycontainer.command import Command, Process, Resources
+    from pycontainer.stats import Stats
 
 __all__ = ["Lifecycle", "required_features", "run"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: What a waiter does until the container ends: (process, deadline) -> False if the deadline came first.
 Meanwhile: TypeAlias = Callable[["ContainerProcess | None", "float | None"], bool]
@@ -243,20 +247,20 @@ class Lifecycle:
 
     def pids(self) -> Sequence[int]:
         """Host pids of everything in it. Raises NotRunningError."""
-        return self._ask(self.driver.get_pids_for_container)  # type: ignore[no-any-return]
+        return self._ask(self.driver.get_pids_for_container)
 
-    def stats(self) -> Any:
+    def stats(self) -> Stats:
         """Feature.STATS. Raises NotRunningError."""
         return self._ask(self.driver.stats)
 
-    def update(self, resources: Any) -> None:
-        """Feature.UPDATE. Raises NotRunningError."""
+    def update(self, resources: Resources) -> None:
+        """Feature.UPDATE. Raises NotRunningError; InvalidCommandError, after which every limit is as it was."""
         self._ask(self.driver.update, resources)
 
-    def _ask(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+    def _ask(self, verb: Callable[Concatenate[str, P], T], *arguments: P.args, **keywords: P.kwargs) -> T:
         with self._verb():
             self._require(self.can_signal)
-            return verb(self.id, *arguments)
+            return verb(self.id, *arguments, **keywords)
 
     # -- its end -------------------------------------------------------------
 
@@ -443,3 +447,10 @@ def combine(problems: Sequence[InvalidCommandError | UnsupportedError]) -> Inval
     for problem in unsupported:
         add_note(error, str(problem))
     return error
+
+
+def living() -> list[Lifecycle]:
+    """The containers of this process that have been started or created and have not ended."""
+    with _ids_lock:
+        lives = list(_ids.values())
+    return [life for life in lives if life.state is not State.STOPPED]

@@ -172,7 +172,7 @@ class NativeDriver(ExecutionDriver):
             return self._launch(container.command, compiled, stdio, container)
         except SetupError as error:
             # Its end takes the new process along, and comes a moment later itself (pid_namespaces(7)).
-            if error.errno in (errno.ESRCH, errno.EINTR) and container.has_ended(patience=1.0):
+            if error.errno in (errno.ESRCH, errno.EINTR, errno.ENOMEM) and container.has_ended(patience=1.0):
                 raise NotRunningError(id) from None
             raise
 

@@ -23,13 +23,17 @@ class Rootfs:
         canary.mkdir()
         (canary / "directory").mkdir()
         for name in ("file", "ptmx", "null", "passwd", "group", "console"):
-            (canary / name).write_text(f"the host's {name}\n")
+            # Valid as an entry of passwd and group as well: mallory is known there, and nowhere else.
+            (canary / name).write_text("mallory:x:0:0::/:/bin/sh\n")
 
     def __fspath__(self) -> str:
         return str(self.path)
 
     def _free(self, name: str) -> Path:
         """The path of *name*, where nothing is any more."""
+        # This runs as root: a name that leads out would be written to the host.
+        if os.path.isabs(name) or ".." in name.split("/"):
+            raise ValueError(name)
         path = self.path / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
