@@ -1,0 +1,289 @@
+"""A Command as lxc.container.conf(5): each key from a list, each value written so that it can be nothing else.
+
+The format has a key and a value in a line, cuts blanks off both ends, takes
+one pair of quotes off, and has no way to write a newline.  So every value is
+put in quotes, and one with a newline is refused (CVE-class: a value that goes on
+with ``lxc.hook.pre-start=`` in the next line would be a program run as root).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pycontainer.errors import InvalidCommandError
+from pycontainer_lxc import cgroups
+from pycontainer_lxc.targets import Targets, failed
+
+if TYPE_CHECKING:
+    from pycontainer.command import Command, Network
+
+__all__ = ["Config", "render", "render_exec"]
+
+#: Every key that is ever written. ``*`` is one more part, of those characters.
+KEYS = re.compile(
+    r"lxc\.(?:autodev(?:\.tmpfs\.size)?|cap\.keep|cgroup2?\.[a-z]+\.[a-z_.]+|cgroup\.relative"
+    r"|cgroup\.dir\.(?:container|monitor|monitor\.pivot)|console\.path|environment|init\.(?:cwd|gid|groups|uid)"
+    r"|mount\.entry|namespace\.(?:clone|share\.net)"
+    r"|net\.0\.(?:type|flags|link|name|mtu|hwaddr|ipv[46]\.(?:address|gateway))"
+    r"|no_new_privs|prlimit\.[a-z]+|pty\.max|rootfs\.(?:options|path)|tty\.max|uts\.name)"
+)
+
+#: What LXC puts in /dev (conf.c, lxc_devices), and the terminals. Everything else is denied.
+DEVICES = ("c 1:3", "c 1:5", "c 1:7", "c 1:8", "c 1:9", "c 5:0", "c 5:2", "c 136:*")
+
+#: getmntent_r(3) in LXC reads an entry into PATH_MAX bytes.
+MAX_ENTRY = 4000
+
+
+class Config:
+    """The lines of a configuration."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, key: str, value: str | int, field: str = "command") -> None:
+        """One line. *field* is the Command's, for the InvalidCommandError about a value that cannot be written."""
+        if not KEYS.fullmatch(key):
+            raise ValueError(f"{key} is not among the keys of pycontainer_lxc.config")
+        text = str(value)
+        if "\n" in text or "\0" in text or "\r" in text:
+            raise InvalidCommandError(field, "cannot have a line break: LXC's configuration has one value in a line")
+        self.lines.append(f'{key}="{text}"')
+
+    def mount(self, source: str, target: str, kind: str, options: Sequence[str]) -> None:
+        """A mount, *target* being absolute in the container: a line of fstab(5) in a line of this."""
+        entry = f"{_octal(source)} {_octal(target.lstrip('/'))} {kind} {','.join(options)} 0 0"
+        if len(os.fsencode(entry)) > MAX_ENTRY:
+            raise InvalidCommandError("mounts", f"{source} on {target} is longer than LXC can read")
+        self.add("lxc.mount.entry", entry, "mounts")
+
+    def encode(self) -> bytes:
+        return "".join(line + "\n" for line in self.lines).encode("utf-8", "surrogateescape")
+
+
+def _octal(text: str) -> str:
+    """As fstab(5) wants blanks, and what begins a comment there."""
+    return re.sub(r"[\s\\#]", lambda match: "".join(f"\\{byte:03o}" for byte in match[0].encode()), text)
+
+
+def render(
+    command: Command,
+    spec: Mapping[str, Any],
+    where: Mapping[str, str],
+    directory: str,
+    network: str = "",
+) -> bytes:
+    """The configuration of *command*, whose OCI runtime specification is *spec*.
+
+    *where* are the cgroup hierarchies (:func:`pycontainer_lxc.cgroups.bases`),
+    *directory* the cgroup that containers' are made in, below the caller's own;
+    *network* the path of a network namespace to share.  Makes the mount points
+    that the rootfs lacks.  Raises InvalidCommandError, SetupError.
+    """
+    config = Config()
+    privileged = command.process.privileged
+    linux = spec["linux"]
+    config.add("lxc.rootfs.path", f"dir:{spec['root']['path']}", "rootfs")
+    options = ["ro"] if command.read_only else []
+    if "CAP_MKNOD" not in spec["process"]["capabilities"]["bounding"]:
+        options.append("nodev")
+    if options:
+        config.add("lxc.rootfs.options", ",".join(options))
+    config.add("lxc.console.path", "none")
+    config.add("lxc.tty.max", 0)
+    config.add("lxc.pty.max", 1024)
+    config.add("lxc.autodev", 1)
+    config.add("lxc.autodev.tmpfs.size", 65536 * 1024)
+    if "hostname" in spec:
+        config.add("lxc.uts.name", spec["hostname"], "hostname")
+    # Without this list LXC's own rules hold; naming what to keep instead would make a user namespace.
+    types = {"mount": "mnt", "network": "net"}
+    names = [types.get(entry["type"], entry["type"]) for entry in linux["namespaces"]]
+    if network:
+        names.remove("net") if "net" in names else None
+        config.add("lxc.namespace.share.net", network)
+    config.add("lxc.namespace.clone", " ".join(names))
+    if not network:
+        _network(config, command.network)
+    with Targets(spec["root"]["path"]) as targets:
+        _mounts(config, command, spec, targets)
+        _masks(config, linux, targets)
+        _process(config, spec["process"], targets)
+    config.add("lxc.cap.keep", _capabilities(spec["process"]["capabilities"]["bounding"]), "process.capabilities")
+    config.add("lxc.no_new_privs", int(spec["process"]["noNewPrivileges"]))
+    _cgroups(config, linux["resources"], where, directory, command.id, privileged)
+    for line in command.config:
+        config.lines.append(line)
+    return config.encode()
+
+
+def render_exec(process: Mapping[str, Any]) -> bytes:
+    """What ``lxc-attach`` reads for a further process: its environment and limits, which no argument can carry."""
+    config = Config()
+    _environment(config, process)
+    _rlimits(config, process)
+    return config.encode()
+
+
+def check_raw(line: str) -> str | None:
+    """What is wrong with a line of ``Command.config``: LXC silently skips what it does not take for a setting."""
+    key, equals, _ = line.partition("=")
+    return None if equals and key.strip().startswith("lxc.") else f"{line!r} is not of the form lxc.key = value"
+
+
+def _network(config: Config, network: Network | None) -> None:
+    if network is None or network.mode != "bridge":
+        if network is None or network.mode == "none":
+            config.add("lxc.net.0.type", "empty")
+            config.add("lxc.net.0.flags", "up")
+        return
+    config.add("lxc.net.0.type", "veth")
+    config.add("lxc.net.0.flags", "up")
+    config.add("lxc.net.0.name", "eth0")
+    if network.bridge is not None:
+        config.add("lxc.net.0.link", network.bridge, "network.bridge")
+    if network.mtu is not None:
+        config.add("lxc.net.0.mtu", network.mtu, "network.mtu")
+    if network.mac is not None:
+        config.add("lxc.net.0.hwaddr", network.mac, "network.mac")
+    if network.address is not None:
+        kind = "ipv6" if ":" in network.address else "ipv4"
+        config.add(f"lxc.net.0.{kind}.address", f"{network.address}/{network.prefix_length}", "network.address")
+    if network.gateway is not None:
+        kind = "ipv6" if ":" in network.gateway else "ipv4"
+        config.add(f"lxc.net.0.{kind}.gateway", network.gateway, "network.gateway")
+
+
+def _mounts(config: Config, command: Command, spec: Mapping[str, Any], targets: Targets) -> None:
+    for mount in spec["mounts"]:
+        target, kind, source = mount["destination"], mount["type"], mount["source"]
+        bind = kind == "bind"
+        try:
+            if target in ("/proc", "/sys", "/dev"):
+                targets.system(target)
+                create = False
+            else:
+                target, create = targets.make(target, directory=not bind or os.path.isdir(source))
+        except OSError as error:
+            raise failed(f"mount {source if bind else kind} on {target}", error) from None
+        targets.mounted(target, source if bind else None, writable="rro" not in mount["options"])
+        if target in ("/dev", "/dev/pts"):
+            continue  # LXC's autodev and pty.max
+        options = [option for option in mount["options"] if option != "rro"]
+        if create:
+            options.append("create=dir" if not bind or os.path.isdir(source) else "create=file")
+        if "rro" in mount["options"]:
+            _read_only_tree(config, source, target, options)
+        else:
+            config.mount(source, target, "none" if bind else kind, options)
+
+
+def _read_only_tree(config: Config, source: str, target: str, options: list[str]) -> None:
+    """A bind mount and those below it, one by one: LXC's ``rbind,ro`` leaves everything but the top writable."""
+    options = ["bind", "ro", *(option for option in options if option not in ("rbind", "ro"))]
+    config.mount(source, target, "none", options)
+    real = os.path.realpath(source)
+    for path in _mounted_below(real):
+        config.mount(path, target + path[len(real.rstrip("/")) :], "none", [o for o in options if "create=" not in o])
+
+
+def _mounted_below(directory: str) -> Iterator[str]:
+    """The mount points below *directory* that can be seen, in the order in which they were mounted."""
+    prefix = directory.rstrip("/") + "/"
+    for line in cgroups.read("/proc/self/mountinfo").splitlines():
+        path = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4])
+        if path.startswith(prefix) and os.path.lexists(path):
+            yield path
+
+
+def _masks(config: Config, linux: Mapping[str, Any], targets: Targets) -> None:
+    """Last, so that no mount of the user's is above them. Nothing is optional: what exists gets its mask."""
+    for path in linux["maskedPaths"]:
+        found = _existing(path, targets)
+        if found is None:
+            continue
+        target, is_directory = found
+        if is_directory:
+            config.mount("tmpfs", target, "tmpfs", ["ro", "nosuid", "nodev", "noexec", "size=0", "mode=555"])
+        else:
+            # the host's own: LXC fills the container's /dev only after the mounts (CVE-2025-31133)
+            config.mount("/dev/null", target, "none", ["bind", "ro"])
+    for path in linux["readonlyPaths"]:
+        found = _existing(path, targets)
+        if found is not None:
+            flags = ["nosuid", "nodev", "noexec"] if path.startswith(("/proc/", "/sys/")) else []
+            config.mount(found[0].lstrip("/"), found[0], "none", ["bind", "ro", *flags, "relative"])
+
+
+def _existing(path: str, targets: Targets) -> tuple[str, bool] | None:
+    """(path, whether a directory) if it is in the container; /proc and /sys are those of the host's kernel."""
+    if path.startswith(("/proc/", "/sys/")):
+        return (path, os.path.isdir(path)) if os.path.lexists(path) else None
+    found = targets.find(path)
+    return None if found is None else (found[0], stat.S_ISDIR(found[1].st_mode))
+
+
+def _process(config: Config, process: Mapping[str, Any], targets: Targets) -> None:
+    user = process["user"]
+    config.add("lxc.init.uid", user["uid"])
+    config.add("lxc.init.gid", user["gid"])
+    # The group is one of the supplementary ones as well, as after login(1) (CVE-2022-2989).
+    config.add("lxc.init.groups", ",".join(map(str, dict.fromkeys((user["gid"], *user["additionalGids"])))))
+    config.add("lxc.init.cwd", working_dir(process["cwd"], targets), "process.working_dir")
+    _environment(config, process)
+    _rlimits(config, process)
+
+
+def working_dir(path: str, targets: Targets) -> str:
+    """*path* without links. LXC enters it while it has descriptors of the host open (CVE-2024-21626)."""
+    found = targets.resolve(path)
+    if found is None or (found + "/").startswith(("/proc/", "/dev/fd/")):
+        raise InvalidCommandError("process.working_dir", f"{path} leads to /proc, and LXC would follow its links")
+    return found
+
+
+def _environment(config: Config, process: Mapping[str, Any]) -> None:
+    for variable in process["env"]:
+        config.add("lxc.environment", variable, "process.env")
+
+
+def _rlimits(config: Config, process: Mapping[str, Any]) -> None:
+    for limit in process["rlimits"]:
+        soft, hard = ("unlimited" if limit[name] == 2**64 - 1 else limit[name] for name in ("soft", "hard"))
+        config.add(f"lxc.prlimit.{limit['type'].removeprefix('RLIMIT_').lower()}", f"{soft}:{hard}")
+
+
+def _capabilities(names: Sequence[str]) -> str:
+    return " ".join(name.removeprefix("CAP_").lower() for name in names) or "none"
+
+
+def _cgroups(
+    config: Config,
+    resources: Mapping[str, Any],
+    where: Mapping[str, str],
+    directory: str,
+    id: str,
+    privileged: bool,
+) -> None:
+    config.add("lxc.cgroup.relative", 1)
+    config.add("lxc.cgroup.dir.container", f"{directory}/payload.{id}")
+    config.add("lxc.cgroup.dir.monitor", f"{directory}/monitor.{id}")
+    config.add("lxc.cgroup.dir.monitor.pivot", f"{directory}/pivot")
+    kind = cgroups.version("devices", where)
+    prefix = "lxc.cgroup" if kind == 1 else "lxc.cgroup2"
+    if kind == 1 or "" in where:
+        config.add(f"{prefix}.devices.deny", "a")
+        if privileged:
+            config.add(f"{prefix}.devices.allow", "a")
+        else:
+            for device in ("c *:* m", "b *:* m"):  # to make one is CAP_MKNOD's matter, to use it is not
+                config.add(f"{prefix}.devices.allow", device)
+            for device in DEVICES:
+                config.add(f"{prefix}.devices.allow", f"{device} rwm")
+    for field, controller, name, value in cgroups.limits(resources, where):
+        version = "" if cgroups.version(controller, where) == 1 else "2"
+        config.add(f"lxc.cgroup{version}.{name}", value, field)

@@ -1,0 +1,205 @@
+"""The guard: the small single-threaded process that is the parent of every LXC tool this driver runs.
+
+LXC has no daemon: ``lxc-start -F`` is the container's monitor, and somebody has
+to be its parent who outlives the caller long enough to clean up.  The guard
+starts the tools, reads their logs (see :mod:`pycontainer_lxc.log`), reports on
+each container's own status socket, and when the caller is gone kills every
+container and removes what is left.  When the guard itself is killed, the kernel
+kills each monitor (PR_SET_PDEATHSIG) and by it each container; their cgroups
+are then removed by whoever gets the lock on the guard's directory (``sweep``).
+
+A request is one message on the control socket with these descriptors: the
+request itself as a memfd, one end of a status socket, stdin, stdout, stderr.
+"""
+
+from __future__ import annotations
+
+import _signal as signal
+import _socket as socket
+import ctypes
+import errno
+import gc
+import marshal
+import os
+import resource
+import select
+import sys
+
+from pycontainer_lxc.job import Attached, Job, Monitor, Tool, descriptors, remove_cgroups
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONTROL_FD, CALLER_FD, LOCK_FD = 3, 4, 5
+
+#: How often to look again at what does not tell (execve of another's child, busy cgroups), in seconds.
+INTERVAL = 0.001
+
+PR_SET_PDEATHSIG = 1
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+
+
+class Guard:
+    """The event loop and what it watches. *bases* are the directories that containers' cgroups are made below."""
+
+    def __init__(self, control: socket.socket, token: str, lxcpath: str, bases: dict[str, str]) -> None:
+        self.control = control
+        self.token = token
+        self.lxcpath = lxcpath
+        self.bases = bases  # by controller; "" is cgroup2
+        self.parents: set[str] = {""}  # cgroup_parents that were used, each with a "/" at its end
+        self.pid = os.getpid()
+        self.epoll = select.epoll()
+        self.handlers: dict[int, Callable[[], None]] = {}
+        self.monitors: dict[str, Monitor] = {}
+        self.jobs: set[Job] = set()
+        self.impatient: set[Job] = set()  # those that are to be asked again after INTERVAL
+        self.running = True
+        self.errnos = {os.strerror(number): number for number in errno.errorcode}
+        self.watch(control.fileno(), self.on_request)
+        self.watch(CALLER_FD, self.stop)
+
+    def watch(self, fd: int, handler: Callable[[], None], events: int = select.EPOLLIN) -> None:
+        """Call *handler* when *fd* is readable or hung up."""
+        self.handlers[fd] = handler
+        self.epoll.register(fd, events)
+
+    def forget(self, fd: int) -> None:
+        """No longer watch *fd*; it is no error if nobody did."""
+        if self.handlers.pop(fd, None) is not None:
+            self.epoll.unregister(fd)
+
+    def on_request(self) -> None:
+        """Run a tool, or stop when the caller has closed its end."""
+        message, control, flags, _ = self.control.recvmsg(16, 256, socket.MSG_CMSG_CLOEXEC)
+        fds = descriptors(control)
+        if not message or len(fds) < 2:
+            self.stop()
+            return
+        status = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds[1])
+        kind, request = marshal.loads(os.pread(fds[0], os.fstat(fds[0]).st_size, 0))
+        job: Job = {"start": Monitor, "attach": Attached, "tool": Tool}[kind](self, status, request)
+        try:
+            if flags & socket.MSG_CTRUNC:
+                raise OSError(errno.EMFILE, "receive descriptors")
+            if kind != "start" and request["id"] not in self.monitors:
+                job.fail("find the container", errno.ESRCH)
+                return
+            job.begin(fds[2:])
+        except OSError as error:
+            job.fail(str(error.strerror), error.errno or errno.EPROTO)
+        finally:
+            for fd in (fds[0], *fds[2:]):
+                os.close(fd)
+
+    def spawn(
+        self, argv: list[str], keep: list[int], network: int = -1, new_network: bool = False, keyring: bool = False
+    ) -> int:
+        """Run *argv* with the descriptors *keep* as its 0, 1, 2...; the pid.
+
+        It dies with the guard.  *network* is a descriptor of the network
+        namespace to run it in; *new_network* gives it an empty one of its own,
+        *keyring* a session keyring.
+        """
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != self.pid:
+                os._exit(1)
+            os.setsid()
+            if keyring:
+                libc.syscall(ctypes.c_long(_NR_KEYCTL), 1, None)  # KEYCTL_JOIN_SESSION_KEYRING, as lxc-start does
+            if new_network and libc.unshare(_CLONE_NEWNET):
+                os._exit(1)
+            if network >= 0 and libc.setns(network, _CLONE_NEWNET):
+                os._exit(1)
+            for number, fd in enumerate(keep):  # 0 to 4 are the guard's own: none of these is below 5
+                os.dup2(fd, number)
+            os.closerange(len(keep), self.most_descriptors())
+            os.execve(argv[0], argv, {})
+        finally:
+            os._exit(127)
+
+    def most_descriptors(self) -> int:
+        """A number that no open descriptor reaches."""
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+    def stop(self) -> None:
+        """Kill every container; the loop ends when the last is gone."""
+        self.running = False
+        for fd in (self.control.fileno(), CALLER_FD):
+            self.forget(fd)
+        for job in list(self.jobs):
+            job.kill()
+
+    def run(self) -> None:
+        """Until the caller has left and nothing is left."""
+        count = 0
+        while self.running or self.jobs:
+            for fd, _ in self.epoll.poll(INTERVAL if self.impatient else None):
+                handler = self.handlers.get(fd)  # an earlier event of this round may have ended it
+                if handler is not None:
+                    handler()
+            for job in list(self.impatient):
+                job.look_again()
+            count += 1
+            if count % 4096 == 0:
+                gc.collect()
+
+    def close(self) -> None:
+        """Remove the guard's own cgroups and directories."""
+        for base in self.bases.values():
+            for parent in self.parents:
+                remove_cgroups(f"{base}/{parent}{self.token}")
+        for directory in (f"/run/lxc/lock{self.lxcpath}", self.lxcpath):
+            try:
+                for name in os.listdir(directory):
+                    os.unlink(f"{directory}/{name}")
+                os.rmdir(directory)
+            except OSError:
+                pass  # it stays for the sweep of the next start
+
+
+_CLONE_NEWNET = 0x40000000
+_MACHINE = os.uname().machine
+_NR_RT_SIGACTION = {"x86_64": 13, "aarch64": 134, "riscv64": 134, "ppc64le": 173, "s390x": 174}.get(_MACHINE, -1)
+_NR_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}.get(_MACHINE, -1)
+
+
+def main() -> None:
+    """Serve the socket that is descriptor 3 for the caller whose pidfd is descriptor 4. 5 is its lock."""
+    os.closerange(LOCK_FD + 1, os.sysconf("SC_OPEN_MAX"))
+    for fd in (CONTROL_FD, CALLER_FD, LOCK_FD):
+        os.set_inheritable(fd, False)
+    os.chdir("/")
+    os.umask(0o022)
+    default = bytes(32)  # struct sigaction: SIG_DFL, no flags. An ignored signal would be inherited by the payload,
+    for number in range(1, 65):  # and libc's own call keeps its hands on 32 and 33.
+        libc.syscall(ctypes.c_long(_NR_RT_SIGACTION), number, default, None, ctypes.c_long(8))
+    sys.path.clear()
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    gc.collect()
+    gc.freeze()
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, CONTROL_FD)
+    token, lxcpath, bases = marshal.loads(control.recv(1 << 16))
+    guard = Guard(control, token, lxcpath, bases)
+    try:
+        guard.run()
+    except BaseException as error:
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        line = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where is not None else ""
+        try:
+            control.send(f"{type(error).__name__}: {error} ({line})".encode())
+        except OSError:
+            pass
+        raise
+    finally:
+        guard.close()

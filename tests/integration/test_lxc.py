@@ -1,0 +1,294 @@
+"""The LXC driver on a real host: its own guard, what it leaves, and what LXC gets wrong by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pycontainer
+from pycontainer import PIPE, ContainerLostError, Mount, Network, SetupError
+from pycontainer.command import Command
+from pycontainer.driver import Stdio
+from pycontainer.spec import to_oci
+from pycontainer_lxc import client, config
+from pycontainer_lxc.driver import LxcDriver
+
+from . import host
+
+pytestmark = [pytest.mark.root, pytest.mark.tool("lxc-start", "busybox")]
+
+
+def left(marker: str = client.PREFIX) -> list[str]:
+    """The cgroups and directories of guards, and what LXC makes by its own rules."""
+    found = [str(path) for path in Path("/run").glob(f"{marker}*")]
+    found += [str(path) for path in Path("/run/lxc/lock/run").glob(f"{marker}*")]
+    for directory, names, _ in os.walk("/sys/fs/cgroup"):
+        found += [f"{directory}/{name}" for name in names if name.startswith((marker, "lxc.payload", "lxc.monitor"))]
+    return found
+
+
+@pytest.fixture
+def driver() -> Iterator[LxcDriver]:
+    driver = LxcDriver()
+    yield driver
+    marker = driver._guard.token if driver._guard is not None else client.PREFIX + "none"
+    driver.close()
+    assert left(marker) == []
+
+
+@pytest.fixture
+def run(driver: LxcDriver, busybox_rootfs: Path) -> Callable[..., Any]:
+    def run(script: str, **keywords: Any) -> Any:
+        keywords = {"rootfs": busybox_rootfs, "driver": driver, "capture_output": True, "text": True, **keywords}
+        return pycontainer.run(["sh", "-c", script], timeout=60, **keywords)
+
+    return run
+
+
+# -- ends
+
+
+CALLER = """
+import sys, time, pycontainer
+boxes = [
+    pycontainer.Container(["sleep", "1000"], rootfs=sys.argv[1], driver="lxc", pid="host" if i == 2 else None)
+    for i in range(3)
+]
+boxes[1].pause()
+guard = pycontainer.get_driver("lxc")._guard
+print(guard.token, guard.pid, *[box.pid for box in boxes], flush=True)
+try:
+    boxes[0].wait()
+except pycontainer.ContainerLostError as error:
+    print("lost", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("victims", ["caller", "guard", "both"])
+def test_whoever_is_killed_nothing_is_left(
+    victims: str, busybox_rootfs: Path, until: Callable[..., None], driver: LxcDriver
+) -> None:
+    argv = [sys.executable, "-c", CALLER, str(busybox_rootfs)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd="/") as caller:
+        assert caller.stdout is not None
+        token, *numbers = caller.stdout.readline().split()
+        guard, *pids = map(int, numbers)
+        if victims != "caller":
+            os.kill(guard, signal.SIGKILL)
+        if victims != "guard":
+            caller.kill()
+        if victims == "both":  # then the next start of anybody's finds it
+            until(lambda: not host.is_alive(pids[0]))
+            pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver)
+        try:
+            until(lambda: not any(map(host.is_alive, [guard, *pids])), 10)
+            until(lambda: not left(token), 10)
+            if victims == "guard":
+                assert caller.stdout.readline() == "lost\n"
+        finally:
+            caller.kill()
+
+
+def test_another_container_outlives_one_that_is_closed(driver: LxcDriver, busybox_rootfs: Path) -> None:
+    first, second = (pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=driver) for _ in range(2))
+    first._life.process.close()  # type: ignore[union-attr]
+    with pytest.raises(ContainerLostError):
+        first.wait()
+    assert second.poll() is None
+    second.close()
+
+
+def test_twenty_in_parallel(run: Callable[..., Any]) -> None:
+    codes: list[int] = []
+    threads = [threading.Thread(target=lambda n=n: codes.append(run(f"exit {n}").returncode)) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(codes) == list(range(20))
+
+
+def test_three_hundred_in_a_row(run: Callable[..., Any], driver: LxcDriver) -> None:
+    run("true")
+    before = len(host.descriptors()), len(host.descriptors(driver._guard.pid))  # type: ignore[union-attr]
+    assert [run(f"exit {n % 256}").returncode for n in range(300)] == [n % 256 for n in range(300)]
+    assert (len(host.descriptors()), len(host.descriptors(driver._guard.pid))) == before  # type: ignore[union-attr]
+    assert not [path for path in left() if "payload" in path and driver._guard.token in path]  # type: ignore[union-attr]
+
+
+def test_a_start_costs_little_more_than_lxc_start(driver: LxcDriver, busybox_rootfs: Path, tmp_path: Path) -> None:
+    """Interleaved with the bare tool on the same configuration: the fastest of each, for the machine is shared."""
+    command = Command.of(["true"], rootfs=busybox_rootfs, name="bare")
+    text = config.render(command, to_oci(command), driver.bases, f"{client.PREFIX}bare")
+    (tmp_path / "config").write_bytes(text)
+    bare = ["lxc-start", "-F", "-q", "-n", "bare", "-P", str(tmp_path), "-f", str(tmp_path / "config"), "--", "true"]
+    times: tuple[list[float], list[float]] = ([], [])
+    with open(os.devnull, "r+") as null:
+        stdio = Stdio(null.fileno(), null.fileno(), null.fileno())
+        actions = [(os.POSIX_SPAWN_DUP2, null.fileno(), fd) for fd in (0, 1, 2)]
+        driver.start(Command.of(["true"], rootfs=busybox_rootfs), stdio).wait()
+        for _ in range(30):
+            begin = time.perf_counter()
+            os.waitpid(os.posix_spawn("/usr/bin/lxc-start", bare, {}, file_actions=actions), 0)
+            middle = time.perf_counter()
+            process = driver.start(Command.of(["true"], rootfs=busybox_rootfs), stdio)
+            process.wait()
+            process.close()
+            times[0].append(middle - begin)
+            times[1].append(time.perf_counter() - middle)
+    from pycontainer_lxc.job import remove_cgroups
+
+    for base in {*driver.bases.values()}:
+        remove_cgroups(f"{base}/{client.PREFIX}bare")
+    os.removedirs(f"/run/lxc/lock{tmp_path}")
+    ratio = statistics.median(times[1]) / statistics.median(times[0])
+    assert ratio < 2, [f"{statistics.median(part) * 1000:.1f} ms" for part in times]
+
+
+# -- what LXC does by itself, and what the driver makes of it. Version: lxc 5.0.2.
+
+
+def test_stdio_keeps_its_owner_and_mode(run: Callable[..., Any], tmp_path: Path) -> None:
+    """fix_stdio_permissions of LXC gives a file to the container's user and makes it rwx for him."""
+    path = tmp_path / "out"
+    path.touch(0o640)
+    path.chmod(0o640)
+    with path.open("w") as file:
+        run("echo x; sleep 0.05", user="alice", capture_output=False, stdout=file)
+    assert (path.read_text(), path.stat().st_mode & 0o7777, path.stat().st_uid) == ("x\n", 0o640, os.geteuid())
+
+
+def test_a_container_of_the_hosts_network_does_not_see_lxcs_socket(run: Callable[..., Any]) -> None:
+    """CVE-2020-15257's class: LXC takes orders on an abstract socket from any root that reaches it."""
+    done = run("cat /proc/net/unix; ip link", network="host")
+    assert "/command" not in [line.split()[-1][-8:] for line in done.stdout.splitlines() if client.PREFIX in line]
+    assert "lo:" in done.stdout
+    assert len(run("ip -o link", network="host").stdout.splitlines()) == len(os.listdir("/sys/class/net"))
+
+
+def test_a_reboot_is_an_end(run: Callable[..., Any]) -> None:
+    """LXC would start a container again whose init has called reboot(2)."""
+    done = run("echo once; reboot -f; sleep 5", privileged=True)
+    assert (done.stdout, done.status.signal) == ("once\n", signal.SIGHUP)
+
+
+def test_without_a_pid_namespace_everything_ends_with_the_first_process(run: Callable[..., Any]) -> None:
+    done = run("sleep 1000 >/dev/null 2>&1 & echo $!", pid="host")
+    assert not host.is_alive(int(done.stdout))
+
+
+def test_the_networks_of_docker_0_9(run: Callable[..., Any], driver: LxcDriver, busybox_rootfs: Path) -> None:
+    bridge = f"pyc{os.getpid() % 10000}"
+    subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], check=True)
+    try:
+        subprocess.run(["ip", "addr", "add", "10.213.7.1/24", "dev", bridge], check=True)
+        subprocess.run(["ip", "link", "set", bridge, "up"], check=True)
+        network = Network(
+            bridge=bridge,
+            address="10.213.7.2",
+            prefix_length=24,
+            gateway="10.213.7.1",
+            mtu=1400,
+            mac="02:11:22:33:44:55",
+        )
+        done = run("ip -o addr show eth0; ip link show eth0; ip route; ping -c1 -W2 10.213.7.1", network=network)
+        for expected in ("10.213.7.2/24", "mtu 1400", "02:11:22:33:44:55", "default via 10.213.7.1"):
+            assert expected in done.stdout
+        with pycontainer.Container(["sleep", "50"], rootfs=busybox_rootfs, driver=driver, network=network) as box:
+            shared = run("ip -o addr show eth0", network=f"container:{box.id}")
+            assert "10.213.7.2/24" in shared.stdout
+        assert os.listdir(f"/sys/class/net/{bridge}/brif") == []
+    finally:
+        subprocess.run(["ip", "link", "del", bridge], check=True)
+
+
+def test_environment_of_the_caller_reaches_nobody(
+    busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("LD_PRELOAD_X", "PYTHONPATH", "LXC_X", "SECRET"):
+        monkeypatch.setenv(name, "secret-of-the-caller")
+    fake = tmp_path / "lxc-start"
+    fake.write_text("#!/bin/sh\ntouch $0.was-run\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    driver = LxcDriver()
+    with pycontainer.Container(["sleep", "50"], rootfs=busybox_rootfs, driver=driver) as box:
+        monitor = int(host.status(box.pid or 0)["PPid"])
+        guard = int(host.status(monitor)["PPid"])
+        for pid in (box.pid, monitor, guard):
+            assert b"secret-of-the-caller" not in Path(f"/proc/{pid}/environ").read_bytes()
+    driver.close()
+    assert not (tmp_path / "lxc-start.was-run").exists()
+
+
+def test_descriptors_of_the_caller_reach_nobody(run: Callable[..., Any]) -> None:
+    opened = [os.open("/", os.O_RDONLY) for _ in range(20)]
+    try:
+        for fd in opened:
+            os.set_inheritable(fd, True)
+        assert run("ls /proc/self/fd | tr '\\n' ' '").stdout == "0 1 2 3 "
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def test_a_name_of_any_length_and_state_for_nobody_else(driver: LxcDriver, busybox_rootfs: Path) -> None:
+    name = "x" * 128
+    with pycontainer.Container(["sleep", "50"], rootfs=busybox_rootfs, driver=driver, name=name) as box:
+        box.pause()
+        box.unpause()
+        path = Path(driver._guard.lxcpath)  # type: ignore[union-attr]
+        assert (path.stat().st_mode & 0o777, path.stat().st_uid) == (0o700, 0)
+
+
+def test_a_container_name_is_free_again_at_once(run: Callable[..., Any]) -> None:
+    for _ in range(5):
+        assert run("exit 3", name="again").returncode == 3
+
+
+def test_arguments_are_arguments(driver: LxcDriver, busybox_rootfs: Path) -> None:
+    argv = ["printf", "%s|", "CONFIG", "-n", "--", "$(id)", ";touch /x", "a\nb", "", "é"]
+    done = pycontainer.run(argv, rootfs=busybox_rootfs, driver=driver, capture_output=True)
+    assert done.stdout.decode() == "CONFIG|-n|--|$(id)|;touch /x|a\nb||é|"
+
+
+def test_what_lxc_says_is_in_the_error(driver: LxcDriver, busybox_rootfs: Path) -> None:
+    with pytest.raises(SetupError) as caught:
+        pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver, config=["lxc.no.such.key = 1"])
+    assert any("lxc-start" in note for note in caught.value.__notes__)
+
+
+def test_flags_that_lxc_would_leave_out_are_refused(run: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(pycontainer.InvalidCommandError) as caught:
+        run("true", mounts=[Mount(str(tmp_path), "/m", options=("nosuid",))])
+    assert caught.value.field == "mounts.options"
+
+
+def test_devices_are_denied(run: Callable[..., Any], tmp_path: Path) -> None:
+    script = "mknod /tmp/disk b 254 0 && head -c1 /tmp/disk; rm -f /tmp/disk; head -c1 /dev/zero | wc -c"
+    done = run(script, cap_add=["MKNOD"], mounts=[Mount.tmpfs("/tmp", options=())])
+    assert done.stdout == "1\n"
+    assert done.stderr
+
+
+def test_propagation_stays_inside(run: Callable[..., Any], tmp_path: Path) -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+    run("mkdir -p /tmp/m && mount -t tmpfs x /tmp/m", privileged=True, mounts=[Mount(str(tmp_path), "/tmp")])
+    assert Path("/proc/self/mountinfo").read_text() == before
+
+
+def test_output_through_a_pipe_that_nobody_reads(driver: LxcDriver, busybox_rootfs: Path) -> None:
+    with pycontainer.Container(["yes"], rootfs=busybox_rootfs, driver=driver, stdout=PIPE) as box:
+        time.sleep(0.1)
+        assert box.poll() is None

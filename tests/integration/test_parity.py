@@ -1,0 +1,387 @@
+"""The same Command through native and lxc: what can be observed is equal.
+
+What differs, and LXC's reason for it, is in the README's table; nothing of that is asserted here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pycontainer
+from pycontainer import PIPE, ExecutionDriver, Feature, InvalidCommandError, Mount, NotRunningError, SetupError, State
+from pycontainer.command import Command, Resources
+from pycontainer.driver import Stdio
+from pycontainer.process import Process
+from pycontainer_lxc.driver import LxcDriver
+from pycontainer_native.driver import NativeDriver
+
+pytestmark = [pytest.mark.root, pytest.mark.tool("lxc-start", "busybox")]
+
+
+@pytest.fixture(scope="module")
+def drivers() -> Any:
+    pair = (NativeDriver(), LxcDriver())
+    yield pair
+    for driver in pair:
+        driver.close()
+
+
+Both = Callable[..., Any]
+
+
+@pytest.fixture
+def both(drivers: tuple[ExecutionDriver, ...], busybox_rootfs: Path) -> Both:
+    """What *look* says of the same run through either driver; it has to be the same."""
+
+    def both(
+        argv: list[str], look: Callable[[Any], Any] = lambda done: (done.status, done.stdout, done.stderr), **kw: Any
+    ) -> Any:
+        results = []
+        for driver in drivers:
+            keywords = {"rootfs": busybox_rootfs, "driver": driver, "capture_output": True, "timeout": 60, **kw}
+            try:
+                results.append(look(pycontainer.run(argv, **keywords)))
+            except (SetupError, InvalidCommandError) as error:
+                results.append(
+                    (type(error), error.step, error.errno)
+                    if isinstance(error, SetupError)
+                    else (type(error), error.field)
+                )
+        assert results[0] == results[1]
+        return results[0]
+
+    return both
+
+
+def sh(script: str) -> list[str]:
+    return ["sh", "-c", script]
+
+
+@pytest.mark.parametrize("code", [0, 1, 7, 126, 127, 137, 255])
+def test_exit_codes(both: Both, code: int) -> None:
+    assert both(sh(f"exit {code}"))[0].exit_code == code
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("caught", [True, False])
+def test_signals(drivers: Any, busybox_rootfs: Path, number: int, caught: bool) -> None:
+    """PID 1 ends by SIGKILL alone, or does what its handler does."""
+    results = []
+    for driver in drivers:
+        trap = f"trap 'exit 42' {int(number)}; " if caught and number != signal.SIGKILL else ""
+        script = f"{trap}echo; while :; do sleep 0.02; done"
+        with pycontainer.Container(sh(script), rootfs=busybox_rootfs, driver=driver, stdout=PIPE) as box:
+            assert box.stdout is not None
+            box.stdout.readline()
+            box.send_signal(number)
+            if not trap:
+                time.sleep(0.05)
+                box.kill()
+            box.wait(20)
+            results.append(box.status)
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    "argv", [["/no/such"], ["no-such"], ["/etc/passwd"], ["/etc"], ["/etc/passwd/x"], ["true"], ["busybox", "true"]]
+)
+def test_what_can_be_executed(both: Both, argv: list[str]) -> None:
+    both(argv)
+
+
+def test_output_is_binary_and_separate(both: Both) -> None:
+    status, out, err = both(sh("head -c 300000 /dev/zero; printf 'e\\0\\377' >&2; printf 'o\\n\\r\\0'"))
+    assert (len(out), err) == (300004, b"e\0\xff")
+    assert status.exit_code == 0
+
+
+@pytest.mark.parametrize("data", [b"", b"hello\n", bytes(range(256)) * 2000])
+def test_stdin(both: Both, data: bytes) -> None:
+    assert both(["cat"], input=data)[1] == data
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "id -u; id -g; id -G",
+        "pwd",
+        "umask",
+        "echo $$",
+        "ls -A /proc/self/fd | tr '\\n' ' '",
+        "grep -E '^(Sig(Blk|Ign|Cgt)|Cap|NoNewPrivs|Uid|Gid|Groups)' /proc/self/status",
+        "ip -o addr | sed 's/ *valid_lft.*//'",
+        "stat -c '%n %F %a %t:%T' /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty",
+        "readlink /dev/fd /dev/stdin /dev/stdout /dev/stderr",
+        "cut -d: -f3 /proc/self/cgroup | sort -u",
+        "grep -E ' /(proc|sys|proc/sys|proc/irq|proc/bus|dev/shm|dev/mqueue) ' /proc/self/mounts | cut -d' ' -f2,3,4",
+        "for f in /proc/kcore /proc/keys /proc/timer_list /proc/interrupts; do [ -e $f ] && wc -c < $f; done",
+        "ls -A /proc/acpi /sys/firmware 2>/dev/null | wc -l",
+        "for f in /proc/sysrq-trigger /proc/sys/kernel/core_pattern /sys/kernel/uevent_seqnum; do "
+        "(echo x > $f) 2>/dev/null && echo $f; done",
+        "mknod /tmp/n b 8 0 2>&1 | sed 's/.*: //'",
+        "umount /proc/sys 2>&1 | sed 's/.*: //'",
+        "mount -t tmpfs x /tmp 2>&1 | sed 's/.*: //'",
+        "cat /proc/net/unix | wc -l",
+        "stat -c '%a %u:%g' /dev/shm /dev/mqueue",
+        "nproc; cat /proc/self/oom_score_adj; ulimit -n; ulimit -c",
+    ],
+)
+@pytest.mark.parametrize("keywords", [{}, {"user": "alice", "groups": ["extra"]}, {"user": "1234:5678"}], ids=str)
+def test_surroundings(both: Both, script: str, keywords: dict[str, Any]) -> None:
+    both(sh(script + " || true"), **keywords)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"hostname": "some.box"},
+        {"cwd": "/home/alice"},
+        {"cwd": "/no/such"},
+        {"cap_add": ["NET_RAW"]},
+        {"cap_drop": ["ALL"]},
+        {"cap_drop": ["ALL"], "user": "alice"},
+        {"no_new_privileges": False},
+        {"rlimits": {"nofile": (100, 200), "core": 0}},
+        {"user": "nobody"},
+        {"user": "no-such-user"},
+        {"user": "4294967296"},
+        {"groups": ["no-such-group"]},
+        {"memory": "12q"},
+        {"privileged": True},
+        {"network": "none"},
+        {"rootfs": "/no/such"},
+        {"rootfs": "/"},
+        {"name": "../x"},
+        {"cpuset_cpus": "0"},
+    ],
+    ids=str,
+)
+def test_keywords(both: Both, keywords: dict[str, Any]) -> None:
+    script = (
+        "hostname; pwd; ulimit -n; ulimit -c; id; cut -c1-99 /proc/self/cgroup | wc -l;"
+        "grep -E '^(Cap|NoNewPrivs|Groups|Cpus_allowed_list)' /proc/self/status; (echo > /x) 2>/dev/null; echo $?"
+    )
+    keywords = {"name": None, "hostname": "box", **keywords}
+    both(sh(script), **keywords)
+
+
+def test_environment(both: Both) -> None:
+    env = {"A": " blanks ", "B": '"quoted"', "C": "", "D": "ü", "E": "a=b", "F": "#", "G": "\\", "H": "\t", "I": "'"}
+    lines = both(
+        ["env"],
+        env={"PATH": "/bin", **env},
+        look=lambda done: sorted(line for line in done.stdout.split(b"\n") if line != b"container=lxc"),
+    )
+    assert len(lines) == len(env) + 2
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+@pytest.mark.parametrize("options", [(), ("nosuid", "nodev", "noexec"), ("noatime",)], ids=str)
+def test_mounts_and_their_flags(both: Both, tmp_path: Path, read_only: bool, options: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_text("x")
+    mounts = [
+        # LXC leaves the options of a writable bind mount out, and so the driver refuses them.
+        Mount(str(tmp_path), "/mnt/a b", read_only=read_only, options=options if read_only else ()),
+        Mount(str(tmp_path / "file"), "/etc/one", read_only=read_only, options=options if read_only else ()),
+        Mount.tmpfs("/mnt/t", size=65536, mode=0o711, read_only=read_only, options=options),
+        Mount.tmpfs("/mnt/t2"),
+    ]
+    script = (
+        "sed -n 's/^[^ ]* \\(\\/mnt[^ ]*\\|\\/etc\\/one\\) [^ ]* \\([^ ]*\\).*/\\1 \\2/p' /proc/self/mounts;"
+        "stat -c %a /mnt/t; for d in '/mnt/a b' /mnt/t /mnt/t2; do (: > \"$d/new\") 2>/dev/null; echo $?; done;"
+        "cat /etc/one"
+    )
+    assert both(sh(script), mounts=mounts)[0].exit_code == 0
+
+
+def test_a_mount_below_a_read_only_one(both: Both, tmp_path: Path) -> None:
+    import subprocess
+
+    below = tmp_path / "below"
+    below.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "x", below], check=True)
+    try:
+        script = "(: > /m/below/x) 2>/dev/null; echo $?"
+        assert both(sh(script), mounts=[Mount(str(tmp_path), "/m", read_only=True)])[1] == b"1\n"
+    finally:
+        subprocess.run(["umount", below], check=True)
+
+
+def test_read_only_rootfs(both: Both) -> None:
+    assert both(sh("(: > /new) 2>&1; : > /dev/shm/x; echo $?"), read_only=True)[1].endswith(b"0\n")
+
+
+@pytest.mark.parametrize("target", ["/link/x", "/file"])
+def test_links_of_the_rootfs_are_its_own(both: Both, busybox_rootfs: Path, tmp_path: Path, target: str) -> None:
+    """CVE-2015-1335 and its relatives: neither driver leaves anything outside."""
+    import shutil
+
+    rootfs, canary = tmp_path / "rootfs", tmp_path / "canary"
+    shutil.copytree(busybox_rootfs, rootfs, symlinks=True)
+    canary.mkdir()
+    (rootfs / "link").symlink_to(canary)
+    (rootfs / "file").symlink_to(canary / "file")
+    both(["true"], rootfs=rootfs, mounts=[Mount.tmpfs(target)], look=lambda done: done.status.exit_code == 0)
+    assert list(canary.iterdir()) == []
+
+
+@pytest.mark.parametrize("child", [True, False])
+def test_out_of_memory(both: Both, child: bool) -> None:
+    eat = "x=a; while :; do x=$x$x; done"
+    found = both(
+        sh(f"({eat}); exit 5" if child else eat),
+        memory="24m",
+        look=lambda done: (done.status.exit_code, done.status.signal, done.status.oom_killed),
+    )
+    assert found == ((5, None, True) if child else (None, 9, True))
+
+
+def test_a_limit_that_is_kept_is_no_out_of_memory(both: Both) -> None:
+    assert both(["true"], memory="64m", look=lambda done: done.status.oom_killed) is False
+
+
+def test_pids_limit(both: Both) -> None:
+    script = "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done 2>/dev/null; echo done"
+    assert both(sh(script), pids_limit=4, look=lambda done: done.stdout) is not None
+
+
+# -- verbs
+
+
+@pytest.fixture
+def boxes(drivers: tuple[ExecutionDriver, ...], busybox_rootfs: Path) -> Any:
+    pair = [
+        pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=driver, memory="64m", pids_limit=50)
+        for driver in drivers
+    ]
+    yield pair
+    for box in pair:
+        box.close()
+
+
+def needs(feature: Feature) -> pytest.MarkDecorator:
+    lacking = [driver.name for driver in (NativeDriver(), LxcDriver()) if feature not in driver.features()]
+    return pytest.mark.skipif(bool(lacking), reason=f"{', '.join(lacking)} does not declare {feature.value}")
+
+
+def execute(box: pycontainer.Container, argv: list[str], **keywords: Any) -> Any:
+    driver = box._life.driver
+    ours, theirs = os.pipe()
+    with open(os.devnull) as null, open(ours, "rb") as output:
+        try:
+            process = driver.exec(box.id, Process.of(argv, **keywords), Stdio(null.fileno(), theirs, theirs))
+        except (SetupError, InvalidCommandError) as error:
+            return (
+                (type(error), error.step, error.errno) if isinstance(error, SetupError) else (type(error), error.field)
+            )
+        finally:
+            os.close(theirs)
+        text, status = output.read(), process.wait(20)
+        process.close()
+        return text, status.exit_code, status.signal
+
+
+@needs(Feature.EXEC)
+@pytest.mark.parametrize(
+    ("argv", "keywords"),
+    [
+        (sh("exit 9"), {}),
+        (sh("kill -9 $$; sleep 1"), {}),
+        (["/no/such"], {}),
+        (["/etc/passwd"], {}),
+        (sh("id -u; id -g"), {}),
+        (sh("id -u; id -g"), {"user": "alice"}),
+        (["id"], {"user": "no-such-user"}),
+        (sh("grep -E '^(Cap|NoNewPrivs|Sig(Blk|Ign))' /proc/self/status; ls -A /proc/self/fd | wc -l"), {}),
+        (sh("grep -E '^Cap' /proc/self/status"), {"user": "alice"}),
+        (sh("hostname | wc -c; pwd; umask; ulimit -n"), {"rlimits": {"nofile": (99, 111)}}),
+        (sh("ls /proc | grep -c '^1$'; cut -d: -f2 /proc/self/cgroup | sort"), {}),
+    ],
+)
+def test_exec(boxes: Any, argv: list[str], keywords: dict[str, Any]) -> None:
+    first, second = (execute(box, argv, **keywords) for box in boxes)
+    assert first == second
+
+
+@needs(Feature.EXEC)
+def test_exec_in_what_is_paused_or_over(boxes: Any) -> None:
+    for box in boxes:
+        box.pause()
+        with pytest.raises(NotRunningError):
+            execute(box, ["true"])
+        box.unpause()
+        box.kill()
+        box.wait()
+        with pytest.raises(NotRunningError):
+            execute(box, ["true"])
+
+
+@needs(Feature.PAUSE)
+def test_pause(drivers: Any, busybox_rootfs: Path) -> None:
+    for driver in drivers:
+        script = "while :; do echo; sleep 0.01; done"
+        with pycontainer.Container(sh(script), rootfs=busybox_rootfs, driver=driver, stdout=PIPE) as box:
+            assert box.stdout is not None
+            box.stdout.readline()
+            box.pause()
+            assert driver.info(box.id).state is State.PAUSED
+            os.set_blocking(box.stdout.fileno(), False)
+            while box.stdout.read(65536):
+                pass
+            time.sleep(0.1)
+            assert not box.stdout.read(1)
+            box.unpause()
+            os.set_blocking(box.stdout.fileno(), True)
+            assert box.stdout.read(1)
+            box.pause()
+            box.kill()
+            assert box.wait(20) == -9
+
+
+@needs(Feature.STATS)
+def test_stats(boxes: Any) -> None:
+    first, second = (box.stats() for box in boxes)
+    assert first.memory.limit == second.memory.limit == 64 * 2**20
+    assert first.pids == second.pids
+    assert abs(first.memory.usage - second.memory.usage) < 4 * 2**20
+    assert set(first.network) == set(second.network)
+    assert 0 < second.cpu.usage < 10**10
+
+
+@needs(Feature.UPDATE)
+def test_update(boxes: Any) -> None:
+    for box in boxes:
+        box.update(memory="96m", pids_limit=33)
+    first, second = (box.stats() for box in boxes)
+    assert (first.memory.limit, first.pids.limit) == (second.memory.limit, second.pids.limit) == (96 * 2**20, 33)
+    for box in boxes:
+        with pytest.raises(InvalidCommandError):
+            box.update(memory="32m", cpuset_cpus="999")
+    first, second = (box.stats() for box in boxes)
+    assert first.memory.limit == second.memory.limit == 96 * 2**20
+
+
+def test_pids_and_info(boxes: Any) -> None:
+    for box in boxes:
+        info = box._life.driver.info(box.id)
+        assert (info.state, info.pid, info.is_running) == (State.RUNNING, box.pid, True)
+        assert box.pids() == [box.pid]
+        box.kill()
+        assert box.wait() == -9
+        assert box._life.driver.info(box.id).state is State.STOPPED
+        with pytest.raises(NotRunningError):
+            box._life.driver.kill(box.id, 9)
+
+
+def test_validate_says_the_same(drivers: Any, busybox_rootfs: Path) -> None:
+    base = Command.of(["true"], rootfs=busybox_rootfs, mounts=[Mount("/no/such", "/x")])
+    command = base.copy_with(rootfs="/no/such", resources=Resources(memory=2**24))
+    fields = [{problem.field for problem in driver.validate(command)} for driver in drivers]
+    assert fields[0] == fields[1] == {"rootfs", "mounts.source"}
