@@ -1,0 +1,405 @@
+"""Compiling a seccomp profile into the kernel's filter, with libseccomp's tables and, for foreign calls, its compiler.
+
+The caller does it, before the launcher is asked; what it costs (pyseccomp's
+import alone takes 60 ms, the compilation 5) is paid once for a profile on a
+host: drivers keep filters in memory, and root's are kept below /run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import stat
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pycontainer.errors import InvalidCommandError
+from pycontainer_native import abi
+
+if TYPE_CHECKING:
+    import pyseccomp
+
+#: What seccomp(2) takes: its flags, and an array of struct sock_filter.
+Filter: TypeAlias = tuple[int, bytes]
+
+#: Where root's compiled filters are kept until the next boot: these directories, in a file system of the host's own.
+RUN, CACHE = "/run", ("pycontainer", "seccomp")
+#: How many filters are kept.
+_KEPT = 64
+#: linux/bpf_common.h: BPF_MAXINSNS
+_LONGEST = 4096 * 8
+
+#: linux/seccomp.h.  TSYNC is for programs with threads; the child that loads a filter has none.
+_FLAGS = {
+    "SECCOMP_FILTER_FLAG_TSYNC": 0,
+    "SECCOMP_FILTER_FLAG_LOG": 1 << 1,
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 1 << 2,
+}
+_ARCHITECTURES = {"x86_64": "X86_64", "aarch64": "AARCH64", "riscv64": "RISCV64"}
+_X32_BIT = 0x40000000
+#: i386's two calls that are many, told apart by an argument: what they are asked to do lies in memory.
+_MULTIPLEXERS = {
+    102: "socket socketpair bind connect listen accept accept4 getsockname getpeername sendto recvfrom sendmsg recvmsg "
+    "sendmmsg recvmmsg shutdown setsockopt getsockopt",
+    117: "semop semget semctl semtimedop msgsnd msgrcv msgget msgctl shmat shmdt shmget shmctl",
+}
+#: Calls that are newer than the libseccomp of some distributions: from 424 on, numbers are the same everywhere.
+_NEW_CALLS = {
+    name: number
+    for number, name in enumerate(
+        (
+            *("process_madvise", "epoll_pwait2", "mount_setattr", "quotactl_fd", "landlock_create_ruleset"),
+            *("landlock_add_rule", "landlock_restrict_self", "memfd_secret", "process_mrelease", "futex_waitv"),
+            *("set_mempolicy_home_node", "cachestat", "fchmodat2", "map_shadow_stack", "futex_wake", "futex_wait"),
+            *("futex_requeue", "statmount", "listmount", "lsm_get_self_attr", "lsm_set_self_attr", "lsm_list_modules"),
+            *("mseal", "setxattrat", "getxattrat", "listxattrat", "removexattrat", "open_tree_attr", "file_getattr"),
+            "file_setattr",
+        ),
+        440,
+    )
+}
+
+
+def compile_filter(profile: Mapping[str, Any] | None) -> Filter | None:
+    """The filter of *profile*, OCI's ``linux.seccomp``; None, which is no profile, is none.
+
+    Beyond the profile, as with runc: a call that neither the profile nor
+    libseccomp has heard of is ENOSYS instead of a default action that denies,
+    so that programs which probe for new calls find out.  Any architecture that
+    the profile does not have is ENOSYS altogether.
+
+    Raises InvalidCommandError: the profile has a name or a flag that is not
+    known here; NotImplementedError: it wants to notify somebody, or libseccomp
+    is not installed.
+    """
+    return None if profile is None else (_flags(profile), _cached(profile))
+
+
+def _flags(profile: Mapping[str, Any]) -> int:
+    flags = 0
+    for flag in profile.get("flags", ()):
+        if flag not in _FLAGS:
+            raise InvalidCommandError("seccomp.flags", f"{flag} is not supported")
+        flags |= _FLAGS[flag]
+    return flags
+
+
+# -- compiling
+
+
+def compile(profile: Mapping[str, Any]) -> bytes:
+    """:func:`compile_filter` without the cache: the array of struct sock_filter.
+
+    The machine's own calls are looked up in a tree of ranges, which loads in
+    half the time of libseccomp's tree of single numbers; where rules have
+    arguments they are tried one after the other.  (libseccomp merges rules for
+    one call into a tree as well, and of two alternatives that begin alike may
+    forget the second when the first one fails: a deny list then lets calls
+    pass.)  Other architectures are left to libseccomp's program at the end.
+    """
+    lib = load_library()
+    native = getattr(lib.Arch, _ARCHITECTURES[abi.MACHINE])
+    default = _action(lib, "seccomp.defaultAction", profile["defaultAction"], profile.get("defaultErrnoRet"))
+    with _refused("seccomp", "libseccomp cannot compile it"):
+        program = lib.SyscallFilter(default)
+        program.set_attr(lib.Attr.ACT_BADARCH, lib.ERRNO(errno.ENOSYS))
+        with contextlib.suppress(OSError):  # before libseccomp 2.5 there was no tree, only a list of comparisons
+            program.set_attr(lib.Attr.CTL_OPTIMIZE, 2)
+    foreign = False
+    conditional: set[str] = set()
+    for name in profile.get("architectures", ()):
+        architecture = getattr(lib.Arch, name.removeprefix("SCMP_ARCH_"), None)
+        if architecture is None:
+            raise InvalidCommandError("seccomp.architectures", f"libseccomp does not know {name}")
+        with _refused("seccomp.architectures", f"libseccomp refuses {name}"):
+            if not program.exist_arch(architecture):
+                foreign = True
+                program.add_arch(architecture)
+    verdicts: dict[int, int] = {}  # of the machine's own calls
+    blocks: dict[int, list[tuple[int, Any]]] = {}  # (verdict, arguments), where it depends on them
+    for index, rule in enumerate(profile.get("syscalls", ())):
+        where = f"seccomp.syscalls[{index}]"
+        action = _action(lib, where, rule["action"], rule.get("errnoRet"))
+        arguments = rule.get("args", ())
+        for name in rule["names"]:
+            number = _number(lib, native, where, name)
+            if not arguments:
+                verdicts[number] = action
+            else:
+                blocks.setdefault(number, []).append((action, arguments))
+                conditional.add(name)
+            if action == default or not foreign:
+                continue
+            if foreign and action == lib.ALLOW and lib.resolve_syscall(native, name) == -1:
+                continue  # too new for libseccomp to have its number elsewhere: there it stays denied
+            with _refused(where, f"libseccomp refuses the rule for {name}"):
+                program.add_rule(action, number, *[_argument(lib, argument) for argument in arguments])
+    last = max(*verdicts, *blocks, *_NEW_CALLS.values())
+    known = {*_NEW_CALLS.values(), *_numbers(lib, native, last)}
+    unknown = default if default in (lib.ALLOW, lib.LOG) else lib.ERRNO(errno.ENOSYS)
+    for number in range(last + 2):
+        if number not in verdicts:
+            verdicts[number] = _BLOCK - number if number in blocks else default if number in known else unknown
+    checks = {
+        _BLOCK - number: _block(rules, default) for number, rules in blocks.items() if verdicts.get(number, 0) < 0
+    }
+    code = _dispatch(native, _ranges(verdicts, last + 2), checks) + _export(program)
+    if default != unknown and program.exist_arch(lib.Arch.X86):
+        # libseccomp lets a multiplexer do what it may do under some condition on arguments, and cannot look at them.
+        hidden = [number for number, names in _MULTIPLEXERS.items() if conditional.intersection(names.split())]
+        code = _refuse(lib.Arch.X86, hidden, default) + code
+    return code
+
+
+def load_library() -> Any:
+    """pyseccomp. Raises NotImplementedError when it or libseccomp is not installed: a filter is not left out."""
+    try:
+        import pyseccomp
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise NotImplementedError(f"{error}: install libseccomp, or do without a filter (unconfined)") from None
+    return pyseccomp
+
+
+@contextlib.contextmanager
+def _refused(where: str, problem: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InvalidCommandError(where, f"{problem}: {error.strerror}") from None
+
+
+def _action(lib: Any, where: str, name: str, number: int | None) -> int:
+    if name == "SCMP_ACT_NOTIFY":
+        raise NotImplementedError(f"{where}: SCMP_ACT_NOTIFY needs a notify socket")
+    action = getattr(lib, name.removeprefix("SCMP_ACT_"))
+    if name in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"):
+        return action(errno.EPERM if number is None else number)  # type: ignore[no-any-return]
+    return action  # type: ignore[no-any-return]
+
+
+def _number(lib: Any, native: int, where: str, name: str) -> int:
+    """The number of a call, negative when only other architectures have it. Raises InvalidCommandError."""
+    number: int = lib.resolve_syscall(native, name)
+    if number == -1:
+        number = _NEW_CALLS.get(name, -1)
+    if number == -1:
+        raise InvalidCommandError(where, f"{name!r} is no system call that this libseccomp knows")
+    return number
+
+
+def _export(program: pyseccomp.SyscallFilter) -> bytes:
+    memfd = os.memfd_create("seccomp", os.MFD_CLOEXEC)
+    with open(memfd, "rb") as file, _refused("seccomp", "libseccomp cannot compile it"):
+        program.export_bpf(file)
+        return os.pread(memfd, os.fstat(memfd).st_size, 0)
+
+
+def _numbers(lib: Any, native: int, last: int) -> Iterator[int]:
+    """The numbers up to *last* that libseccomp has a name for."""
+    for number in range(last + 1):
+        with contextlib.suppress(ValueError):
+            lib.resolve_syscall(native, number)
+            yield number
+
+
+def _argument(lib: Any, argument: Mapping[str, Any]) -> Any:
+    operator = getattr(lib, argument["op"].removeprefix("SCMP_CMP_"))
+    return lib.Arg(argument["index"], operator, argument["value"], argument.get("valueTwo", 0))
+
+
+def _ranges(verdicts: Mapping[int, int], end: int) -> list[tuple[int, int]]:
+    """(first number, verdict) of each range of numbers below *end* that have the same one; the last goes on beyond."""
+    ranges = [(0, verdicts[0])]
+    for number in range(1, end):
+        if verdicts[number] != ranges[-1][1]:
+            ranges.append((number, verdicts[number]))
+    return [*ranges, (_X32_BIT, _REST)]
+
+
+# -- instructions: linux/bpf_common.h; struct seccomp_data has the number at 0, the architecture at 4, arguments from 16
+
+_Instruction: TypeAlias = tuple[int, int, int, int]
+_LOAD, _AND, _JUMP, _EQUAL, _ABOVE, _AT_LEAST, _ANY_BIT, _ANSWER = 0x20, 0x54, 0x05, 0x15, 0x25, 0x35, 0x45, 0x06
+#: In place of a verdict: the program that follows has it; _BLOCK - number: the checks of that call's arguments have.
+_REST, _BLOCK = -1, -2
+
+
+def _assembled(code: Sequence[_Instruction]) -> bytes:
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+
+
+def _refuse(architecture: int, numbers: Sequence[int], verdict: int) -> bytes:
+    """Give *verdict* on these calls of *architecture*, and leave the others to what follows."""
+    code = [(_LOAD, 0, 0, 4), (_EQUAL, 0, 1 + 2 * len(numbers), architecture), (_LOAD, 0, 0, 0)]
+    for number in numbers:
+        code += [(_EQUAL, 0, 1, number), (_ANSWER, 0, 0, verdict)]
+    return _assembled(code)
+
+
+def _dispatch(native: int, ranges: Sequence[tuple[int, int]], blocks: Mapping[int, list[_Instruction]]) -> bytes:
+    """Give the verdict on the native calls of *ranges*, by the *blocks* where it stands for one."""
+
+    def tree(ranges: Sequence[tuple[int, int]]) -> list[_Instruction]:
+        if len(ranges) == 1:
+            verdict = ranges[0][1]
+            return [(_ANSWER if verdict >= 0 else _JUMP, 0, 0, verdict)]
+        middle = len(ranges) // 2
+        below, rest = tree(ranges[:middle]), tree(ranges[middle:])
+        if len(below) > 255:  # as far as a condition can jump
+            return [(_AT_LEAST, 0, 1, ranges[middle][0]), (_JUMP, 0, 0, len(below)), *below, *rest]
+        return [(_AT_LEAST, len(below), 0, ranges[middle][0]), *below, *rest]
+
+    code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, native), (_JUMP, 0, 0, _REST), (_LOAD, 0, 0, 0), *tree(ranges)]
+    places = {}
+    for verdict, block in blocks.items():
+        places[verdict] = len(code)
+        code += block
+    places[_REST] = len(code)
+    for index, (operation, _, _, distance) in enumerate(code):
+        if operation == _JUMP and distance < 0:
+            code[index] = (_JUMP, 0, 0, places[distance] - index - 1)
+    return _assembled(code)
+
+
+def _block(rules: Sequence[tuple[int, Sequence[Mapping[str, Any]]]], default: int) -> list[_Instruction]:
+    """Try the rules of one call one after the other: the first whose arguments all hold gives its verdict."""
+    code: list[_Instruction] = []
+    for verdict, arguments in rules:
+        tests: list[_Test] = []
+        for argument in arguments:
+            here = _condition(argument)
+            end = len(tests) + len(here)
+            tests += [
+                (operation, end if yes == _HOLDS else yes, end if no == _HOLDS else no, constant)
+                for operation, yes, no, constant in here
+            ]
+        for index, (operation, yes, no, constant) in enumerate(tests):
+            # relative from here on; behind the tests comes the verdict, behind that the next rule
+            jumps = [0 if to == _NEXT else (len(tests) + 1 if to == _FAILS else to) - index - 1 for to in (yes, no)]
+            code.append((operation, *jumps, constant))  # type: ignore[arg-type]
+        code.append((_ANSWER, 0, 0, verdict))
+    return [*code, (_ANSWER, 0, 0, default)]
+
+
+#: Where a test goes: on, to the end of its condition, which holds, or to the next rule; or to the end that is numbered.
+_NEXT, _HOLDS, _FAILS = -1, -2, -3
+_Test: TypeAlias = tuple[int, int, int, int]
+
+
+def _condition(argument: Mapping[str, Any]) -> list[_Test]:
+    """One comparison of 64 bits, in two halves; the upper one is the second word."""
+    low, operator = 16 + 8 * argument["index"], argument["op"].removeprefix("SCMP_CMP_")
+    value, two = argument["value"], argument.get("valueTwo", 0)
+    upper, lower = value >> 32, value & 0xFFFFFFFF
+    load_upper, load_lower = (_LOAD, _NEXT, _NEXT, low + 4), (_LOAD, _NEXT, _NEXT, low)
+    if operator == "MASKED_EQ":
+        tests: list[_Test] = []
+        for load, mask, wanted in ((load_upper, upper, two >> 32), (load_lower, lower, two & 0xFFFFFFFF)):
+            if mask and not wanted:
+                tests += [load, (_ANY_BIT, _FAILS, _NEXT, mask)]
+            elif mask == wanted != 0 == mask & (mask - 1):
+                tests += [load, (_ANY_BIT, _NEXT, _FAILS, mask)]
+            elif wanted:
+                tests += [load, (_AND, _NEXT, _NEXT, mask), (_EQUAL, _NEXT, _FAILS, wanted)]
+        return tests
+    if operator in ("EQ", "NE"):
+        equal, other = (_NEXT, _FAILS) if operator == "EQ" else (_FAILS, _HOLDS)
+        return [load_upper, (_EQUAL, _NEXT, other, upper), load_lower, (_EQUAL, equal, other, lower)]
+    more, less = (_HOLDS, _FAILS) if operator in ("GT", "GE") else (_FAILS, _HOLDS)
+    last = _ABOVE if operator in ("GT", "LE") else _AT_LEAST
+    return [
+        load_upper, (_ABOVE, more, _NEXT, upper), (_EQUAL, _NEXT, less, upper), load_lower, (last, more, less, lower)
+    ]  # fmt: skip
+
+
+# -- the cache on disk
+
+
+def _cached(profile: Mapping[str, Any]) -> bytes:
+    """The filter of *profile* from the directory of root's own if it is there; else compiled, and kept there."""
+    uname = os.uname()
+    what = json.dumps([os.stat(__file__).st_mtime_ns, uname.release, uname.machine, profile], sort_keys=True)
+    name = hashlib.sha256(what.encode()).hexdigest()
+    directory = _open_cache() if os.geteuid() == 0 else -1
+    try:
+        code = _read(directory, name) if directory >= 0 else b""
+        if not code:
+            code = compile(profile)
+            if directory >= 0:
+                with contextlib.suppress(OSError):  # a full disk costs time, and no more
+                    _write(directory, name, code)
+        return code
+    finally:
+        if directory >= 0:
+            os.close(directory)
+
+
+def _open_cache() -> int:
+    """A descriptor of the cache's directory, which nobody but root could ever write to; -1 when there is none."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(RUN, flags)
+    except OSError:
+        return -1
+    try:
+        for name in CACHE:
+            if not _is_roots(fd, 0o022):
+                raise PermissionError(errno.EPERM, "others can write to it", RUN)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=fd)
+            parent, fd = fd, os.open(name, flags, dir_fd=fd)
+            os.close(parent)
+        if not _is_roots(fd, 0o077):
+            raise PermissionError(errno.EPERM, "others can see it", RUN)
+    except OSError:
+        os.close(fd)
+        return -1
+    return fd
+
+
+def _is_roots(fd: int, nobody: int) -> bool:
+    """Whether root owns it, and the mode has none of the bits *nobody*."""
+    status = os.fstat(fd)
+    return status.st_uid == 0 and not status.st_mode & nobody
+
+
+def _read(directory: int, name: str) -> bytes:
+    """The filter that was kept as *name*, empty when there is none or another libseccomp has made it."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return b""
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode) or not _is_roots(fd, 0o077):
+            return b""
+        maker, _, code = file.read(_LONGEST + 4096).partition(b"\n")
+    path = os.fsdecode(maker.partition(b" ")[2])
+    return code if maker == _maker(path) and 0 < len(code) <= _LONGEST and len(code) % 8 == 0 else b""
+
+
+def _write(directory: int, name: str, code: bytes) -> None:
+    """Keep a filter. Nobody ever sees half of it."""
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        path = next((line[line.index("/") : -1] for line in maps if "/libseccomp.so" in line), "")
+    kept = os.listdir(directory)
+    if len(kept) >= _KEPT:
+        for old in kept:
+            os.unlink(old, dir_fd=directory)
+    new = f".{os.urandom(8).hex()}"
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    with open(fd, "wb") as file:
+        file.write(_maker(path) + b"\n" + code)
+    os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _maker(path: str) -> bytes:
+    """Which libseccomp it is: a file's identity, and its path."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return b""
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns} ".encode() + os.fsencode(path)
