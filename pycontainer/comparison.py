@@ -1,0 +1,150 @@
+"""One command through every driver, and what can be told apart."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import asdict, frozen
+
+from pycontainer import plugins
+from pycontainer.driver import Feature
+from pycontainer.errors import ContainerError
+from pycontainer.plugins import InstalledDriver
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["Comparison", "Observation", "compare", "feature_table"]
+
+#: What is compared, in this order.
+ASPECTS = ("exit", "stdout", "stderr")
+
+
+@frozen
+class Observation:
+    """What one driver made of the command."""
+
+    driver: str
+    exit: str  #: in words: how it ended, or the error that kept it from starting
+    stdout: str = ""
+    stderr: str = ""
+
+
+@frozen
+class Comparison:
+    """What :func:`compare` observed, and which drivers it could not use, with the reasons."""
+
+    observations: tuple[Observation, ...]
+    unusable: Mapping[str, str]
+
+    def differences(self) -> Iterator[str]:
+        """The aspects, of exit, stdout and stderr, in which not all drivers agree."""
+        for aspect in ASPECTS:
+            if len({getattr(seen, aspect) for seen in self.observations}) > 1:
+                yield aspect
+
+    def to_data(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {
+            "observations": [asdict(seen) for seen in self.observations],
+            "differences": list(self.differences()),
+            "unusable": dict(self.unusable),
+        }
+
+    def lines(self) -> Iterator[str]:
+        """The same for people: what all agree on, and how the others differ from the first."""
+        differing = set(self.differences())
+        for name, why in self.unusable.items():
+            yield f"{name}: not compared: {why}"
+        if not self.observations:
+            return
+        first, *others = self.observations
+        for aspect in ASPECTS:
+            value = getattr(first, aspect)
+            if aspect not in differing:
+                names = ", ".join(seen.driver for seen in self.observations)
+                yield f"{aspect}: the same ({names})"
+                yield from (f"    {line}" for line in value.splitlines())
+                continue
+            yield f"{aspect}: different"
+            for other in others:
+                yield from (
+                    f"    {line}"
+                    for line in difflib.unified_diff(
+                        value.splitlines(),
+                        getattr(other, aspect).splitlines(),
+                        first.driver,
+                        other.driver,
+                        lineterm="",
+                    )
+                )
+
+
+def compare(
+    argv: Sequence[str | bytes | os.PathLike[str]],
+    *,
+    drivers: Iterable[str] | None = None,
+    timeout: float | None = 60.0,
+    **fields: Any,
+) -> Comparison:
+    """Run *argv* with each of *drivers*, by default every installed one that this host can use.
+
+    *timeout* in seconds is for each of them, *fields* are those of
+    :func:`pycontainer.run`.  Their output is captured.  That a driver cannot
+    do it is an observation, too.  Raises DriverNotFoundError.
+    """
+    observations, unusable = [], {}
+    for name in sorted(plugins._offers()) if drivers is None else list(drivers):
+        try:
+            driver = plugins.get_driver(name)
+            probe = driver.probe()
+        except ContainerError as error:
+            if drivers is not None:
+                raise
+            unusable[name] = str(error)
+            continue
+        if probe.usable:
+            observations.append(_observe(name, argv, timeout, fields))
+        else:
+            unusable[name] = probe.cause or "unknown cause"
+    return Comparison(tuple(observations), unusable)
+
+
+def _observe(
+    name: str, argv: Sequence[str | bytes | os.PathLike[str]], timeout: float | None, fields: Mapping[str, Any]
+) -> Observation:
+    from pycontainer import run
+
+    try:
+        done = run(argv, driver=name, timeout=timeout, capture_output=not fields.get("tty"), **fields)
+    except ContainerError as error:
+        return Observation(name, f"{type(error).__name__}: {error}")
+    status = done.status
+    how = f"exit code {status.exit_code}" if status.signal is None else f"signal {status.signal}"
+    return Observation(
+        name,
+        f"{how}, out of memory" if status.oom_killed else how,
+        (done.stdout or b"").decode(errors="backslashreplace"),
+        (done.stderr or b"").decode(errors="backslashreplace"),
+    )
+
+
+def feature_table(installed: Iterable[InstalledDriver]) -> Iterator[str]:
+    """What each driver declares, as a table in reStructuredText: the one of the README."""
+    columns = list(installed)
+    features = [feature for feature in Feature if any(feature in driver.features for driver in columns)]
+    widths = [max(len("Feature"), *(len(feature.value) for feature in features)) if features else len("Feature")]
+    widths += [max(len(driver.name), 3) for driver in columns]
+    rule = "  ".join("=" * width for width in widths)
+
+    def row(cells: Iterable[str]) -> str:
+        return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+    yield rule
+    yield row(["Feature", *(driver.name for driver in columns)])
+    yield rule
+    for feature in features:
+        yield row([feature.value, *("yes" if feature in driver.features else "\\-" for driver in columns)])
+    yield rule

@@ -1,0 +1,196 @@
+"""A driver that makes no system call of its own: unshare(1), prlimit(1), setpriv(1) and chroot(1) make them.
+
+An example for authors of drivers, and no boundary: /proc is not masked, and there is no cgroup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import shutil
+import signal as signals
+import subprocess
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+
+import pycontainer
+from pycontainer import Command, ExitStatus, Feature, InvalidCommandError, NotRunningError, Probe, State, Stdio
+from pycontainer.command import DEFAULT_CAPABILITIES, DEFAULT_PATH
+from pycontainer.rootfs import lookup_user, open_in_rootfs
+
+TOOLS = {name: shutil.which(name) or "" for name in ("unshare", "prlimit", "setpriv", "chroot", "sh", "cat", "pgrep")}
+REFUSED = ("mounts", "read_only", "hostname", "pid", "ipc", "uts", "cgroup_parent", "config")
+
+
+class UnshareProcess(pycontainer.ContainerProcess):
+    """unshare(1), which waits for its child, PID 1 of the container, and ends as that does."""
+
+    def __init__(self, command: Command, stdio: Stdio) -> None:
+        self.id = command.id
+        argv, env = command_line(command)
+        self._tool = subprocess.Popen(
+            argv, stdin=stdio.stdin, stdout=stdio.stdout, stderr=stdio.stderr, env=env, start_new_session=True
+        )
+        self._readable = os.pidfd_open(self._tool.pid)
+        # Its input ends when this process does, however that is, and then it kills; --kill-child does the rest.
+        leash = [TOOLS["sh"], "-c", 'cat > /dev/null; kill -KILL "$0"', str(self._tool.pid)]
+        self._leash = subprocess.Popen(leash, stdin=subprocess.PIPE)
+        self.pid, self.pidfd = self._tool.pid, -1
+        before = {os.stat(path).st_ino for path in TOOLS.values()}
+        while self.pidfd < 0 and self._tool.poll() is None:  # what has ended already has run, too
+            try:
+                with open(f"/proc/{self._tool.pid}/task/{self._tool.pid}/children") as file:
+                    child = int(file.read())
+                if os.stat(f"/proc/{child}/exe").st_ino not in before:  # the last execve has succeeded
+                    self.pid, self.pidfd = child, os.pidfd_open(child)
+            except (OSError, ValueError):
+                time.sleep(0.001)
+
+    def poll(self) -> ExitStatus | None:
+        code = self._tool.poll()
+        if code is None:
+            return None
+        if self.pidfd >= 0:
+            gone = select.poll()
+            gone.register(self.pidfd, select.POLLIN)
+            gone.poll()  # where unshare was killed, its child is about to end
+        if code < 0:
+            return ExitStatus(None, -code, reason=f"killed by signal {-code}")
+        return ExitStatus(code, reason=f"exited with code {code}")
+
+    def wait(self, timeout: float | None = None) -> ExitStatus:
+        try:
+            self._tool.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise pycontainer.WaitTimeoutError(self.id, timeout or 0.0) from None
+        status = self.poll()
+        assert status is not None
+        return status
+
+    def send_signal(self, signal: int) -> None:
+        if signal == signals.SIGKILL:
+            self._tool.kill()  # by way of --kill-child: unshare cannot report that its child was killed
+        elif self._tool.poll() is None and self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and unshare is about to
+                signals.pidfd_send_signal(self.pidfd, signal)
+
+    def fileno(self) -> int:
+        return self._readable
+
+    def close(self) -> None:
+        self._tool.kill()
+        self.wait()
+        self._leash.kill()
+        self._leash.communicate()
+        for fd in {self.pidfd, self._readable} - {-1}:
+            os.close(fd)
+        self.pidfd = self._readable = -1
+
+
+def command_line(command: Command) -> tuple[list[str], Mapping[str, str]]:
+    """What is executed, each tool by the one before, and its environment. Raises SetupError."""
+    process, rootfs = command.process, str(command.rootfs)
+    user = lookup_user(rootfs, process.user, process.additional_groups)
+    env = {"PATH": DEFAULT_PATH, "HOME": user.home} if process.env is None else process.env
+    find(process.entrypoint, rootfs, env.get("PATH", DEFAULT_PATH))
+    argv = [TOOLS["unshare"], "--pid", "--kill-child", "--mount", "--uts", "--ipc", f"--mount-proc={rootfs}/proc"]
+    argv += [] if command.network is not None and command.network.mode == "host" else ["--net"]
+    for limit in process.rlimits:
+        argv += [TOOLS["prlimit"], f"--{limit.type[7:].lower()}={limit.soft}:{limit.hard}"]
+    keep = DEFAULT_CAPABILITIES if process.capabilities is None else process.capabilities
+    bounding = ",".join(["-all", *(f"+{name[4:].lower()}" for name in keep)])
+    argv += [TOOLS["setpriv"], f"--bounding-set={bounding}", "--inh-caps=-all"]
+    argv += ["--no-new-privs"] if process.no_new_privileges else []
+    groups = ",".join(map(str, user.groups))
+    argv += [TOOLS["chroot"], f"--userspec={user.uid}:{user.gid}", f"--groups={groups}", rootfs, *process.argv]
+    return argv, env
+
+
+def find(program: str, rootfs: str, path: str) -> None:
+    """Make sure that there is such a program; chroot(1) could only say so in words. Raises SetupError."""
+    for place in [program] if "/" in program else [f"{directory}/{program}" for directory in path.split(":")]:
+        try:
+            return os.close(open_in_rootfs(rootfs, place))
+        except OSError:
+            continue
+    raise pycontainer.SetupError("execve", errno.ENOENT, program)
+
+
+class UnshareDriver(pycontainer.ExecutionDriver):
+    """Five verbs. States, locks, clean-up, and refusing what needs a feature, are the core's."""
+
+    name = "unshare-0.1"
+
+    def __init__(self) -> None:
+        self._processes: weakref.WeakValueDictionary[str, UnshareProcess] = weakref.WeakValueDictionary()
+
+    def features(self) -> frozenset[Feature]:
+        return frozenset()
+
+    def probe(self) -> Probe:
+        missing = ", ".join(name for name, path in TOOLS.items() if not path)
+        if missing:
+            remedy = "apt-get install util-linux coreutils procps"
+            return Probe("unshare", False, self.name, cause=f"there is no {missing}", remedy=remedy)
+        if os.geteuid() != 0:
+            return Probe("unshare", False, self.name, cause="it needs root", remedy="sudo")
+        return Probe("unshare", True, self.name, evidence=TOOLS["unshare"])
+
+    def validate(self, command: Command) -> Sequence[InvalidCommandError]:
+        rootfs, process = command.rootfs, command.process
+        refused = [field for field in REFUSED if getattr(command, field) not in (None, False, ())]
+        problems = [InvalidCommandError(field, "this driver leaves it as it is") for field in refused]
+        if command.masked_paths or command.readonly_paths:
+            problems.append(InvalidCommandError("masked_paths", "this driver hides nothing"))
+        if process.privileged:
+            problems.append(InvalidCommandError("process.privileged", "this driver does not have it"))
+        if process.working_dir != "/":
+            problems.append(InvalidCommandError("process.working_dir", "chroot(1) knows only /"))
+        if any(name.startswith("LD_") for name in process.env or ()):
+            problems.append(InvalidCommandError("process.env", "LD_* would change the tools, on the host and as root"))
+        if isinstance(rootfs, str) and not os.path.isdir(rootfs):
+            problems.append(InvalidCommandError("rootfs", f"{rootfs} is not a directory"))
+        try:
+            lookup_user(rootfs, process.user, process.additional_groups)
+        except InvalidCommandError as error:
+            problems.append(error)
+        return problems
+
+    def start(self, command: Command, stdio: Stdio) -> UnshareProcess:
+        for problem in self.validate(command):
+            raise problem
+        if self.info(command.id).is_running:
+            raise pycontainer.AlreadyExistsError(command.id)
+        process = self._processes[command.id] = UnshareProcess(command, stdio)
+        return process
+
+    def _running(self, id: str) -> UnshareProcess:
+        process = self._processes.get(id)
+        if process is None or process.poll() is not None:
+            raise NotRunningError(id)
+        return process
+
+    def kill(self, id: str, signal: int) -> None:
+        self._running(id).send_signal(signal)
+
+    def terminate(self, id: str) -> None:
+        self._running(id).send_signal(signals.SIGKILL)  # PID 1 takes its pid namespace along
+
+    def info(self, id: str) -> pycontainer.ContainerInfo:
+        try:
+            return pycontainer.ContainerInfo(id, State.RUNNING, self._running(id).pid)
+        except NotRunningError:
+            return pycontainer.ContainerInfo(id, State.STOPPED)
+
+    def get_pids_for_container(self, id: str) -> Sequence[int]:
+        pgrep = [TOOLS["pgrep"], "--ns", str(self._running(id).pid), "--nslist", "pid", "."]
+        return [int(pid) for pid in subprocess.run(pgrep, stdout=subprocess.PIPE).stdout.split()]
+
+
+@pycontainer.hookimpl
+def pycontainer_create_driver(options: Mapping[str, object]) -> UnshareDriver:
+    """The driver, which has no options."""
+    return UnshareDriver(**options)

@@ -1,0 +1,152 @@
+"""``doctor`` and ``compare``, as functions and as verbs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import pycontainer
+from pycontainer import Feature, FeatureProbe, Probe, plugins
+from pycontainer.cli import main
+from pycontainer.comparison import compare, feature_table
+from pycontainer.testing.fake import FakeDriver, Outcome
+
+BROKEN_PLUGIN = "import no_such_module_at_all"
+FAKE_PLUGIN = """
+import pycontainer
+from pycontainer.testing.fake import FakeDriver
+
+@pycontainer.hookimpl
+def pycontainer_create_driver(name):
+    return FakeDriver(features={pycontainer.Feature.HOST_ROOTFS, pycontainer.Feature.EXEC})
+"""
+
+
+@pytest.fixture(autouse=True)
+def _installed(install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what the project itself installs nothing is looked at: what that can do depends on the host."""
+    install("good", {"good": "good_driver"}, {"good_driver": FAKE_PLUGIN})
+    install("bad", {"bad": "bad_driver"}, {"bad_driver": BROKEN_PLUGIN})
+    install("one", {"twice": "good_driver"})
+    install("two", {"twice": "good_driver"})
+    offers = plugins._offers
+    monkeypatch.setattr(
+        plugins, "_offers", lambda: {name: found for name, found in offers().items() if name not in ("native", "lxc")}
+    )
+    monkeypatch.setenv("PYCONTAINER_DRIVER", "good")
+
+
+def test_each_driver_and_feature() -> None:
+    found = pycontainer.doctor()
+    assert found.healthy
+    summary = {(line.driver, line.feature): line.usable for line in found.findings()}
+    assert summary == {
+        ("bad", None): False,
+        ("good", None): True,
+        ("good", Feature.EXEC): True,
+        ("good", Feature.HOST_ROOTFS): True,
+        ("twice", None): False,
+    }
+    causes = {line.driver: line.cause for line in found.findings() if not line.usable}
+    assert "No module named 'no_such_module_at_all'" in causes["bad"]
+    assert "offered by one 1.0 and by two 1.0" in causes["twice"]
+
+
+def test_cause_and_remedy_of_a_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {Feature.PAUSE: FeatureProbe(False, cause="no freezer", remedy="mount -t cgroup ...")}
+    driver = FakeDriver({Feature.PAUSE, Feature.EXEC}, Probe("good", True, features=seen))
+    monkeypatch.setattr(plugins, "_made", [("good", {}, driver)])
+    lines = "\n".join(pycontainer.doctor("good").lines())
+    assert "good (default)           yes" in lines
+    assert "  exec                   ?    declared; the driver's probe does not look at it" in lines
+    assert "  pause                  no   no freezer\n" in lines
+    assert "remedy: mount -t cgroup ..." in lines
+
+
+@pytest.mark.parametrize(
+    ("default", "arguments", "code"),
+    [
+        ("good", [], 0),
+        ("bad", [], 1),
+        ("twice", [], 1),
+        ("missing", [], 1),
+        ("bad", ["good"], 0),
+        ("good", ["bad"], 1),
+        ("good", ["missing"], 125),
+    ],
+)
+def test_the_exit_status(default: str, arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYCONTAINER_DRIVER", default)
+    assert main(["doctor", *arguments]) == code
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json", "bad"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert (data["default"], data["healthy"]) == ("bad", False)
+    assert [(line["driver"], line["feature"], line["usable"]) for line in data["findings"]] == [("bad", None, False)]
+    assert data["findings"][0]["remedy"] == "repair or uninstall bad 1.0"
+
+
+# -- compare
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeDriver, FakeDriver]:
+    first, second = FakeDriver(), FakeDriver()
+    monkeypatch.setattr(plugins, "_made", [("first", {}, first), ("second", {}, second)])
+    monkeypatch.setattr(plugins, "_offers", lambda: {"first": [], "second": []})
+    return first, second
+
+
+def test_no_difference(two: tuple[FakeDriver, FakeDriver], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--", "echo", "hi"]) == 0
+    assert capsys.readouterr().out == (
+        "exit: the same (first, second)\n    exit code 0\nstdout: the same (first, second)\n    hi\n"
+        "stderr: the same (first, second)\n"
+    )
+
+
+def test_differences(two: tuple[FakeDriver, FakeDriver], capsys: pytest.CaptureFixture[str]) -> None:
+    two[0].script("x", Outcome(stdout="one\ntwo\n"))
+    two[1].script("x", Outcome(stdout="one\nthree\n", exit_code=2))
+    assert list(compare(["x"]).differences()) == ["exit", "stdout"]
+    assert main(["compare", "x"]) == 1
+    out = capsys.readouterr().out
+    assert "exit: different\n    --- first\n    +++ second\n" in out
+    assert "    -two\n    +three\n" in out
+    assert main(["compare", "--json", "x"]) == 1
+    assert json.loads(capsys.readouterr().out)["differences"] == ["exit", "stdout"]
+    assert main(["compare", "--drivers", "first", "x"]) == 0
+
+
+def test_what_one_cannot_do_is_a_difference(two: tuple[FakeDriver, FakeDriver]) -> None:
+    two[0].script("program", Outcome())
+    seen = compare(["program"], rootfs=None)
+    assert [(each.driver, each.exit) for each in seen.observations] == [
+        ("first", "exit code 0"),
+        ("second", "SetupError: execve program: ENOENT (No such file or directory)"),
+    ]
+
+
+def test_unusable_ones_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "echo", "hi"]) == 0
+    out = capsys.readouterr().out
+    assert "bad: not compared: driver 'bad' cannot be used here" in out
+    assert "twice: not compared: driver 'twice' is offered by" in out
+    assert "stdout: the same (good)" in out
+
+
+def test_the_table_of_features() -> None:
+    installed = [each for name, each in pycontainer.drivers().items() if name in ("good", "bad")]
+    assert list(feature_table(installed)) == [
+        "===========  ===  ====",
+        "Feature      bad  good",
+        "===========  ===  ====",
+        "exec         \\-   yes",
+        "host-rootfs  \\-   yes",
+        "===========  ===  ====",
+    ]
