@@ -44,7 +44,12 @@ class PidsStats:
 
 @frozen(kw_only=True)
 class IoStats:
-    """Block devices, all together: bytes and numbers of operations."""
+    """Block devices, all together: bytes and numbers of operations.
+
+    What reached the device: writes that still are in the page cache are not
+    counted yet.  On cgroup v1, Linux counts, from 6.10 on, only devices that
+    have had a throttle limit since they appeared.
+    """
 
     read_bytes: int = 0
     write_bytes: int = 0
@@ -85,5 +90,6 @@ class Stats:
     memory: MemoryStats
     pids: PidsStats
     io: IoStats = field(factory=IoStats)
-    network: Mapping[str, InterfaceStats] = field(factory=dict)  #: by interface name, ``lo`` included
+    #: By interface name, ``lo`` included; empty where the network is the caller's own.
+    network: Mapping[str, InterfaceStats] = field(factory=dict)
     pressure: Mapping[str, Pressure] = field(factory=dict)  #: ``cpu``, ``memory``, ``io``, where the kernel has it

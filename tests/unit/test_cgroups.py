@@ -197,10 +197,11 @@ def writes_of(layout: Layout, **resources: dict[str, object]) -> dict[str, str]:
 
 
 def test_v1_joins_what_limits_and_counts(tmp_path):
-    layout = v1_layout(tmp_path, "blkio", "cpu,cpuacct", "cpuset", "devices", "freezer", "memory", "pids")
+    layout = v1_layout(tmp_path, "blkio", "cpu,cpuacct", "devices", "freezer", "memory", "pids")
     groups = layout.groups({})
-    assert [group.controllers for group in groups] == [("cpu", "cpuacct"), ("freezer",), ("memory",), ("pids",)]
-    assert [group.oom_events for group in groups] == ["", "", "memory.oom_control", ""]
+    joined = [("blkio",), ("cpu", "cpuacct"), ("freezer",), ("memory",), ("pids",)]
+    assert [group.controllers for group in groups] == joined
+    assert [group.oom_events for group in groups] == ["", "", "", "memory.oom_control", ""]
     assert all((group.writes, group.parent_writes, group.enable) == ((), (), ()) for group in groups)
 
 
@@ -239,24 +240,27 @@ def test_v1_unlimited(tmp_path):
     }
 
 
-def test_v1_cpuset_gets_both_files_and_so_does_its_parent(tmp_path):
-    layout = v1_layout(tmp_path, "cpuset")
+@pytest.mark.parametrize("together", ["cpuset", "cpu,cpuset"])
+def test_v1_cpuset_is_its_parents_where_nothing_else_is_asked_for(tmp_path, together):
+    layout = v1_layout(tmp_path, together)
     for name, text in {"effective_cpus": "0-3,8\n", "effective_mems": "0-1\n"}.items():
-        (tmp_path / "cpuset" / f"cpuset.{name}").write_text(text)
-    (group,) = layout.groups({"cpu": {"cpus": "1,2,3,8"}})
-    assert group.writes == (("cpuset.cpus", "1-3,8"), ("cpuset.mems", "0-1"))
-    assert group.parent_writes == (("cpuset.cpus", "0-3,8"), ("cpuset.mems", "0-1"))
-    (group,) = layout.groups({"cpu": {"mems": "1"}})
-    assert group.writes == (("cpuset.cpus", "0-3,8"), ("cpuset.mems", "1"))
-    assert layout.groups({}) == ()
+        (tmp_path / together / f"cpuset.{name}").write_text(text)
+    cloned = (("cgroup.clone_children", "1"), ("cpuset.cpus", "0-3,8"), ("cpuset.mems", "0-1"))
+    for cpu, writes in (
+        ({}, ()),
+        ({"cpus": "1,2,3,8"}, (("cpuset.cpus", "1-3,8"),)),
+        ({"mems": "1"}, (("cpuset.mems", "1"),)),
+    ):
+        (group,) = layout.groups({"cpu": cpu})
+        assert (group.writes, group.parent_writes) == (writes, cloned)
 
 
-def test_v1_cpuset_mounted_with_another_is_never_joined_empty(tmp_path):
-    layout = v1_layout(tmp_path, "cpu,cpuset")
+@pytest.mark.parametrize("empty", ["cpus", "mems"])
+def test_v1_cpuset_that_has_nothing_to_hand_on_is_not_joined(tmp_path, empty):
+    layout = v1_layout(tmp_path, "cpuset")
     for name in ("cpus", "mems"):
-        (tmp_path / "cpu,cpuset" / f"cpuset.effective_{name}").write_text("0\n")
-    (group,) = layout.groups({})
-    assert group.writes == group.parent_writes == (("cpuset.cpus", "0"), ("cpuset.mems", "0"))
+        (tmp_path / "cpuset" / f"cpuset.effective_{name}").write_text("\n" if name == empty else "0\n")
+    assert layout.groups({}) == ()
 
 
 def test_v1_swap_as_docker_where_it_is_not_accounted(tmp_path):
@@ -276,7 +280,7 @@ def test_v1_swap_as_docker_where_it_is_not_accounted(tmp_path):
 @pytest.fixture
 def v2_layout(tmp_path: Path) -> Layout:
     files = {"memory_max": "max", "memory_swap_max": "max", "cpu_weight": "100", "cpu_max": "max 100000"}
-    domain(cgroup(tmp_path, **files), controllers="cpu cpuset hugetlb memory pids\n")
+    domain(cgroup(tmp_path, **files), controllers="cpu cpuset hugetlb io memory pids\n")
     (tmp_path / "cpuset.cpus.effective").write_text("0-3\n")
     (tmp_path / "cpuset.mems.effective").write_text("0\n")
     return detect(mount(tmp_path, "cgroup2"), "0::/\n")
@@ -284,12 +288,12 @@ def v2_layout(tmp_path: Path) -> Layout:
 
 def test_v2_is_one_group_that_enables_what_it_needs(v2_layout, tmp_path):
     (group,) = v2_layout.groups({})
-    enabled = ("memory", "pids")
+    enabled = ("io", "memory", "pids")
     assert group == Group(str(tmp_path), 2, enabled, enable=enabled, oom_events="memory.events")
     (group,) = v2_layout.groups({"cpu": {"shares": 1024}})
-    assert group.enable == group.controllers == ("cpu", "memory", "pids")
+    assert group.enable == group.controllers == ("cpu", "io", "memory", "pids")
     (group,) = v2_layout.groups({"cpu": {"cpus": "0"}})
-    assert group.enable == ("cpuset", "memory", "pids")
+    assert group.enable == ("cpuset", "io", "memory", "pids")
 
 
 def test_v2_writes(v2_layout):

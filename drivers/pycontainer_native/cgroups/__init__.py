@@ -4,7 +4,9 @@
 :class:`Layout`; :meth:`Layout.groups` turns the OCI runtime spec's
 ``linux.resources`` into :class:`Group` values, plain data that the launcher
 carries out (it imports none of this); :class:`Cgroup` is the caller's handle
-on a live container; :func:`sweep` removes what a dead launcher left.
+on a live container, which :mod:`freezer` stops, :mod:`usage` measures and
+:mod:`update` gives other limits; :func:`sweep` removes what a dead launcher
+left.
 
 ``v1`` (on cgroupspy's controllers) and ``v2`` (controllers of our own on
 cgroupspy's interface descriptors) have the same two functions, ``writes`` and

@@ -164,8 +164,9 @@ def _enabled(wanted: Limits, places: dict[str, Place], cgroup: Cgroup) -> Iterat
 def _writes(limits: Limits, wanted: Limits, places: Mapping[str, Place]) -> Iterator[tuple[str, str, str, str]]:
     """(directory, file, value, the value it has), in an order in which no step in between is refused."""
     asked = {name.partition("_")[0] for name, value in asdict(wanted).items() if value is not None}
-    for controller in asked & places.keys():
-        place = places[controller]
+    for controller, place in places.items():
+        if controller not in asked:
+            continue
         writes = (v1 if place.version == 1 else v2).writes({controller}, limits, place.path)
         present = {file: _read(f"{place.path}/{file}") for file, _ in writes}
         for first, second in PAIRS:
