@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypedDict
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pycontainer._exchange import Exchange
 from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
@@ -77,6 +77,7 @@ class CommandKeywords(LimitKeywords, total=False):
     pid: str | None
     ipc: str | None
     uts: str | None
+    seccomp: str | os.PathLike[str] | Mapping[str, Any] | None
     masked_paths: Iterable[str] | None
     readonly_paths: Iterable[str] | None
     cgroup_parent: str | None
@@ -118,7 +119,7 @@ def run(
     errors: str | None = None,
     timeout: float | None = None,
     check: bool = False,
-    driver: str | ExecutionDriver | None = None,
+    driver: str | ExecutionDriver | Sequence[str] | None = None,
     require: Iterable[Feature | str] | None = None,
     output_limit: int | str | None = None,
     **fields: Unpack[CommandKeywords],
@@ -137,19 +138,21 @@ def run(
     begin = time.monotonic()
     with Container(
         argv,
-        **_streams(input, stdin, stdout, stderr, capture_output),
+        **standard_streams(input, stdin, stdout, stderr, capture_output),
         text=text,
         encoding=encoding,
         errors=errors,
         driver=driver,
         require=require,
         output_limit=output_limit,
+        start=False,
         **fields,
     ) as container:
+        container._start_within(timeout, begin)
         return _complete(container, input, timeout, check, begin)
 
 
-def _streams(
+def standard_streams(
     input: str | bytes | None, stdin: Input, stdout: Output, stderr: Output, capture_output: bool
 ) -> dict[str, Any]:
     """The streams that *input* and *capture_output* stand for."""
@@ -197,10 +200,12 @@ class Container:
     :meth:`wait` and :meth:`communicate`.
 
     *driver* is a driver's name, an ExecutionDriver, or None for the default.
-    *output_limit*, in bytes or as ``"1m"``, is how much of each stream
-    :meth:`communicate` keeps; the rest is read and dropped.  *fields* are
-    those of :meth:`Command.of`.  With ``start=False`` nothing happens before
-    :meth:`create` or :meth:`start`.
+    With *require*, features or their names, it is the first usable driver
+    that has all of them: *driver* may be several names in the order of
+    preference, None is those that come with pycontainer.  *output_limit*, in
+    bytes or as ``"1m"``, is how much of each stream :meth:`communicate` keeps;
+    the rest is read and dropped.  *fields* are those of :meth:`Command.of`.
+    With ``start=False`` nothing happens before :meth:`create` or :meth:`start`.
 
     As a context manager it is killed, if it still runs, when the block is
     left, and so it is when the object is no longer used.
@@ -219,7 +224,7 @@ class Container:
         text: bool | None = None,
         encoding: str | None = None,
         errors: str | None = None,
-        driver: str | ExecutionDriver | None = None,
+        driver: str | ExecutionDriver | Sequence[str] | None = None,
         require: Iterable[Feature | str] | None = None,
         output_limit: int | str | None = None,
         start: bool = True,
@@ -249,7 +254,7 @@ class Container:
         self.stderr: IO[Any] | None = None
         self._wanted = (stdin, stdout, stderr)
         self._text = (encoding, errors) if text or encoding or errors else None
-        self._limit = _size(output_limit)
+        self._limit = size_limit(output_limit)
         self._streams: Streams | None = None
         self._exchange: Exchange | None = None
         self._life = life
@@ -314,10 +319,20 @@ class Container:
                 self.close()
             raise
 
-    def _begin(self, verb: Callable[[Stdio], ContainerProcess]) -> None:
+    def _start_within(self, timeout: float | None, begin: float) -> None:
+        """Start, but give up when *timeout* seconds have passed since *begin*. Raises WaitTimeoutError as well."""
+        if timeout is None:
+            self.start()
+            return
+        try:
+            self._begin(self._life.start, begin + timeout)
+        except WaitTimeoutError:
+            raise WaitTimeoutError(self.id, timeout) from None
+
+    def _begin(self, verb: Callable[[Stdio], ContainerProcess], deadline: float | None = None) -> None:
         streams = Streams(*self._wanted, tty=self._life.command.process.tty)
         try:
-            streams.started(verb(streams.stdio))
+            streams.started(verb(evolve(streams.stdio, deadline=deadline)))
             self._streams = streams
             for name in ("stdin", "stdout", "stderr"):
                 setattr(self, name, self._file(getattr(streams, name)))
@@ -498,7 +513,7 @@ class Container:
             no_new_privileges=own.no_new_privileges,
         )
         further = object.__new__(Container)
-        streams = _streams(input, stdin, stdout, stderr, capture_output)
+        streams = standard_streams(input, stdin, stdout, stderr, capture_output)
         further._set_up(
             ExecLifecycle(self._life, process),
             **streams,
@@ -507,8 +522,8 @@ class Container:
             errors=errors,
             output_limit=output_limit,
         )
-        further.start()
         with further:
+            further._start_within(timeout, begin)
             return _complete(further, input, timeout, check, begin)
 
     def pause(self) -> None:
@@ -539,7 +554,7 @@ class Container:
 
         stats = self.stats()
         assert self.pid is not None
-        due = time.monotonic()
+        due = stats.time
         try:
             ended = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -580,15 +595,17 @@ class Container:
         self.terminal.resize(height, width)
 
 
-def _driver(driver: str | ExecutionDriver | None, require: Iterable[Feature | str] | None) -> ExecutionDriver:
-    if require is None:
+def _driver(
+    driver: str | ExecutionDriver | Sequence[str] | None, require: Iterable[Feature | str] | None
+) -> ExecutionDriver:
+    if require is None and (driver is None or isinstance(driver, (str, ExecutionDriver))):
         return get_driver(driver)
     from pycontainer.requirements import choose_driver
 
-    return choose_driver(require, driver)
+    return choose_driver(require or (), driver)
 
 
-def _size(limit: int | str | None) -> int | None:
+def size_limit(limit: int | str | None) -> int | None:
     from pycontainer import _fields as check
 
     size = check.size("output_limit", limit)

@@ -8,10 +8,39 @@ four small verbs after it, declares in :meth:`~ExecutionDriver.features` what
 else it can do, and is found by an entry point (see
 :mod:`pycontainer.hookspecs`).
 
-Two rules hold for every verb.  A verb whose feature is not declared raises
-:class:`~pycontainer.errors.UnsupportedError`: the base class does that, so a
-driver implements only what it has.  And any verb may be called from any
-thread; for one container, calls are serialised by the core.
+Rules that hold for every verb:
+
+* A verb whose feature is not declared raises
+  :class:`~pycontainer.errors.UnsupportedError`: the base class does that, so a
+  driver implements only what it has.  A Command that needs an undeclared
+  feature is refused by the core, before the driver is asked.
+* A field of the Command is honoured, or ``validate`` names it as a problem;
+  none is ever ignored.
+* Any verb may be called from any thread.  For one container the core
+  serialises the verbs, but not ``poll``, ``wait``, ``info`` and
+  ``get_pids_for_container``.
+* No verb installs a signal handler.  What a driver starts is in a session of
+  its own, so that a ^C meant for the caller does not end it.
+* The descriptors of a :class:`Stdio` are borrowed.  No other descriptor of the
+  caller gets into a container, and no container has those of another.
+* A container is attached: it ends with its ContainerProcess, which ``close``
+  ends, and with the process that made it, however that dies.  After a fork it
+  is the parent's; a driver object must be able to start new ones in the child.
+
+States, as ``info`` reports them, and where verbs belong:
+
+=========  ==========================================================  ==============
+State      Allowed                                                     Next
+=========  ==========================================================  ==============
+created    start_created, kill, terminate                              running
+running    kill, terminate, exec, pause, stats, update                 paused
+paused     unpause, kill, terminate, stats, update                     running
+stopped    clean                                                       (its id is free)
+=========  ==========================================================  ==============
+
+Anywhere else they raise :class:`~pycontainer.errors.NotRunningError`.
+``pytest --pyargs pycontainer.testing.conformance --container-driver NAME``
+tests all of this (:mod:`pycontainer.testing.conformance`).
 """
 
 from __future__ import annotations
@@ -154,6 +183,7 @@ class Stdio:
     stdout: int
     stderr: int
     size: tuple[int, int] | None = None  #: the terminal's (rows, columns)
+    deadline: float | None = None  #: when the start has to be over, of time.monotonic(); else WaitTimeoutError
 
 
 class ContainerProcess(abc.ABC):

@@ -18,7 +18,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
@@ -391,9 +391,10 @@ class ExecLifecycle(Lifecycle):
             container._require(container.can_pause)
             if Feature.EXEC not in self.driver.features():
                 raise UnsupportedError(self.driver.name, Feature.EXEC)
-            self.process = self.driver.exec(self.id, self.command.process, stdio)
-            self._enter(State.RUNNING)
-            return self.process
+        # Without the container's lock: killing it must not wait for this.
+        self.process = self.driver.exec(self.id, self.command.process, stdio)
+        self._enter(State.RUNNING)
+        return self.process
 
     def terminate(self) -> None:
         """SIGKILL to it; nothing once it has ended."""
@@ -434,6 +435,7 @@ def required_features(command: Command) -> list[Feature]:
         (Feature.CPU, (limits.cpu_shares, limits.cpu_quota, limits.cpu_period) != (None, None, None)),
         (Feature.CPUSET, (limits.cpuset_cpus, limits.cpuset_mems) != (None, None)),
         (Feature.PIDS, limits.pids_limit is not None),
+        (Feature.SECCOMP, isinstance(command.seccomp, Mapping)),
     )
     return [feature for feature, is_needed in needs if is_needed]
 

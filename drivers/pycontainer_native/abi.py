@@ -14,6 +14,7 @@ import os
 _NUMBERS = {
     "capset": (126, 91),
     "chdir": (80, 49),
+    "chroot": (161, 51),
     "clone": (56, 220),
     "clone3": (435, 435),
     "close": (3, 57),
@@ -41,6 +42,7 @@ _NUMBERS = {
     "prlimit64": (302, 261),
     "recvfrom": (45, 207),
     "rt_sigaction": (13, 134),
+    "seccomp": (317, 277),
     "sendfile": (40, 71),
     "sendmsg": (46, 211),
     "sendto": (44, 206),
@@ -70,6 +72,7 @@ AT_RECURSIVE = 0x8000
 # linux/sched.h
 CLONE_NEWTIME = 0x00000080
 CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -124,6 +127,9 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 # linux/capability.h
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
+# linux/seccomp.h
+SECCOMP_SET_MODE_FILTER = 1
+
 # linux/close_range.h, linux/keyctl.h, asm-generic/ioctls.h, linux/sockios.h, linux/socket.h
 CLOSE_RANGE_CLOEXEC = 4
 KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -141,9 +147,10 @@ MSG_CMSG_CLOEXEC = 0x40000000
 IFF_UP = 0x1
 IFF_RUNNING = 0x40
 
-#: Slots that are filled for the plan; its own follow after FIRST_SLOT.  EXTRA is the fourth descriptor that comes
-#: with the request: where an init reports, or, for exec, a pidfd of the container's first process.
-STDIN, STDOUT, STDERR, EXTRA, CHANNEL, CGROUP = range(6)
+#: Slots that are filled for the plan; its own follow after FIRST_SLOT.  EXTRA and ROOT are the fourth and fifth
+#: descriptor that come with the request: where an init reports, or, for exec, a pidfd of the container's first process
+#: and its root directory.
+STDIN, STDOUT, STDERR, EXTRA, ROOT, CHANNEL, CGROUP = range(7)
 #: One v1 hierarchy each, from slot CGROUP on: more than the kernel has controllers.
 FIRST_SLOT = CGROUP + 20
 SLOTS = 4096

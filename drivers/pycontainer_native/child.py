@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # Messages on the channel, to the launcher.
 EXEC = b"x"  # everything is done, execve is next
 GATE = b"g"  # waits for one byte
+FORKED = b"p"  # another process goes on: its pid, four bytes, and carries its pidfd
 TERMINAL = b"t"  # carries the pseudo-terminal's master
 FAILED = b"f"  # step and errno, four bytes each
 
@@ -128,8 +129,16 @@ def _store(call: tuple[Any, ...], out: int | None, check: tuple[bytes, int] | No
 # -- the child's life -----------------------------------------------------------------------------
 
 
-def run_steps(sections: list[list[Bound]], base: int) -> tuple[int, int] | None:
-    """Make the calls. None, or the index (the first one's is *base*) and the errno of the one that failed.
+class StepError(Exception):
+    """The step of that index failed with that errno."""
+
+    def __init__(self, index: int, error: int) -> None:
+        self.index = index
+        self.errno = error
+
+
+def run_steps(sections: list[list[Bound]], base: int) -> int:
+    """Make the calls, the first of which has the index *base*; the index after the last. Raises StepError.
 
     Nothing is imported, looked up by name or formatted here: from some step on
     the root file system is the container's.
@@ -146,15 +155,15 @@ def run_steps(sections: list[list[Bound]], base: int) -> tuple[int, int] | None:
                     tries += 1
                     continue
                 if skipped is None or skipped == abi.RETRY:
-                    return base + at, error
+                    raise StepError(base + at, error)
                 skip = skipped
             elif store is not None:
                 wrong = store(result)
                 if wrong:
-                    return base + at, wrong
+                    raise StepError(base + at, wrong)
             at, tries = at + 1 + skip, 0
         base += end
-    return None
+    return base
 
 
 def execute(paths: list[bytes], argv: Any, env: Any) -> int:
@@ -178,33 +187,59 @@ def send(fd: int, message: bytes) -> None:
 
 def fail(index: int, error: int) -> NoReturn:
     """Report a failed step to the launcher, and end."""
-    send(abi.CHANNEL_FD, FAILED + index.to_bytes(4, "little") + error.to_bytes(4, "little"))
+    report(FAILED + index.to_bytes(4, "little") + error.to_bytes(4, "little"))
     os._exit(1)
+
+
+def report(message: bytes) -> None:
+    """Tell the launcher, by a call that a seccomp filter will hardly forbid: one is loaded by now."""
+    syscall(abi.NR["write"], abi.CHANNEL_FD, message, len(message))
 
 
 def child(begin: list[Bound]) -> NoReturn:
     """The whole life of a container's first process until it is the payload."""
     index, error = 0, errno.EPROTO  # what a defect here is reported as
     try:
-        failed = run_steps([begin], 0)
-        if failed is None:
-            index = len(begin)
-            (_, _, _, sections, (paths, argv, env), with_init, _, _), fds = receive(abi.CHANNEL_FD)
-            for slot, fd in enumerate(fds, abi.STDIN):
-                slots[slot].value = fd
-            rest = [bind(section) for section in sections[1:]]
-            failed = run_steps(rest, index)
-        if failed is not None:
-            index, error = failed
-        else:
-            index += sum(map(len, rest))
-            arguments, environment = words([*argv, 0], {}), words([*env, 0], {})
-            if with_init:
-                become_init()
-            send(abi.CHANNEL_FD, EXEC)
-            error = execute(paths, arguments, environment)
+        run_steps([begin], 0)
+        index = len(begin)
+        (_, _, _, sections, (paths, argv, env), fork, _, _), fds = receive(abi.CHANNEL_FD)
+        for slot, fd in enumerate(fds, abi.STDIN):
+            slots[slot].value = fd
+        rest = [bind(section) for section in sections[1:]]
+        arguments, environment = words([*argv, 0], {}), words([*env, 0], {})  # memory first, the filter later
+        total = index + sum(map(len, rest))
+        # The last section is for whoever executes the program, the one before it only for a process that is forked off.
+        own = len(rest) - (2 if fork == "join" else 1)
+        index = run_steps(rest[:own], index)
+        if fork:
+            index = total + 1
+            become_init(rest[-1]) if fork == "init" else fork_into_pid_namespace()
+            index = total - sum(map(len, rest[own:]))
+        index = run_steps(rest[own:-1], index)
+        report(EXEC)  # before the filter, which may forbid it; what fails from here on is reported all the same
+        run_steps(rest[-1:], index)
+        index = total
+        error = execute(paths, arguments, environment)
+    except StepError as failed:
+        index, error = failed.index, failed.errno
+    except OSError as failed:
+        error = failed.errno or error
     finally:
         fail(index, error)
+
+
+def fork_into_pid_namespace() -> None:
+    """Clone the process that is to be seen in the container, as a child of the launcher; only it returns."""
+    pidfd = ctypes.c_int(-1)
+    pid = syscall(abi.NR["clone"], abi.CLONE_PARENT | abi.CLONE_PIDFD, 0, ctypes.byref(pidfd), 0, 0)
+    if pid == -1:
+        raise OSError(ctypes.get_errno(), "clone")
+    if pid:
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, abi.CHANNEL_FD)
+        rights = pidfd.value.to_bytes(4, sys.byteorder)
+        control = [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)]
+        channel.sendmsg([FORKED + pid.to_bytes(4, "little")], control, abi.MSG_NOSIGNAL)
+        os._exit(0)
 
 
 def receive(fd: int) -> tuple[Any, list[int]]:
@@ -214,16 +249,15 @@ def receive(fd: int) -> tuple[Any, list[int]]:
     channel.detach()
     if not message:
         os._exit(0)
-    return unpack(message, descriptors(control))
+    fds = descriptors(control)
+    return unpack(message, fds[-1]), fds
 
 
-def unpack(message: bytes, fds: list[int]) -> tuple[Any, list[int]]:
-    """A request's data, wherever it is, and the descriptors that came with it."""
+def unpack(message: bytes, last_fd: int) -> Any:
+    """A request's data: in the message, or in a memfd, which is the last descriptor that came with it."""
     if message == MEMFD:
-        memfd = fds.pop()
-        message = os.pread(memfd, os.fstat(memfd).st_size, 0)
-        os.close(memfd)
-    return marshal.loads(message), fds
+        message = os.pread(last_fd, os.fstat(last_fd).st_size, 0)
+    return marshal.loads(message)
 
 
 def descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
@@ -232,7 +266,7 @@ def descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
     return [int.from_bytes(data[i : i + 4], sys.byteorder) for i in range(0, len(data) - 3, 4)]
 
 
-def become_init() -> None:
+def become_init(last: list[Bound]) -> None:
     """Fork: the parent becomes the container's init, only the child returns, to become the payload.
 
     As PID 1 it reaps orphans and passes signals on; a payload that is PID 1
@@ -248,8 +282,10 @@ def become_init() -> None:
         raise OSError(ctypes.get_errno(), "clone")
     if payload == 0:
         os.setpgid(0, 0)
-        if os.isatty(0):
+        try:
             os.tcsetpgrp(0, os.getpid())  # SIGTTOU, which this raises, is still blocked
+        except OSError:
+            pass  # no terminal, or not this session's
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         return
     try:
@@ -259,6 +295,7 @@ def become_init() -> None:
         for fd in (0, 1, 2, abi.CHANNEL_FD):
             os.close(fd)
         syscall(abi.NR["close_range"], abi.REPORT_FD + 1, ctypes.c_long(0xFFFFFFFF), 0)
+        run_steps([last], 0)
         while True:
             number = signal.sigwaitinfo(every).si_signo
             if number != signal.SIGCHLD:

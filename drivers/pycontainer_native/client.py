@@ -10,11 +10,15 @@ import signal
 import socket
 import struct
 import sys
+import time
 
 from pycontainer_native import abi
 
 #: A larger request travels in a sealed memfd: a socket's buffer is no place for it.
 _IN_LINE = 64 * 1024
+
+#: How long a launcher may take to end everything, before it is ended itself (seconds).
+_PATIENCE = 15.0
 
 _SERVE = "import sys; sys.path.append(sys.argv.pop()); from pycontainer_native.launcher import main; main()"
 
@@ -47,8 +51,11 @@ class LauncherClient:
                 memfd = _sealed(data)
                 data, fds = b"memfd", [*fds, memfd]
             socket.send_fds(self._control, [data], fds, socket.MSG_NOSIGNAL)
-        except (BrokenPipeError, ConnectionResetError):
-            raise LauncherGoneError from None
+        except OSError as error:
+            # Also when another thread has noticed its death already, and closed this.
+            if isinstance(error, (BrokenPipeError, ConnectionResetError)) or self._control.fileno() < 0:
+                raise LauncherGoneError from None
+            raise
         finally:
             if memfd >= 0:
                 os.close(memfd)
@@ -60,11 +67,24 @@ class LauncherClient:
         except OSError:
             return ""
 
-    def close(self) -> None:
-        """End the launcher, and with it every container; returns when all of it is gone."""
+    def close(self) -> bool:
+        """End the launcher, and with it every container; returns when it is gone, and whether it left nothing."""
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)  # also for the copies that a forked child may have
         self._control.close()
-        with contextlib.suppress(ChildProcessError):  # somebody else's waitpid(-1) was first
-            os.waitpid(self.pid, 0)
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):  # somebody else's waitpid(-1) was first
+            os.kill(self.pid, signal.SIGCONT)  # stopped, it would not notice
+            deadline = time.monotonic() + _PATIENCE
+            while True:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid:
+                    return status == 0
+                if time.monotonic() > deadline:
+                    os.kill(self.pid, signal.SIGKILL)
+                    os.waitpid(self.pid, 0)
+                    return False
+                time.sleep(0.001)
+        return False
 
     def forget(self) -> None:
         """In a forked child: let go of what belongs to the parent."""
@@ -73,7 +93,12 @@ class LauncherClient:
 
 def _sealed(data: bytes) -> int:
     memfd = os.memfd_create("pycontainer-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.write(memfd, data)
+    try:
+        with open(memfd, "wb", closefd=False) as file:
+            file.write(data)
+    except BaseException:
+        os.close(memfd)
+        raise
     seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
     fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, seals)
     return memfd
@@ -85,13 +110,17 @@ def _spawn(control: int) -> int:
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     # Only what the dynamic loader may need to find libpython; the launcher's environment is empty otherwise.
     env = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    caller = os.pidfd_open(os.getpid())
-    image, mount = _read_only_image(real)
-    fds = (control, caller, mount)
-    # dup2 onto itself does not clear close-on-exec everywhere, so none of these may have its number already.
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in fds]
-    try:
+    with contextlib.ExitStack() as stack:
+
+        def own(fd: int) -> int:
+            stack.callback(os.close, fd)
+            return fd
+
+        null = own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        caller = own(os.pidfd_open(os.getpid()))
+        image, mount = map(own, _read_only_image(real))
+        # dup2 onto itself does not clear close-on-exec everywhere, so none of these may have its number already.
+        high = [own(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16)) for fd in (control, caller, mount)]
         actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
         actions += [(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate(high, 3)]
         return os.posix_spawn(
@@ -103,9 +132,6 @@ def _spawn(control: int) -> int:
             setsigmask=(),
             setsigdef=[number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)],
         )
-    finally:
-        for fd in {null, caller, image, mount, *high}:
-            os.close(fd)
 
 
 def _read_only_image(path: str) -> tuple[int, int]:
@@ -148,4 +174,4 @@ def _read_only_image(path: str) -> tuple[int, int]:
             pass  # it is on another mount after all
         os.close(root)
     image = clone(encoded)
-    return image, image
+    return image, os.dup(image)

@@ -14,7 +14,19 @@ import sys
 from time import monotonic, sleep
 
 from pycontainer_native import abi
-from pycontainer_native.child import EXEC, FAILED, GATE, TERMINAL, bind, child, descriptors, send, slots, syscall
+from pycontainer_native.child import (
+    EXEC,
+    FAILED,
+    FORKED,
+    GATE,
+    TERMINAL,
+    bind,
+    child,
+    descriptors,
+    send,
+    slots,
+    syscall,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,12 +94,6 @@ class CgroupRoot:
             return os.read(fd, 1 << 20).decode()
         finally:
             os.close(fd)
-
-
-def enter_pid_namespace(pidfd: int) -> None:
-    """Have the children that are cloned from now on in the pid namespace of the process behind *pidfd*."""
-    if syscall(abi.NR["setns"], pidfd, abi.CLONE_NEWPID) == -1:
-        raise OSError(ctypes.get_errno(), "setns")
 
 
 class StepFailed(Exception):
@@ -193,18 +199,11 @@ class Container:
         arguments[1] = ctypes.addressof(pidfd)
         arguments[4] = signal.SIGCHLD
         arguments[10] = cgroup
-        if self.target is not None:
-            # For the children of this process, not for itself; the way back is always open (pid_namespaces(7)).
-            enter_pid_namespace(self.target.pidfd)
-        try:
-            pid = syscall(abi.NR["clone3"], arguments, 88)
-            if pid == 0:
-                child(bound)
-            if pid == -1:
-                raise OSError(ctypes.get_errno(), "clone3")
-        finally:
-            if self.target is not None:
-                enter_pid_namespace(self.launcher.pidfd)
+        pid = syscall(abi.NR["clone3"], arguments, 88)
+        if pid == 0:
+            child(bound)
+        if pid == -1:
+            raise OSError(ctypes.get_errno(), "clone3")
         self.pid, self.pidfd = pid, pidfd.value
 
     def dispatch(self, request: tuple[Any, ...], message: bytes, fds: list[int], status: socket.socket) -> None:
@@ -212,7 +211,7 @@ class Container:
 
         Raises StepFailed, DiedError.
         """
-        _, _, groups, _, _, with_init, talks, _ = request
+        _, _, groups, _, _, fork, talks, _ = request
         for base, _, _, _, writes, _ in groups:
             root = self.launcher.cgroups[base]
             for name, value in writes:
@@ -221,20 +220,24 @@ class Container:
                 except OSError as error:
                     raise StepFailed(f"write {value} to {name}", error.errno or errno.EPROTO) from None
         assert self.channel is not None
-        report = -1
-        if with_init:
-            self.report, report = os.pipe()
-            fds = [*fds[:3], report, *fds[3:]]
-        elif self.target is not None:
-            fds = [*fds[:3], self.target.pidfd, *fds[3:]]
+        extra: list[int] = []  # descriptors that are the child's alone
         try:
-            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+            if fork == "init":
+                self.report, report = os.pipe()
+                extra = [report]
+            elif self.target is not None:
+                # It is not reaped as long as it is in here, so that its pid is nobody else's.
+                place = os.open(f"/proc/{self.target.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                extra = [os.dup(self.target.pidfd), place]
+            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (*fds[:3], *extra, *fds[3:]))
             self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
+        except BrokenPipeError as error:
+            raise DiedError("send the plan", error.errno or errno.EPIPE) from None
         except OSError as error:
-            raise DiedError("send the plan", error.errno or errno.EPROTO) from None
+            raise StepFailed("send the plan", error.errno or errno.EPROTO) from None
         finally:
-            if report >= 0:
-                os.close(report)
+            for fd in extra:
+                os.close(fd)
         self.status = status
         self.launcher.starting.add(self)
         self.launcher.watch(status.fileno(), self.on_status)
@@ -264,7 +267,9 @@ class Container:
             elif kind == GATE:
                 self.at_gate = True
                 self.launcher.starting.discard(self)
-                self.tell("created", fds=self._descriptors())
+                self._tell_up("created")
+            elif kind == FORKED:
+                self._hand_over(int.from_bytes(message[1:5], "little"), descriptors(control)[0])
             elif kind == TERMINAL:
                 self.terminal = descriptors(control)[0]
             elif kind == FAILED:
@@ -274,12 +279,20 @@ class Container:
                 self.channel.close()
                 self.channel = None
                 self.launcher.starting.discard(self)
-                if self.at_exec and self.failed is None:
-                    self.started = True
-                    self.tell("started", fds=self._descriptors())
+                self._note_start()
 
-    def _descriptors(self) -> list[int]:
-        return [self.pidfd] if self.terminal < 0 else [self.pidfd, self.terminal]
+    def _note_start(self) -> None:
+        """It executes its program, unless it has said that something failed after all."""
+        if self.at_exec and self.failed is None and not self.started:
+            self.started = True
+            self._tell_up("started")
+
+    def _tell_up(self, kind: str) -> None:
+        """Say that it is there, and hand over its pidfd and, the first time, its terminal."""
+        terminal, self.terminal = self.terminal, -1
+        self.tell(kind, fds=[self.pidfd] if terminal < 0 else [self.pidfd, terminal])
+        if terminal >= 0:
+            os.close(terminal)  # the caller's alone: when that is closed the container hears SIGHUP
 
     def on_status(self) -> None:
         """The caller opens the last gate, or has closed the container."""
@@ -297,19 +310,40 @@ class Container:
             self.launcher.forget(self.status.fileno())
             self.kill()
 
+    def _hand_over(self, pid: int, pidfd: int) -> None:
+        """Another process goes on, and the one until now ends by itself."""
+        old, self.pid, self.pidfd = self.pidfd, pid, pidfd
+        self.launcher.forget(old)
+        self.launcher.watch(old, lambda: self._reap(old))
+        self.launcher.watch(pidfd, self.on_exit)
+
+    def _reap(self, pidfd: int) -> None:
+        if os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) is not None:
+            self.launcher.forget(pidfd)
+            os.close(pidfd)
+
     def on_exit(self) -> None:
         """The first process ended: with a pid namespace of its own, so did all others."""
-        result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+        pidfd = self.pidfd
+        self.on_channel()  # where it may have handed over to another one
+        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) if pidfd == self.pidfd else None
         if result is None:
-            return  # an event of the descriptor that had this number before, in the same round
-        self.on_channel()
+            return  # or it was an event of the descriptor that had this number before, in the same round
         self.launcher.forget(self.pidfd)
+        self._note_start()  # whoever it was forked from may still be about to close the channel
         if self.report >= 0:
             # Empty when the init itself was killed: then its own end is the container's.
-            status = os.read(self.report, 4) if result.si_code == os.CLD_EXITED else b""
-            if status:
-                code = os.waitstatus_to_exitcode(int.from_bytes(status, "little"))
-                self.exit = (code, None) if code >= 0 else (None, -code)
+            os.set_blocking(self.report, False)
+            try:
+                data = os.read(self.report, 4) if result.si_code == os.CLD_EXITED else b""
+            except BlockingIOError:
+                data = b""
+            # A payload that may trace its init could have written anything.
+            status = int.from_bytes(data, "little", signed=True) if len(data) == 4 else 0x7F
+            if os.WIFEXITED(status):
+                self.exit = (os.WEXITSTATUS(status), None)
+            elif os.WIFSIGNALED(status):
+                self.exit = (None, os.WTERMSIG(status))
         if self.exit is None:
             exited = result.si_code == os.CLD_EXITED
             self.exit = (result.si_status, None) if exited else (None, result.si_status)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import errno
+import functools
 import os
 import signal as signals
 import socket
@@ -25,17 +25,19 @@ from pycontainer.driver import (
 from pycontainer.errors import (
     AlreadyExistsError,
     ContainerError,
+    ContainerLostError,
     InvalidCommandError,
     NotRunningError,
     SetupError,
     UnsupportedError,
 )
 from pycontainer.process import capability_numbers
-from pycontainer.spec import process_to_oci, to_oci
+from pycontainer.spec import process_to_oci, seccomp_to_oci, to_oci
 from pycontainer_native import plan
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
 from pycontainer_native.client import LauncherClient, LauncherGoneError
 from pycontainer_native.process import NativeProcess
+from pycontainer_native.seccomp import Filter, compile_filter
 
 if TYPE_CHECKING:
     from pycontainer.command import Command, Process, Resources
@@ -55,6 +57,7 @@ FEATURES = frozenset(
         Feature.CPU,
         Feature.CPUSET,
         Feature.PIDS,
+        Feature.SECCOMP,
     }
 )
 
@@ -69,8 +72,12 @@ class NativeDriver(ExecutionDriver):
         self._launcher: LauncherClient | None = None
         self._host: plan.Host | None = None
         self._layout: Layout | None = None
+        self._filters: dict[object, Filter | None] = {}
         self._unlimited: tuple[Group, ...] = ()  # the cgroups of a container without limits
+        self._parents: set[str] = set()  # the cgroup_parents that were asked for
         self._processes: weakref.WeakValueDictionary[str, NativeProcess] = weakref.WeakValueDictionary()
+        self._all: weakref.WeakSet[NativeProcess] = weakref.WeakSet()  # further processes included
+        self._sockets: set[socket.socket] = set()  # the launcher's ends, until it has them
         _drivers.add(self)
 
     # -- what it can do
@@ -94,8 +101,16 @@ class NativeDriver(ExecutionDriver):
         if command.rootfs == "/":
             problems.append(InvalidCommandError("rootfs", "is the host's own root: None gives a safe view of it"))
         for mount in command.mounts:
-            if mount.source is not None and not os.path.exists(mount.source):
+            if mount.source is None:
+                continue
+            if not os.path.exists(mount.source):
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} does not exist"))
+            elif os.path.realpath(mount.source).startswith("/proc/") or os.path.realpath(mount.source) == "/proc":
+                problems.append(InvalidCommandError("mounts.source", f"{mount.source} leads into /proc"))
+        held = command.process.capabilities or ()
+        if "CAP_MKNOD" in held and not command.process.privileged:
+            reason = "CAP_MKNOD would open every device of the host: there are no device rules yet"
+            problems.append(UnsupportedError(self.name, Feature.DEVICES, reason))
         if command.process.capabilities is not None:
             host = self.host.capabilities
             numbers = capability_numbers()
@@ -109,6 +124,10 @@ class NativeDriver(ExecutionDriver):
 
             limits = resources_to_oci(command.resources)
             problems += [InvalidCommandError(*p) for p in self.layout.check(limits, command.cgroup_parent)]
+        try:
+            self._filter(command)
+        except (InvalidCommandError, UnsupportedError) as error:
+            problems.append(error)
         if command.pid == "host" and not any(place.writable for place in self.layout.hierarchies):
             problems.append(InvalidCommandError("pid", "'host' needs a cgroup: without one its processes can get away"))
         return problems
@@ -137,13 +156,28 @@ class NativeDriver(ExecutionDriver):
             groups = self.layout.groups(resources, command.cgroup_parent)
         else:
             groups = self._unlimited = self._unlimited or self.layout.groups({})
-        return plan.compile(spec, groups, self.host, hold=hold)
+        return plan.compile(spec, groups, self.host, hold=hold, filter=self._filter(command))
 
     def explain(self, command: Command) -> Iterator[str]:
         """The steps that starting *command* takes, a line each, without taking them."""
         from pycontainer_native.explain import describe
 
         return describe(self.compile(command))
+
+    def _filter(self, command: Command) -> Filter | None:
+        """The seccomp filter of *command*, kept: to find it by its profile would take longer than everything else.
+
+        Raises InvalidCommandError, UnsupportedError.
+        """
+        key = command.seccomp, command.process.privileged, command.process.capabilities
+        if key not in self._filters:
+            if len(self._filters) >= 64:
+                self._filters.clear()
+            try:
+                self._filters[key] = compile_filter(seccomp_to_oci(command))
+            except NotImplementedError as error:
+                raise UnsupportedError(self.name, Feature.SECCOMP, str(error)) from None
+        return self._filters[key]
 
     # -- start
 
@@ -167,12 +201,14 @@ class NativeDriver(ExecutionDriver):
         spec = process_to_oci(process, container.command.rootfs)
         if stdio.size is not None:
             spec["consoleSize"] = {"height": stdio.size[0], "width": stdio.size[1]}
-        compiled = plan.compile_exec(spec, container.joins, container.namespaces, self.host)
+        filter = self._filter(container.command)  # the container's, whatever the process is to be
+        compiled = plan.compile_exec(spec, container.joins, container.namespaces, filter, self.host)
         try:
             return self._launch(container.command, compiled, stdio, container)
         except SetupError as error:
             # Its end takes the new process along, and comes a moment later itself (pid_namespaces(7)).
-            if error.errno in (errno.ESRCH, errno.EINTR, errno.ENOMEM) and container.has_ended(patience=1.0):
+            ending = (errno.ESRCH, errno.EINTR, errno.ENOMEM, errno.EPIPE)
+            if error.errno in ending and container.has_ended(patience=1.0):
                 raise NotRunningError(id) from None
             raise
 
@@ -180,6 +216,9 @@ class NativeDriver(ExecutionDriver):
         problems = self.validate(command)
         if problems:
             raise problems[0]
+        if command.cgroup_parent is not None and command.cgroup_parent not in self._parents:
+            sweep(self.layout, cgroup_parent=command.cgroup_parent)
+            self._parents.add(command.cgroup_parent)
         return self._launch(command, self.compile(command, hold=hold, size=stdio.size), stdio)
 
     def _launch(
@@ -188,17 +227,29 @@ class NativeDriver(ExecutionDriver):
         """Carry out a plan: for a new container, or for a further process in *container*."""
         request = compiled.wire(command.id, "" if container is None else container.directory)
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        process = NativeProcess(command, compiled, status, self._on_lost)
+        process = NativeProcess(command, compiled, status)
         try:
-            with theirs:
+            with theirs, self._in_flight(process, theirs):
                 if container is None:
                     self._register(process)
-                self._ask(request, [theirs.fileno(), stdio.stdin, stdio.stdout, stdio.stderr])
-            process.wait_for_start(State.CREATING)
+                launcher = self._ask(request, [theirs.fileno(), stdio.stdin, stdio.stdout, stdio.stderr])
+            # This launcher, and no other: by the time that its death is noticed there may be a new one.
+            process.on_lost = functools.partial(self._drop, launcher)
+            process.wait_for_start(State.CREATING, stdio.deadline)
         except BaseException:
             process.close()
             raise
         return process
+
+    @contextlib.contextmanager
+    def _in_flight(self, process: NativeProcess, theirs: socket.socket) -> Iterator[None]:
+        """Know *theirs*, so that a child forked by another thread lets go of it: it would hide the launcher's death."""
+        self._all.add(process)
+        self._sockets.add(theirs)
+        try:
+            yield
+        finally:
+            self._sockets.discard(theirs)
 
     def _register(self, process: NativeProcess) -> None:
         with self._lock:
@@ -207,14 +258,16 @@ class NativeDriver(ExecutionDriver):
                 raise AlreadyExistsError(process.id)
             self._processes[process.id] = process
 
-    def _ask(self, request: bytes, fds: list[int]) -> None:
-        """Give *request* to the launcher; one that has died meanwhile is replaced, once."""
+    def _ask(self, request: bytes, fds: list[int]) -> LauncherClient:
+        """Give *request* to the launcher, which is returned; one that has died meanwhile is replaced, once."""
         launcher = self._live_launcher()
         try:
             launcher.request(request, fds)
         except LauncherGoneError:
             self._drop(launcher)
-            self._live_launcher().request(request, fds)
+            launcher = self._live_launcher()
+            launcher.request(request, fds)
+        return launcher
 
     def _live_launcher(self) -> LauncherClient:
         with self._lock:
@@ -230,20 +283,25 @@ class NativeDriver(ExecutionDriver):
             if self._launcher is launcher:
                 self._launcher = None
                 launcher.close()
-                sweep(self.layout)
+                self._sweep()
         return words
 
-    def _on_lost(self) -> str:
-        launcher = self._launcher
-        return self._drop(launcher) if launcher is not None else ""
+    def _sweep(self) -> None:
+        """Remove what a dead launcher of this driver has left, wherever its containers were."""
+        sweep(self.layout)
+        for parent in self._parents:
+            sweep(self.layout, cgroup_parent=parent)
 
     # -- the other verbs
 
     def _running(self, id: str) -> NativeProcess:
         process = self._processes.get(id)
-        if process is None or process.poll() is not None:
-            raise NotRunningError(id)
-        return process
+        try:
+            if process is not None and process.poll() is None:
+                return process
+        except (ContainerLostError, SetupError):  # it runs no more, or never has
+            pass
+        raise NotRunningError(id)
 
     def kill(self, id: str, signal: int) -> None:
         self._running(id).send_signal(signal)
@@ -253,8 +311,9 @@ class NativeDriver(ExecutionDriver):
         self._running(id).send_signal(signals.SIGKILL)
 
     def info(self, id: str) -> ContainerInfo:
-        process = self._processes.get(id)
-        if process is None or process.poll() is not None:
+        try:
+            process = self._running(id)
+        except NotRunningError:
             return ContainerInfo(id, State.STOPPED)
         return ContainerInfo(id, process.state, process.pid)
 
@@ -307,14 +366,20 @@ class NativeDriver(ExecutionDriver):
     def close(self) -> None:
         with self._lock:
             launcher, self._launcher = self._launcher, None
-        if launcher is not None:
-            launcher.close()
+        if launcher is not None and not launcher.close():
+            self._sweep()
 
     def _after_fork(self) -> None:
         """In a forked child: the launcher and the containers are the parent's."""
         if self._launcher is not None:
             self._launcher.forget()
             self._launcher = None
+        # A copy of such a socket would keep the other end from noticing that the parent has closed its own.
+        for process in list(self._all):
+            process.close()
+        for theirs in self._sockets:
+            theirs.close()
+        self._sockets.clear()
         self._lock = threading.Lock()
         self._processes = weakref.WeakValueDictionary()
 

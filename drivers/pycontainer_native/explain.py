@@ -35,7 +35,7 @@ def describe(plan: Plan) -> Iterator[str]:
             for group in plan.groups:
                 for name, value in group.writes:
                     yield f"launcher: write {value} to {name}"
-    if plan.init:
+    if plan.fork == "init":
         yield "child: fork; the parent stays as init, reaps, and passes signals on"
     for path in plan.program.paths:
         yield f"child: execve: execve({_shown(path)}, {_shown(list(plan.program.argv))}, env)"

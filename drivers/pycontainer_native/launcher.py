@@ -18,6 +18,7 @@ status socket      one container's caller: ``start`` opens its last gate,
 channel            one container's child, before execve: gates, the terminal, a
                    failed step; end-of-file after ``EXEC``: the payload runs
 pidfd              one container's first process ended
+mountinfo          the mounts have changed, and the spare has the old ones
 =================  =============================================================
 
 Invariants that the plan relies on: every signal has its default action and
@@ -38,7 +39,7 @@ import select
 import sys
 
 from pycontainer_native import abi
-from pycontainer_native.child import MEMFD, bind, descriptors, libc, send, syscall, unpack
+from pycontainer_native.child import bind, descriptors, libc, send, syscall, unpack
 from pycontainer_native.container import CgroupRoot, Container, DiedError, StepFailed
 
 TYPE_CHECKING = False  # typing would double the time that the import of this module takes
@@ -73,6 +74,8 @@ class Launcher:
         self.running = True
         self.watch(control.fileno(), self.on_request)
         self.watch(CALLER_FD, self.stop)
+        # proc(5): "a change in this file ... will mark the file descriptor as having an exceptional condition".
+        self.watch(os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC), self.on_mounts, select.EPOLLPRI)
 
     def watch(self, fd: int, handler: Callable[[], None], events: int = select.EPOLLIN) -> None:
         """Call *handler* when *fd* is readable or hung up."""
@@ -101,15 +104,22 @@ class Launcher:
         """Start a container, or stop when the caller has closed its end."""
         message, control, flags, _ = self.control.recvmsg(1 << 17, 256, abi.MSG_CMSG_CLOEXEC)
         fds = descriptors(control)
-        if not fds:
-            self.stop()
-            return
-        status = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds[0])
+        try:
+            if not message:
+                self.stop()
+            elif fds:  # without a status socket there is nobody to answer; its other end is closed, which says enough
+                self.serve(message, fds[1:], socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds[0]), flags)
+        finally:
+            for fd in fds[1:]:
+                os.close(fd)
+
+    def serve(self, message: bytes, fds: list[int], status: socket.socket, flags: int) -> None:
+        """Carry out the request *message*; whatever is wrong with it is answered on *status*, and harms nobody else."""
         container: Container | None = None
         try:
             if flags & socket.MSG_CTRUNC:
                 raise StepFailed("receive descriptors", errno.EMFILE)
-            request, _ = unpack(message, fds[-1:]) if message != MEMFD else unpack(message, [os.dup(fds[-1])])
+            request = unpack(message, fds[-1])
             for section in request[3][1:]:
                 bind(section)  # here rather than in each child anew
             _, namespaces, groups, sections, _, _, _, target = request
@@ -119,22 +129,21 @@ class Launcher:
                 self.wanted = (namespaces, [(*group[:4], [], group[5]) for group in groups], sections[0])
                 container = self.take_spare()
             try:
-                container.dispatch(request, message, fds[1:], status)
+                container.dispatch(request, message, fds, status)
             except DiedError:
                 if target:
                     raise
                 container = None  # somebody killed the spare
                 container = self.prepare()
-                container.dispatch(request, message, fds[1:], status)
-        except StepFailed as error:
+                container.dispatch(request, message, fds, status)
+        except (StepFailed, OSError, ValueError, EOFError, TypeError, MemoryError) as error:
+            label = error.label if isinstance(error, StepFailed) else "read the request"
+            number = getattr(error, "errno", None) or errno.EPROTO
             if container is not None:
-                container.reject(status, error.label, error.errno)
+                container.reject(status, label, number)
             else:
-                send(status.fileno(), marshal.dumps(("failed", error.label, error.errno, "", "", -1)))
+                send(status.fileno(), marshal.dumps(("failed", label, number, "", "", -1)))
                 status.close()
-        finally:
-            for fd in fds[1:]:
-                os.close(fd)
 
     def prepare(self) -> Container:
         """A first process that waits for its request. Raises StepFailed, leaving nothing."""
@@ -172,6 +181,12 @@ class Launcher:
                 return spare
             spare.kill()
         return self.prepare()
+
+    def on_mounts(self) -> None:
+        """Something was mounted or unmounted here: the spare has a copy of what was there before, and would keep it."""
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            spare.kill()
 
     def make_spare(self) -> None:
         """Clone ahead: what the next start then saves is about a third of its time."""
@@ -228,12 +243,22 @@ def protect_image() -> None:
         raise OSError(ctypes.get_errno(), "mount_setattr")
 
 
+def hide_arguments(title: bytes) -> None:
+    """Put *title* in the place of this process's arguments: /proc/1/cmdline of an init shows them to the payload."""
+    with open("/proc/self/stat", "rb") as stat:
+        fields = stat.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, the 48th and 49th (proc_pid_stat(5))
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, title, min(len(title), end - start - 1))
+
+
 def main() -> None:
     """Serve the socket that is descriptor 3 for the caller whose pidfd is descriptor 4; 5 is the image's mount."""
     protect_image()
     os.closerange(CALLER_FD + 1, os.sysconf("SC_OPEN_MAX"))
     for fd in (CONTROL_FD, CALLER_FD):
         os.set_inheritable(fd, False)
+    hide_arguments(b"pycontainer_native")
     os.chdir("/")
     os.umask(0o077)
     libc.prctl(abi.PR_SET_DUMPABLE, 0, 0, 0, 0)

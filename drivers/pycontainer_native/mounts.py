@@ -158,8 +158,10 @@ def seal_root(k: Recorder, root: Slot) -> None:
 Mount: TypeAlias = tuple[str, str, str, Sequence[str], bool]
 
 
-def mount_all(k: Recorder, root: Slot, mounts: Iterable[Mount]) -> None:
+def mount_all(k: Recorder, root: Slot, mounts: Iterable[Mount]) -> Slot:
     """The spec's mounts: first the user's own, then /proc, /sys and /dev, then what goes below /dev.
+
+    Returns the container's own /dev/null, before anything of the user's can lie over it.
 
     In this order a link in the rootfs cannot lead a user's mount onto the
     container's /proc or /sys: there is none yet (CVE-2015-3631).
@@ -169,8 +171,13 @@ def mount_all(k: Recorder, root: Slot, mounts: Iterable[Mount]) -> None:
     for mount in mounts:
         system = mount[2].split("/")[1] in ("proc", "sys", "dev")
         (later if system else first).append(mount)
+    null = k.slot()
     for mount in (*first, *later):
         _mount(k, root, *mount)
+        if mount[2] == "/dev":
+            with k.step("open /dev/null"):
+                k.openat2(root, b"dev/null", _OPENED, _AS_IS, out=null)
+    return null
 
 
 def _mount(
@@ -281,15 +288,14 @@ def empty_directory(k: Recorder) -> Slot:
     return empty
 
 
-def mask_and_protect(k: Recorder, root: Slot, empty: Slot, masked: Sequence[str], readonly: Sequence[str]) -> None:
+def mask_and_protect(
+    k: Recorder, root: Slot, null: Slot, empty: Slot, masked: Sequence[str], readonly: Sequence[str]
+) -> None:
     """Hide *masked* and make *readonly* read-only; a path that does not exist on this kernel is fine, nothing else.
 
     The sources are the container's own fresh /dev/null and :func:`empty_directory`,
     never what the rootfs calls so (CVE-2025-31133).
     """
-    if masked:
-        with k.step("prepare masks"):
-            null = k.openat2(root, b"dev/null", _OPENED, _AS_IS)
     for path in masked:
         with k.step(f"mask {path}"):
             relative = encode(path.lstrip("/"))

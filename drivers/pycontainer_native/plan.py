@@ -23,10 +23,12 @@ from attrs import field, frozen
 from pycontainer.errors import InvalidCommandError
 from pycontainer.process import capability_numbers
 from pycontainer_native import abi, capabilities, mounts
+from pycontainer_native.seccomp import compile_filter
 from pycontainer_native.syscalls import Recorder, Slot, Step
 
 if TYPE_CHECKING:
     from pycontainer_native.cgroups import Group
+    from pycontainer_native.seccomp import Filter
 
 ROOTFS_ANNOTATION = "org.pycontainer.rootfs"
 INIT_ANNOTATION = "org.pycontainer.init"
@@ -117,7 +119,7 @@ class Plan:
     sections: tuple[Section, ...]
     program: Program
     namespaces: tuple[str, ...]  #: the OCI names of those that are new
-    init: bool  #: a small init forks before execve
+    fork: str  #: "init": a small init forks before execve; "join": the parent stays out of the pid namespace; or ""
     talks: bool  #: the child has more to say than that it failed: gates, a terminal
 
     def step_at(self, index: int) -> tuple[str, str | None]:
@@ -126,6 +128,8 @@ class Plan:
             if index < len(section.steps):
                 return section.steps[index].label, section.steps[index].path
             index -= len(section.steps)
+        if index:
+            return "fork", None
         return "execve", self.program.argv[0].decode("utf-8", "surrogateescape")
 
     def wire(self, ident: str, target: str = "") -> bytes:
@@ -136,13 +140,17 @@ class Plan:
             for g in self.groups
         ]
         program = (list(self.program.paths), list(self.program.argv), list(self.program.env))
-        return marshal.dumps((ident, self.flags, groups, sections, program, self.init, self.talks, target))
+        return marshal.dumps((ident, self.flags, groups, sections, program, self.fork, self.talks, target))
 
 
 def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | None = None, *,
-            hold: bool = False) -> Plan:  # fmt: skip
-    """The plan for *spec*, in *groups*; with *hold* it stops right before execve and waits for the start."""
+            hold: bool = False, filter: Filter | None = None) -> Plan:  # fmt: skip
+    """The plan for *spec*, in *groups*; with *hold* it stops right before execve and waits for the start.
+
+    *filter* is that of the spec's seccomp profile, where the caller has it already.
+    """
     host = host or Host()
+    filter = filter or compile_filter(spec["linux"].get("seccomp"))
     process, annotations = spec["process"], spec.get("annotations", {})
     wanted = [_NAMESPACES[namespace["type"]] for namespace in spec["linux"]["namespaces"]]
     joins = sum(group.version == 1 for group in groups)
@@ -159,19 +167,34 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         (process.get("consoleSize"), user["uid"]) if terminal else None,
     )  # fmt: skip
     name = spec.get("hostname") if abi.CLONE_NEWUTS in wanted else None
-    identity = [process.get(key) for key in ("cwd", "capabilities", "rlimits", "noNewPrivileges")]
-    final = _section(finish, setup.slots, user, *identity, (host.nofile, host.capabilities, host.last_capability), hold)
-    argv = tuple(map(mounts.encode, process["args"]))
-    env = tuple(map(mounts.encode, process["env"]))
+    final = _section(finish, setup.slots, *_identity(process, filter, host), hold)
     return Plan(
         flags=flags,
         groups=tuple(groups),
-        sections=(begin, setup, _record(_set_hostname, setup.slots, name), final),
-        program=Program(_candidates(argv[0], env), argv, env),
+        sections=(begin, setup, _record(_set_hostname, setup.slots, name), final, _last(process, filter, final.slots)),
+        program=_program(process),
         namespaces=tuple(namespace["type"] for namespace in spec["linux"]["namespaces"]),
-        init=init,
+        fork="init" if init else "",
         talks=hold or terminal,
     )
+
+
+def _identity(process: Mapping[str, Any], filter: Filter | None, host: Host) -> tuple[Any, ...]:
+    """The inputs of :func:`finish`, but the last."""
+    wanted = [process.get(key) for key in ("cwd", "capabilities", "rlimits", "noNewPrivileges")]
+    early = None if process.get("noNewPrivileges") else filter
+    return (process["user"], *wanted, early, (host.nofile, host.capabilities, host.last_capability))
+
+
+def _last(process: Mapping[str, Any], filter: Filter | None, slots: int) -> Section:
+    """What comes after the last report: the filter, so that it need not allow anything but execve."""
+    return _section(_load_filter, slots, filter if process.get("noNewPrivileges") else None)
+
+
+def _program(process: Mapping[str, Any]) -> Program:
+    argv = tuple(map(mounts.encode, process["args"]))
+    env = tuple(map(mounts.encode, process["env"]))
+    return Program(_candidates(argv[0], env), argv, env)
 
 
 _sections: dict[bytes, Section] = {}
@@ -237,60 +260,71 @@ def _set_up(
         root = mounts.host_view(k, json.loads(view), writable=not read_only)
     else:
         root = mounts.root_directory(k, path, writable=not read_only, host_read_only=host_read_only, nodev=nodev)
-    mounts.mount_all(k, root, mounts_of)
+    null = mounts.mount_all(k, root, mounts_of)
     if read_only:
         mounts.seal_root(k, root)
     if terminal is not None:
         _terminal(k, root, *terminal)
     # Last, so that nothing is mounted over a mask; before the old root goes, where their source is mounted.
-    mounts.mask_and_protect(k, root, empty, *hidden)
+    mounts.mask_and_protect(k, root, null, empty, *hidden)
     mounts.pivot(k, root)
     if abi.CLONE_NEWNET in wanted:
         _loopback(k)
 
 
-def compile_exec(process: Mapping[str, Any], joins: int, namespaces: Sequence[str], host: Host | None = None) -> Plan:
-    """The plan for a further *process* in a running container that has these *namespaces* and *joins* v1 cgroups.
+def compile_exec(
+    process: Mapping[str, Any], joins: int, namespaces: Sequence[str], filter: Filter | None, host: Host | None = None
+) -> Plan:
+    """The plan for a further *process* in a running container with these *namespaces*, *joins* v1 cgroups, *filter*.
 
     Its first part is that of a start, so is its last; between them it enters
-    what its container has, where a start makes it.
+    what its container has, where a start makes it.  It becomes visible in the
+    container's pid namespace last of all, when it has nothing left that is
+    worth stealing: what makes these steps stays outside, and clones the
+    process that does the rest (CVE-2016-9962).
     """
     host = host or Host()
     user, terminal = process["user"], bool(process.get("terminal"))
     begin = _section(_begin, abi.FIRST_SLOT, joins, False)
-    # The pid namespace is the launcher's to enter, before the clone: setns(2) moves only children there.
-    flags = sum(_NAMESPACES[name] for name in namespaces if name != "pid")
     size = (process.get("consoleSize"), user["uid"]) if terminal else None
-    enter = _section(_enter, begin.slots, flags, size)
-    identity = [process.get(key) for key in ("cwd", "capabilities", "rlimits", "noNewPrivileges")]
-    final = _section(
-        finish, enter.slots, user, *identity, (host.nofile, host.capabilities, host.last_capability), False
-    )
-    argv = tuple(map(mounts.encode, process["args"]))
-    env = tuple(map(mounts.encode, process["env"]))
-    program = Program(_candidates(argv[0], env), argv, env)
+    enter = _section(_enter, begin.slots, sum(map(_NAMESPACES.__getitem__, namespaces)), size)
+    final = _section(finish, enter.slots, *_identity(process, filter, host), False)
+    own = _section(_be_born, final.slots, terminal)
     return Plan(
         flags=0,
         groups=(),
-        sections=(begin, enter, final),
-        program=program,
+        sections=(begin, enter, final, own, _last(process, filter, own.slots)),
+        program=_program(process),
         namespaces=(),
-        init=False,
-        talks=terminal,
+        fork="join",
+        talks=True,
     )
 
 
 def _enter(k: Recorder, flags: int, terminal: tuple[Any, ...] | None) -> None:
-    """Into the container's namespaces; its root becomes the root with its mount namespace."""
+    """Into the container's namespaces (of the pid namespace only the children will be), and to its root."""
     for slot, fd in ((abi.STDIN, 0), (abi.STDOUT, 1), (abi.STDERR, 2)):
         k.dup3((slot,), fd)
     with k.step("enter the container's namespaces"):
         k.call("setns", (abi.EXTRA,), flags)
+    with k.step("enter the container's root"):
+        # setns(2) leads to the root of the mount namespace, which is not the container's where the host is in a chroot.
+        k.call("fchdir", (abi.ROOT,))
+        k.call("chroot", b".")
     with k.step("close foreign descriptors"):
         k.call("close_range", abi.CHANNEL_FD + 1, 0xFFFFFFFF, 0)
     if terminal is not None:
         root = k.openat2(abi.AT_FDCWD, b"/", abi.O_PATH | abi.O_DIRECTORY, 0)
-        _terminal(k, root, *terminal, console=False)
+        _terminal(k, root, *terminal, further=True)
+
+
+def _be_born(k: Recorder, terminal: bool) -> None:
+    """The first steps inside the container's pid namespace: what a parent cannot do for its child."""
+    k.call("setsid")
+    if terminal:
+        with k.step("make it the controlling terminal"):
+            k.ioctl(0, abi.TIOCSCTTY, 0)
+    die_with_parent(k)
 
 
 def _take_stdio(k: Recorder, init: bool) -> None:
@@ -332,7 +366,7 @@ def die_with_parent(k: Recorder) -> None:
         k.call("sendto", abi.CHANNEL_FD, b"a", 1, abi.MSG_NOSIGNAL, 0, 0)
 
 
-def _terminal(k: Recorder, root: Slot, size: Mapping[str, int] | None, uid: int, *, console: bool = True) -> None:
+def _terminal(k: Recorder, root: Slot, size: Mapping[str, int] | None, uid: int, *, further: bool = False) -> None:
     """A pseudo-terminal of the container's own devpts as stdio and controlling terminal.
 
     The slave comes from the master's descriptor (TIOCGPTPEER), never from a
@@ -348,7 +382,7 @@ def _terminal(k: Recorder, root: Slot, size: Mapping[str, int] | None, uid: int,
             k.ioctl(master, abi.TIOCSWINSZ, struct.pack("=4H", size["height"], size["width"], 0, 0))
         if uid:
             k.call("fchownat", slave, b"", uid, -1, abi.AT_EMPTY_PATH)
-    if console:
+    if not further:
         with k.step("mount the terminal on /dev/console"):
             dev = k.openat2(root, b"dev", abi.O_PATH | abi.O_DIRECTORY, abi.RESOLVE_BENEATH | abi.RESOLVE_NO_SYMLINKS)
             k.mknodat(dev, b"console", 0o100620)
@@ -361,7 +395,8 @@ def _terminal(k: Recorder, root: Slot, size: Mapping[str, int] | None, uid: int,
     with k.step("make it the controlling terminal"):
         for fd in (0, 1, 2):
             k.dup3(slave, fd)
-        k.ioctl(0, abi.TIOCSCTTY, 0)
+        if not further:  # a further process makes it its own, once it is there
+            k.ioctl(0, abi.TIOCSCTTY, 0)
 
 
 def _loopback(k: Recorder) -> None:
@@ -384,11 +419,15 @@ def finish(
     sets: Mapping[str, Sequence[str]],
     rlimits: Sequence[Mapping[str, Any]] | None,
     no_new_privileges: bool,
+    early_filter: Filter | None,
     host: tuple[tuple[int, int], int, int],
     hold: bool,
 ) -> None:
     """From inside the new root to right before execve: limits, rights, identity. Start and exec share it."""
     nofile, held, last_capability = host
+    with k.step("close the set-up's descriptors"):
+        # Or a low RLIMIT_NOFILE would leave no number for the two that are still to come.
+        k.call("close_range", abi.REPORT_FD + 1, 0xFFFFFFFF, 0)
     # NOFILE any earlier would starve the mounts of descriptors; the launcher's own is raised, so it is always set.
     limits = {_NOFILE: nofile}
     for limit in rlimits or ():
@@ -404,6 +443,8 @@ def finish(
         if not bounding >> number & 1:
             with k.step(f"drop {names.get(number, number)} from the bounding set"):
                 k.prctl(abi.PR_CAPBSET_DROP, number)
+    # Without no_new_privs the filter takes CAP_SYS_ADMIN, which the next steps may take away (seccomp(2)).
+    _load_filter(k, early_filter)
     with k.step("set groups and ids"):
         gids = [user["gid"], *(gid for gid in user.get("additionalGids", ()) if gid != user["gid"])]
         k.call("setgroups", len(gids), struct.pack(f"={len(gids)}I", *gids))
@@ -433,6 +474,15 @@ def finish(
         with k.step("wait for the start"):
             k.call("sendto", abi.CHANNEL_FD, b"g", 1, abi.MSG_NOSIGNAL, 0, 0)
             k.call("recvfrom", abi.CHANNEL_FD, ("buffer", 1), 1, 0, 0, 0, check=(b"s", errno.EPIPE))
+
+
+def _load_filter(k: Recorder, filter: Filter | None) -> None:
+    if filter is None:
+        return
+    flags, code = filter
+    with k.step("load the seccomp filter"):
+        # struct sock_fprog: the number of instructions, 16 bits of the first word, and a pointer
+        k.call("seccomp", abi.SECCOMP_SET_MODE_FILTER, flags, [len(code) // 8, code])
 
 
 def _candidates(command: bytes, env: Sequence[bytes]) -> tuple[bytes, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pycontainer.driver import Feature, FeatureProbe, Probe
 from pycontainer_native import abi
 from pycontainer_native.cgroups import Layout
+from pycontainer_native.seccomp import load_library
 
 _CONTROLLERS = {Feature.MEMORY: "memory", Feature.CPU: "cpu", Feature.CPUSET: "cpuset", Feature.PIDS: "pids"}
 #: What verbs need of the hierarchies: one of each tuple. cgroup2 freezes and counts CPU time without any controller.
@@ -82,12 +83,31 @@ def _feature(feature: Feature, layout: Layout, cause: str, remedy: str) -> Featu
             cause = f"no cgroup hierarchy that can be written to has {' and none has '.join(missing)}"
             return FeatureProbe(False, cause=cause, remedy="mount the hierarchies below /sys/fs/cgroup")
         return FeatureProbe(True, f"cgroups: {layout.mode}")
+    if feature is Feature.SECCOMP:
+        return _seccomp()
     if feature is Feature.HOST_ROOTFS:
         with open("/proc/filesystems", encoding="ascii") as file:
             if "\toverlay\n" in file.read():
                 return FeatureProbe(True, "overlay is in /proc/filesystems")
         return FeatureProbe(False, cause="the kernel has no overlay file system", remedy="modprobe overlay")
     return FeatureProbe(True, "needs nothing more than the driver itself")
+
+
+def _seccomp() -> FeatureProbe:
+    try:
+        with open("/proc/sys/kernel/seccomp/actions_avail", encoding="ascii") as file:
+            actions = file.read().strip()
+    except OSError:
+        return FeatureProbe(
+            False, cause="the kernel has no seccomp filters", remedy="seccomp='unconfined' does without one"
+        )
+    try:
+        load_library()
+    except NotImplementedError as error:
+        return FeatureProbe(
+            False, cause=str(error), remedy="apt-get install libseccomp2, or seccomp='unconfined', which does without"
+        )
+    return FeatureProbe(True, f"libseccomp is there; the kernel's actions: {actions}")
 
 
 def _errno_of(call: str) -> int:

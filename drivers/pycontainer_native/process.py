@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import marshal
 import os
 import select
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class NativeProcess(ContainerProcess):
     """The other end of the status socket is the launcher's; when this end closes, the container is killed."""
 
-    def __init__(self, command: Command, plan: Plan, status: socket.socket, on_lost: Callable[[], str]) -> None:
+    def __init__(self, command: Command, plan: Plan, status: socket.socket) -> None:
         self.id = command.id
         self.command = command
         self.namespaces = plan.namespaces  # those that are its own
@@ -39,7 +40,8 @@ class NativeProcess(ContainerProcess):
         self.state = State.CREATING
         self._plan: Plan | None = plan  # until it runs, to name the step that failed
         self._status = status
-        self._on_lost = on_lost
+        self.on_lost: Callable[[], str] | None = None  #: called when the launcher is dead; its last words
+        self._being_started = True
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._exit: ExitStatus | None = None
@@ -47,23 +49,32 @@ class NativeProcess(ContainerProcess):
 
     # -- what the launcher says
 
-    def _receive(self) -> bool:
-        """Take in one message without blocking; False when there is none."""
+    def _receive(self, starter: bool = False) -> bool:
+        """Take in one message without blocking; False when there is none, or it is for the *starter* to take."""
         with self._lock:
+            if self._being_started and not starter:
+                return False
             if self._exit is not None or self._error is not None:
                 return True
             try:
-                data, control, _, _ = self._status.recvmsg(4096, 64, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+                data, control, flags, _ = self._status.recvmsg(4096, 64, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return False
             except OSError:
-                data, control = b"", []
+                data, control, flags = b"", [], 0
             if not data:
                 self.state = State.STOPPED
-                self._error = ContainerLostError(self.id, self._on_lost())
+                self._error = ContainerLostError(self.id, self.on_lost() if self.on_lost is not None else "")
                 return True
             rights = b"".join(rights for _, _, rights in control)
             fds = [int.from_bytes(rights[i : i + 4], sys.byteorder) for i in range(0, len(rights), 4)]
+            if flags & socket.MSG_CTRUNC:
+                for fd in fds:
+                    os.close(fd)
+                self.state = State.STOPPED
+                self._error = SetupError("receive descriptors", errno.EMFILE)
+                self._hang_up()
+                return True
             self._take(marshal.loads(data), fds)
             return True
 
@@ -95,18 +106,32 @@ class NativeProcess(ContainerProcess):
         if kind == "started":
             self._plan = None
 
-    def wait_for_start(self, before: State) -> None:
-        """Block until its state no longer is *before*. Raises SetupError, ContainerLostError when it has failed."""
-        while self.state is before:
-            if not self._receive():
-                select_one(self._status.fileno(), None)
+    def wait_for_start(self, before: State, deadline: float | None = None) -> None:
+        """Block until its state no longer is *before*.
+
+        Until then only this reads from the socket: a poll() in another thread
+        would take away what this waits for.  *deadline* is of time.monotonic().
+        Raises SetupError, ContainerLostError, WaitTimeoutError.
+        """
+        began = time.monotonic()
+        try:
+            while self.state is before:
+                if not self._receive(starter=True):
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        raise WaitTimeoutError(self.id, max(0.0, (deadline or 0.0) - began))
+                    select_one(self._status.fileno(), left)
+        finally:
+            self._being_started = False
         if self._error is not None:
             raise self._error
         if self._exit is not None:
             raise NotRunningError(self.id)  # killed while it was created
 
     def open_gate(self) -> None:
-        """Let a created container execute its program."""
+        """Let a created container execute its program; wait_for_start is next."""
+        with self._lock:
+            self._being_started = True
         with contextlib.suppress(OSError):  # then it is dead, and wait_for_start says how
             self._status.send(b"s", socket.MSG_NOSIGNAL)
 
@@ -180,7 +205,14 @@ class NativeProcess(ContainerProcess):
     def fileno(self) -> int:
         return self._status.fileno()
 
+    def _hang_up(self) -> None:
+        """End the connection, whoever else has copies of this end; in a forked child only its own copy."""
+        if os.getpid() == self._owner:
+            with contextlib.suppress(OSError):
+                self._status.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
+        self._hang_up()
         self._status.close()
         pidfd, self.pidfd = self.pidfd, -1
         terminal, self.terminal = self.terminal, None

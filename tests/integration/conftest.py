@@ -34,6 +34,7 @@ def native(busybox_rootfs: Path) -> Iterator[NativeDriver]:
     pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver, check=True)
     yield driver
     driver.close()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pycontainer_native.cgroups import PREFIX, detect
+from pycontainer_native.cgroups import detect
+from pycontainer_native.cgroups.layout import LAUNCHER_DIRECTORY
 
 if TYPE_CHECKING:
     from pycontainer_native.driver import NativeDriver
@@ -42,9 +43,12 @@ def children(pid: int) -> list[int]:
 
 
 def descriptors(pid: int | str = "self") -> list[str]:
-    """Everything that it has open."""
+    """Everything that it has open; nothing when it has ended."""
     found = []
-    for fd in os.listdir(f"/proc/{pid}/fd"):
+    names: list[str] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        names = os.listdir(f"/proc/{pid}/fd")
+    for fd in names:
         with contextlib.suppress(FileNotFoundError):  # the one of the listing
             found.append(f"{fd} -> {os.readlink(f'/proc/{pid}/fd/{fd}')}")
     return found
@@ -120,7 +124,7 @@ def launcher_directories() -> set[str]:
     """The launchers' own directories in every hierarchy."""
     found = set()
     for place in detect().hierarchies:
-        found |= {f"{place.base}/{name}" for name in os.listdir(place.base) if name.startswith(PREFIX)}
+        found |= {f"{place.base}/{name}" for name in os.listdir(place.base) if LAUNCHER_DIRECTORY.fullmatch(name)}
     return found
 
 

@@ -1,0 +1,215 @@
+"""exec: a further process in a running container, against payloads that wait for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import pycontainer
+from pycontainer import PIPE
+from pycontainer_native.driver import NativeDriver
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("native")]
+
+#: Looks at every other process for as long as it lives: is one in another mount namespace, or can its root be entered?
+SPY = r"""
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static ssize_t slurp(const char *path, char *into, size_t size)
+{
+    int fd = open(path, O_RDONLY);
+    ssize_t all = 0, got;
+    if (fd < 0)
+        return -1;
+    while (all < (ssize_t)size && (got = read(fd, into + all, size - all)) > 0)
+        all += got;
+    close(fd);
+    return all;
+}
+
+int main(void)
+{
+    static char own[65536], other[65536], path[64];
+    ssize_t mine = slurp("/proc/self/mountinfo", own, sizeof own);
+    puts("ready");
+    fflush(stdout);
+    for (;;)
+        for (int pid = 2; pid < 100; pid++) {
+            snprintf(path, sizeof path, "/proc/%d/mountinfo", pid);
+            ssize_t theirs = slurp(path, other, sizeof other);
+            if (theirs > 0 && (theirs != mine || memcmp(own, other, mine))) {
+                puts("another mount namespace");
+                return 1;
+            }
+            snprintf(path, sizeof path, "/proc/%d/root/etc/shadow", pid);
+            if (!access(path, F_OK)) {
+                puts("another root");
+                return 1;
+            }
+        }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def spy(tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path) -> str:
+    source = tmp_path_factory.mktemp("spy") / "spy.c"
+    source.write_text(SPY)
+    subprocess.run(["gcc", "-O1", "-static", "-o", busybox_rootfs / "bin/spy", source], check=True)
+    return "spy"
+
+
+def test_the_inside(busybox_rootfs: Path, native: NativeDriver) -> None:
+    with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=native, memory="64m") as box:
+        namespaces = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
+        script = "for n in cgroup ipc mnt net pid uts; do readlink /proc/self/ns/$n; done; cat /proc/self/cgroup"
+        done = box.exec(["sh", "-c", script], capture_output=True, text=True, check=True)
+        lines = done.stdout.splitlines()
+        assert lines[:6] == [os.readlink(f"/proc/{box.pid}/ns/{name}") for name in namespaces]
+        assert not any("pycontainer" in line for line in lines[6:])
+        status = box.exec(["cat", "/proc/self/status"], capture_output=True, text=True).stdout
+        init = Path(f"/proc/{box.pid}/status").read_text()
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters"):
+            assert line(status, name) == line(init, name)
+
+
+def line(status: str, name: str) -> str:
+    return next(line for line in status.splitlines() if line.startswith(f"{name}:"))
+
+
+@pytest.mark.parametrize(
+    "keywords", [{}, {"user": "alice"}, {"cap_add": ["SYS_PTRACE"]}], ids=["root", "user", "ptrace"]
+)
+def test_nothing_of_the_host_is_seen_on_the_way_in(
+    busybox_rootfs: Path, native: NativeDriver, spy: str, keywords: dict[str, object]
+) -> None:
+    with pycontainer.Container([spy], rootfs=busybox_rootfs, driver=native, stdout=PIPE, text=True, **keywords) as box:  # type: ignore[arg-type]
+        assert box.stdout is not None
+        assert box.stdout.readline() == "ready\n"
+        for _ in range(20):
+            box.exec(["true"], check=True)
+        assert box.poll() is None, box.stdout.read()
+
+
+def test_a_payload_that_stops_it_delays_nobody(busybox_rootfs: Path, native: NativeDriver) -> None:
+    script = "while :; do kill -STOP -1; done"
+    with pycontainer.Container(["sh", "-c", script], rootfs=busybox_rootfs, driver=native) as box:
+        for _ in range(5):
+            with pytest.raises((pycontainer.WaitTimeoutError, pycontainer.SetupError)):
+                box.exec(["sleep", "100"], timeout=0.5)
+        box.kill()
+        assert box.wait(10) == -9
+
+
+def test_many_at_once(busybox_rootfs: Path, native: NativeDriver) -> None:
+    with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=native) as box:
+        found: dict[int, str] = {}
+
+        def one(number: int) -> None:
+            found[number] = box.exec(["echo", str(number)], stdout=PIPE, text=True).stdout
+
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == {number: f"{number}\n" for number in range(50)}
+
+
+def test_its_end_is_told(busybox_rootfs: Path, native: NativeDriver) -> None:
+    with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=native) as box:
+        assert box.exec(["sh", "-c", "exit 7"]).returncode == 7
+        assert box.exec(["sh", "-c", "kill -9 $$"]).returncode == -9
+        with pytest.raises(pycontainer.SetupError) as caught:
+            box.exec(["/no/such"])
+        assert caught.value.step == "execve"
+        with pytest.raises(pycontainer.SetupError, match=r"enter /no/such: .*ENOENT"):
+            box.exec(["true"], cwd="/no/such")
+    with pytest.raises(pycontainer.NotRunningError):
+        box.exec(["true"])
+
+
+def test_user_and_environment(busybox_rootfs: Path, native: NativeDriver) -> None:
+    with pycontainer.Container(
+        ["sleep", "100"], rootfs=busybox_rootfs, driver=native, env={"A": "1", "PATH": "/bin"}
+    ) as box:
+        assert box.exec(["env"], stdout=PIPE, text=True).stdout == "A=1\nPATH=/bin\n"
+        assert box.exec(["/bin/env"], env={"B": "2"}, stdout=PIPE, text=True).stdout == "B=2\n"
+        assert box.exec(["id", "-u"], user="alice", stdout=PIPE, text=True).stdout == "1000\n"
+
+
+def test_it_has_a_terminal_of_its_own(busybox_rootfs: Path, native: NativeDriver) -> None:
+    with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=native) as box:
+        done = box.exec(["sh", "-c", "tty; echo here > /dev/tty"], tty=True, stdin=PIPE, stdout=PIPE)
+        assert done.stdout == b"/dev/pts/0\r\nhere\r\n"
+
+
+def test_a_start_is_not_lost_to_a_poll(busybox_rootfs: Path, native: NativeDriver) -> None:
+    for _ in range(15):
+        box = pycontainer.Container(["sleep", "5"], rootfs=busybox_rootfs, driver=native, start=False)
+        with box:
+            box.create()
+            over = threading.Event()
+
+            def poll(box: pycontainer.Container = box, over: threading.Event = over) -> None:
+                while not over.is_set():
+                    box.poll()
+
+            thread = threading.Thread(target=poll)
+            thread.start()
+            began = time.monotonic()
+            try:
+                box.start()
+            finally:
+                over.set()
+                thread.join()
+            assert time.monotonic() - began < 4
+
+
+def test_a_request_that_cannot_be_read_harms_nobody(busybox_rootfs: Path) -> None:
+    program = f"""
+import resource, pycontainer
+one = pycontainer.Container(["sleep", "100"], rootfs={str(busybox_rootfs)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (70000, resource.RLIM_INFINITY))
+try:
+    pycontainer.run(["true"], rootfs={str(busybox_rootfs)!r}, env={{"BIG": "x" * 100000}})
+except OSError as error:
+    print(type(error).__name__)
+assert one.poll() is None
+one.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "OSError\n"
+
+
+def test_a_launcher_that_was_stopped_delays_nobody_for_ever(busybox_rootfs: Path, own_driver: NativeDriver) -> None:
+    pycontainer.run(["true"], rootfs=busybox_rootfs, driver=own_driver)
+    assert own_driver._launcher is not None
+    os.kill(own_driver._launcher.pid, signal.SIGSTOP)
+    with pytest.raises(pycontainer.WaitTimeoutError):
+        pycontainer.run(["true"], rootfs=busybox_rootfs, driver=own_driver, timeout=0.3)
+    own_driver.close()
+
+
+def test_device_nodes_are_refused_until_there_are_rules(busybox_rootfs: Path, native: NativeDriver) -> None:
+    with pytest.raises(pycontainer.UnsupportedError, match="devices"):
+        pycontainer.run(["true"], rootfs=busybox_rootfs, driver=native, cap_add=["MKNOD"])
+
+
+def test_a_source_that_leads_into_proc_is_refused(busybox_rootfs: Path, native: NativeDriver, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/proc")
+    mounts = [pycontainer.Mount(str(tmp_path / "link"), "/mnt")]
+    with pytest.raises(pycontainer.InvalidCommandError) as caught:
+        pycontainer.run(["true"], rootfs=busybox_rootfs, driver=native, mounts=mounts)
+    assert caught.value.field == "mounts.source"

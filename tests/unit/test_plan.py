@@ -1,0 +1,411 @@
+"""pycontainer_native.plan: what is to be done, in which order, and where a step's outcome leads. Without root."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import marshal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycontainer.command import Command, Mount
+from pycontainer.rootfs import HostView
+from pycontainer.spec import to_oci
+from pycontainer_native import abi, child, plan
+from pycontainer_native.cgroups import Group
+from pycontainer_native.syscalls import Recorder
+
+CAPABILITIES = (1 << 41) - 1
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> Callable[..., plan.Plan]:
+    """Compiles a Command of keywords, for a host that the test states."""
+
+    def compiled(argv: Sequence[str] = ("true",), *, groups: Sequence[Group] = (), hold: bool = False,
+                 view: HostView | None = None, **keywords: Any) -> plan.Plan:  # fmt: skip
+        command = Command.of(argv, rootfs=view or tmp_path, name="box", **keywords)
+        host = plan.Host(
+            capabilities=CAPABILITIES,
+            last_capability=40,
+            nofile=(1024, 4096),
+            is_directory=lambda path: not path.endswith(".file"),
+            is_read_only=lambda path: False,
+        )
+        return plan.compile(to_oci(command), groups, host, hold=hold)
+
+    return compiled
+
+
+def steps(a_plan: plan.Plan) -> list[Any]:
+    return [step for section in a_plan.sections for step in section.steps]
+
+
+def labels(a_plan: plan.Plan) -> list[str]:
+    """The labels in order, each once where it stands several times in a row."""
+    found: list[str] = []
+    for step in steps(a_plan):
+        if not found or found[-1] != step.label:
+            found.append(step.label)
+    return found
+
+
+def in_order(found: Sequence[str], *wanted: str) -> bool:
+    at = iter(found)
+    return all(any(label.startswith(want) for label in at) for want in wanted)
+
+
+# -- order
+
+
+def test_the_order(compiled: Any) -> None:
+    v1 = Group("/cg", 1, ("pids",))
+    found = labels(
+        compiled(groups=[v1], tty=True, user="1000", hold=True, read_only=True, mounts=[Mount("/src", "/v")])
+    )
+    assert in_order(
+        found,
+        "dup3",  # where failures are reported comes first
+        "die with the launcher",
+        "join cgroup",
+        "unshare",  # of the cgroup namespace: after the v1 cgroups are joined
+        "close foreign descriptors",
+        "setsid",
+        "join a new session keyring",
+        "take stdio",
+        "make mounts private",
+        "open rootfs",
+        "mount /src on /v",  # the user's before /proc: a link of the rootfs finds none to lead to
+        "mount proc on /proc",
+        "mount tmpfs on /dev",
+        "mount devpts on /dev/pts",
+        "make rootfs read-only",
+        "open a terminal",
+    ), found
+    assert in_order(found, "open a terminal", "pivot_root", "bring lo up", "sethostname", "set RLIMIT_NOFILE"), found
+    assert in_order(
+        found,
+        "set RLIMIT_NOFILE",
+        "drop CAP_",  # needs CAP_SETPCAP, which a change of ids takes
+        "set groups and ids",
+        "enter /",
+        "set capabilities",
+        "set no_new_privs",
+        "close descriptors on execve",
+        "umask",
+        "die with the launcher",  # again: the change of ids has cleared it
+        "wait for the start",
+    ), found
+    assert [label for label in found if "seccomp" not in label][-1] == "wait for the start"
+
+
+def test_masks_come_after_every_mount(compiled: Any) -> None:
+    found = labels(compiled(mounts=[Mount("/src", "/v"), Mount("/src", "/dev/x")]))
+    masks = [index for index, label in enumerate(found) if label.startswith("mask ")]
+    mounts = [index for index, label in enumerate(found) if label.startswith("mount ")]
+    assert masks[0] > mounts[-1]
+
+
+def test_the_groups_before_the_group_before_the_user(compiled: Any) -> None:
+    calls = [step.call for step in steps(compiled(user="1000")) if step.label == "set groups and ids"]
+    assert calls == ["setgroups", "setresgid", "setresuid"]
+
+
+# -- what a field changes
+
+
+def test_namespaces_are_clone_flags(compiled: Any) -> None:
+    every = abi.CLONE_NEWNS | abi.CLONE_NEWPID | abi.CLONE_NEWNET | abi.CLONE_NEWIPC | abi.CLONE_NEWUTS
+    assert compiled().flags == every | abi.CLONE_NEWCGROUP
+    assert compiled(groups=[Group("/cg", 1, ("pids",))]).flags == every
+    assert compiled(network="host", pid="host", ipc="host", uts="host").flags == abi.CLONE_NEWNS | abi.CLONE_NEWCGROUP
+
+
+@pytest.mark.parametrize(
+    ("keywords", "label"),
+    [
+        ({"network": "host"}, "bring lo up"),
+        ({"uts": "host"}, "sethostname"),
+        ({"no_new_privileges": False}, "set no_new_privs"),
+        ({"privileged": True}, "mask /proc/keys"),
+        ({"privileged": True}, "make /proc/sys read-only"),
+        ({"capabilities": None, "privileged": True}, "drop CAP_SYS_ADMIN from the bounding set"),
+    ],
+)
+def test_what_is_left_out(compiled: Any, keywords: Any, label: str) -> None:
+    assert label in labels(compiled())
+    assert label not in labels(compiled(**keywords))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "label"),
+    [
+        ({"tty": True}, "make it the controlling terminal"),
+        ({"read_only": True}, "make rootfs read-only"),
+        ({"hold": True}, "wait for the start"),
+        ({"rlimits": {"core": 0}}, "set RLIMIT_CORE"),
+        ({"cwd": "/work"}, "enter /work"),
+        ({"mounts": [Mount.tmpfs("/t")]}, "mount tmpfs on /t"),
+    ],
+)
+def test_what_is_added(compiled: Any, keywords: Any, label: str) -> None:
+    assert label not in labels(compiled())
+    assert label in labels(compiled(**keywords))
+
+
+def test_exactly_the_missing_capabilities_are_dropped(compiled: Any) -> None:
+    dropped = {s.arguments[1] for s in steps(compiled(capabilities=["CHOWN", "KILL"])) if s.label.startswith("drop ")}
+    assert dropped == {*range(41)} - {0, 5}
+
+
+def test_paths_to_execute(compiled: Any) -> None:
+    assert compiled(["ls"], env={"PATH": "/a::/b"}).program.paths == (b"/a/ls", b"./ls", b"/b/ls")
+    assert compiled(["./ls"], env={"PATH": "/a"}).program.paths == (b"./ls",)
+    assert compiled(["ls"], env={}).program.paths[0] == b"/usr/local/bin/ls"
+
+
+def test_every_path_of_the_container_is_resolved_inside_and_without_magic_links(compiled: Any) -> None:
+    everything = compiled(
+        tty=True, cwd="/w", mounts=[Mount("/src", "/v"), Mount("/a.file", "/etc/x"), Mount.tmpfs("/t")]
+    )
+    for step in steps(everything):
+        if step.call != "openat2":
+            assert step.call not in ("open", "openat", "chroot"), step
+            continue
+        resolve = int.from_bytes(step.arguments[2][16:24], "little")
+        if step.arguments[0] == abi.AT_FDCWD:  # the host's, or "/" itself
+            assert step.arguments[1] in (b"/", b"..") or resolve & abi.RESOLVE_NO_MAGICLINKS, step
+        else:
+            safe = (abi.RESOLVE_IN_ROOT | abi.RESOLVE_NO_MAGICLINKS, abi.RESOLVE_BENEATH | abi.RESOLVE_NO_SYMLINKS)
+            assert resolve in safe or step.arguments[1] == b"console", step
+
+
+def test_nothing_is_mounted_by_a_path(compiled: Any) -> None:
+    by_path = [step for step in steps(compiled(tty=True, mounts=[Mount("/src", "/v")])) if step.call == "mount"]
+    assert [step.label for step in by_path] == ["make mounts private"]
+
+
+# -- where a step leads
+
+
+def boundaries(a_plan: plan.Plan) -> None:
+    for section in a_plan.sections:
+        for index, step in enumerate(section.steps):
+            for skip in (step.skip, *(skip for skip in step.accept.values() if skip != abi.RETRY)):
+                assert index + 1 + skip <= len(section.steps), step
+
+
+def test_no_skip_leads_out_of_its_section(compiled: Any) -> None:
+    boundaries(compiled(tty=True, mounts=[Mount("/src", "/a/b/c"), Mount("/x.file", "/d/e.file")]))
+    boundaries(compiled(view=HostView.detect()))
+
+
+class Kernel:
+    """Stands in for the kernel: every call succeeds with a new number, unless the test says otherwise."""
+
+    def __init__(self, answer: Callable[[str, tuple[Any, ...]], int | None]) -> None:
+        self.answer = answer
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.names = {number: name for name, number in abi.NR.items()}
+        self.next = 100
+
+    def __call__(self, number: Any, *arguments: Any) -> int:
+        name = self.names[number.value]
+        plain = tuple(a.value if isinstance(a, ctypes.c_long) else a for a in arguments)
+        self.calls.append((name, plain))
+        error = self.answer(name, plain)
+        if error:
+            ctypes.set_errno(error)
+            return -1
+        if name == "getcwd":
+            arguments[0].value = b"/"
+        self.next += 1
+        return self.next
+
+
+@pytest.fixture
+def execute(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes the calls of a plan, or a section, by the launcher's own code. (what failed, the calls)"""
+
+    def execute(a_plan: Any, answer: Callable[[str, tuple[Any, ...]], int | None] = lambda *_: None) -> Any:
+        kernel = Kernel(answer)
+        monkeypatch.setattr(child, "syscall", kernel)
+        monkeypatch.setattr(child, "_sections", {})
+        sections = [a_plan] if isinstance(a_plan, plan.Section) else a_plan.sections
+        try:
+            child.run_steps([child.bind(section.data) for section in sections], 0)
+        except child.StepError as error:
+            return (error.index, error.errno), kernel.calls
+        return None, kernel.calls
+
+    return execute
+
+
+def section(record: Callable[[Recorder], None]) -> plan.Section:
+    return plan._record(record, abi.FIRST_SLOT)
+
+
+def test_all_of_it_is_called(compiled: Any, execute: Any) -> None:
+    a_plan = compiled(tty=True, mounts=[Mount("/src", "/v")])
+    failed, calls = execute(a_plan)
+    assert failed is None
+    called = [name for name, _ in calls]
+    assert called.count("pivot_root") == 1
+    assert [name for name in called if name != "seccomp"][-1] == "sendto"
+
+
+def test_every_failure_is_named(compiled: Any, execute: Any) -> None:
+    a_plan = compiled(["sh"], mounts=[Mount("/src", "/v")])
+    for call, expected in (("pivot_root", "pivot_root"), ("sethostname", "sethostname"), ("setresuid", "set groups")):
+        failed, calls = execute(a_plan, lambda name, _, call=call: errno.EPERM if name == call else None)
+        assert failed[1] == errno.EPERM
+        assert a_plan.step_at(failed[0])[0].startswith(expected)
+        assert calls[-1][0] == call  # and nothing after it
+    total = len(steps(a_plan))
+    assert a_plan.step_at(total) == ("execve", "sh")
+
+
+@pytest.mark.parametrize("missing", ["proc/keys", "proc/acpi", "sys/firmware", "proc/kcore"])
+def test_a_mask_without_its_path_is_skipped_whole(compiled: Any, execute: Any, missing: str) -> None:
+    def answer(name: str, arguments: tuple[Any, ...]) -> int | None:
+        return errno.ENOENT if name == "openat2" and arguments[1] == missing.encode() else None
+
+    def mounted(calls: list[Any]) -> int:
+        return sum(name == "move_mount" for name, _ in calls)
+
+    a_plan = compiled()
+    (failed, calls), (_, full) = execute(a_plan, answer), execute(a_plan)
+    assert failed is None
+    assert mounted(full) - mounted(calls) == 1
+    assert execute(a_plan, lambda n, a: errno.EACCES if answer(n, a) else None)[0][1] == errno.EACCES
+
+
+def test_masks_of_an_unknown_kind_find_out(compiled: Any, execute: Any) -> None:
+    a_plan = compiled(masked_paths=["/some/path"])
+
+    def opened(error: int | None, only_directory: bool = True) -> list[str]:
+        def answer(name: str, arguments: tuple[Any, ...]) -> int | None:
+            if name != "openat2" or arguments[1] != b"some/path":
+                return None
+            wants_directory = int.from_bytes(arguments[2][:8], "little") & abi.O_DIRECTORY
+            return error if wants_directory or not only_directory else None
+
+        failed, calls = execute(a_plan, answer)
+        assert failed is None
+        start = next(index for index, (_, arguments) in enumerate(calls) if b"some/path" in arguments)
+        end = next(index for index, (_, arguments) in enumerate(calls) if b"proc/bus" in arguments)
+        return [name for name, _ in calls[start:end]]
+
+    assert opened(None) == ["openat2", "open_tree", "move_mount"]
+    assert opened(errno.ENOTDIR) == ["openat2", "openat2", "open_tree", "move_mount"]
+    assert opened(errno.ENOENT, only_directory=False) == ["openat2"]
+
+
+def test_a_missing_target_is_made_one_component_at_a_time(compiled: Any, execute: Any) -> None:
+    a_plan = compiled(mounts=[Mount("/src", "/a/b")])
+    tried: list[bytes] = []
+
+    def answer(name: str, arguments: tuple[Any, ...]) -> int | None:
+        if name == "openat2" and arguments[1] == b"a/b":
+            tried.append(arguments[1])
+            return errno.ENOENT if len(tried) == 1 else None
+        return None
+
+    failed, calls = execute(a_plan, answer)
+    assert failed is None
+    assert [arguments[1] for name, arguments in calls if name == "mkdirat"][:2] == [b"a", b"b"]
+    there = [name for name, arguments in execute(a_plan)[1] if b"a/b" in arguments or b"b" in arguments]
+    assert there == ["openat2"]
+
+
+def test_an_undecidable_lookup_is_tried_again_but_not_for_ever(execute: Any) -> None:
+    def record(k: Recorder) -> None:
+        k.openat2(abi.AT_FDCWD, b"x", 0, abi.RESOLVE_IN_ROOT)
+        k.call("setsid")
+
+    once = section(record)
+    for times, failed in ((0, None), (3, None), (abi.RETRIES, None), (abi.RETRIES + 1, (0, errno.EAGAIN))):
+        left = [times]
+
+        def answer(name: str, _: Any, left: list[int] = left) -> int | None:
+            if name == "openat2" and left[0]:
+                left[0] -= 1
+                return errno.EAGAIN
+            return None
+
+        assert execute(once, answer)[0] == failed
+
+
+def test_a_result_goes_where_it_is_needed(execute: Any) -> None:
+    def record(k: Recorder) -> None:
+        fd = k.openat2(abi.AT_FDCWD, b"x", 0, 0)
+        k.call("fchdir", fd)
+        k.call("write", 1, [7, fd, [1, fd]], 3)
+
+    failed, calls = execute(section(record))
+    assert failed is None
+    opened = 101
+    assert calls[1] == ("fchdir", (opened,))
+    assert list(calls[2][1][1])[:2] == [7, opened]
+    inner = ctypes.cast(list(calls[2][1][1])[2], ctypes.POINTER(ctypes.c_long))
+    assert inner[:2] == [1, opened]
+
+
+def test_a_wrong_answer_in_a_buffer_is_a_failure(execute: Any) -> None:
+    def record(k: Recorder) -> None:
+        k.call("recvfrom", 3, ("buffer", 1), 1, 0, 0, 0, check=(b"s", errno.EPIPE))
+
+    assert execute(section(record))[0] == (0, errno.EPIPE)
+
+
+# -- as data
+
+
+def test_a_plan_is_plain_data(compiled: Any) -> None:
+    request = compiled(["sh", "-c", "x"], init=True).wire("box")
+    assert marshal.dumps(marshal.loads(request)) == request or marshal.loads(request)
+    assert compiled().wire("box") == compiled().wire("box")
+
+
+def test_equal_parts_are_made_once(compiled: Any) -> None:
+    first, second = compiled(["a"], hostname="one"), compiled(["b"], hostname="two")
+    shared = [a is b for a, b in zip(first.sections, second.sections, strict=True)]
+    assert shared.count(False) == 1  # the hostname
+    assert compiled(read_only=True).sections[1] is not first.sections[1]
+
+
+def test_excerpts(compiled: Any) -> None:
+    found = [(step.label, step.call, step.arguments) for step in steps(compiled(["sh"], hostname="box"))]
+    for excerpt in (
+        ("make mounts private", "mount", (0, b"/", 0, abi.MS_REC | abi.MS_PRIVATE, 0)),
+        ("mount proc on /proc", "fsopen", (b"proc", 1)),
+        ("pivot_root", "pivot_root", (b".", b".")),
+        ("sethostname", "sethostname", (b"box", 3)),
+        ("set no_new_privs", "prctl", (38, 1, 0, 0, 0)),
+        ("set capabilities", "prctl", (47, 4, 0, 0, 0)),
+        ("umask", "umask", (0o022,)),
+    ):
+        assert excerpt in found
+
+
+def test_the_view_of_the_host(compiled: Any) -> None:
+    view = HostView(
+        overlays=("/usr",), links=(("/bin", "usr/bin"),), files=("/etc/passwd",), trees=("/etc/ssl/certs",),
+        directories=(("/tmp", 0o1777),),
+    )  # fmt: skip
+    found = compiled(view=view)
+    assert in_order(
+        labels(found),
+        "make the root of the host view",
+        "mount overlay on /usr",
+        "mount /etc/ssl/certs",
+        "copy /etc/passwd",
+    )
+    assert json.loads(view.to_json())["overlays"] == ["/usr"]
+    made = [step.arguments for step in steps(found) if step.call == "symlinkat"]
+    assert made[0][0] == b"usr/bin"
+    assert made[0][2] == b"bin"
