@@ -180,7 +180,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--callers", type=int, nargs="*", default=[1, 2, 4], help="callers for starts per second (default: 1 2 4)")
     add("--seconds", type=float, default=2, help="length of each rate measurement (default: %(default)s)")
     add("--only", nargs="+", metavar="NAME", help="only the contenders whose names begin with one of these")
-    add("--seccomp", type=Path, metavar="FILE", help="a filter for the floor to load: struct sock_filter[]")
+    add("--seccomp", type=Path, metavar="FILE", help="a filter for the floor: struct sock_filter[] (default: ours)")
     add("--phases", action="store_true", help="print where the floor's time goes, and nothing else")
     add("--seed", type=int, default=None, help="of the random order")
     add("--output", type=Path, default=RESULTS, metavar="DIR", help="(default: %(default)s)")

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pycontainer.seccomp import default_profile
+
 CGROUPS = Path("/sys/fs/cgroup")
 CAPABILITIES = (
     *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "SETGID", "SETUID"),
@@ -86,6 +88,14 @@ def compile_floor(directory: Path, *flags: str) -> Path:
     return target
 
 
+def default_filter(target: Path) -> Path:
+    """Write the filter that pycontainer loads by default, for the floor to load the same."""
+    from pycontainer_native.seccomp import compile
+
+    target.write_bytes(compile(default_profile([f"CAP_{name}" for name in CAPABILITIES])))
+    return target
+
+
 def contenders(work: Path, rootfs: Path, prefix: str, seccomp: Path | None = None) -> Iterator[Contender]:
     """Every row, installed or not.
 
@@ -93,14 +103,17 @@ def contenders(work: Path, rootfs: Path, prefix: str, seccomp: Path | None = Non
         work: an empty directory for bundles, configurations and state
         rootfs: what all of them start ``/bin/true`` in
         prefix: what every id, and so every cgroup, begins with
-        seccomp: a filter for the floor, an array of struct sock_filter
+        seccomp: a filter for the floor, an array of struct sock_filter; without one, pycontainer's default
+
+    runc and crun get the default profile to compile themselves; bwrap and lxc-start run without a filter.
     """
     ours = {"driver": "native", "rootfs": str(rootfs), "id": prefix}
     yield Contender("pycontainer", ours)
     yield Contender("pycontainer, 1 GB and 8 threads", {**ours, "ballast": 1 << 30, "threads": 8})
 
+    seccomp = seccomp or default_filter(work / "seccomp.bpf")
     try:
-        floor = [str(compile_floor(work)), *(["-s", str(seccomp)] if seccomp else [])]
+        floor = [str(compile_floor(work)), "-s", str(seccomp)]
     except FileNotFoundError as error:
         yield Contender("floor", missing=str(error))
     else:
@@ -131,7 +144,7 @@ def peer(name: str, arguments: Sequence[str], prefix: str, hide_cgroup2: bool = 
 
 
 def oci_config(rootfs: Path) -> dict[str, Any]:
-    """config.json (OCI runtime spec 1.0.2) of what the native driver starts by default, without seccomp."""
+    """config.json (OCI runtime spec 1.0.2) of what the native driver starts by default."""
     kept = [f"CAP_{name}" for name in CAPABILITIES]
     return {
         "ociVersion": "1.0.2",
@@ -153,6 +166,7 @@ def oci_config(rootfs: Path) -> dict[str, Any]:
             "namespaces": [{"type": name} for name in NAMESPACES],
             "maskedPaths": MASKED_PATHS,
             "readonlyPaths": READONLY_PATHS,
+            "seccomp": default_profile(kept),
         },
     }
 
