@@ -11,8 +11,10 @@ TYPE_CHECKING = False  # known to type checkers by its name; typing would cost m
 if TYPE_CHECKING:
     from typing import Any
 
+    from pycontainer import aio
     from pycontainer._api import CompletedContainer, Container, run
     from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
+    from pycontainer.diagnosis import Diagnosis, Finding, doctor
     from pycontainer.driver import (
         ContainerInfo,
         ContainerProcess,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
         WaitTimeoutError,
     )
     from pycontainer.hookspecs import hookimpl
+    from pycontainer.options import Option
     from pycontainer.plugins import InstalledDriver, drivers, get_driver
     from pycontainer.rootfs import HostView
     from pycontainer.stats import (
@@ -69,6 +72,7 @@ __all__ = [
     "ContainerLostError",
     "ContainerProcess",
     "CpuStats",
+    "Diagnosis",
     "DriverConflictError",
     "DriverNotFoundError",
     "DriverUnavailableError",
@@ -76,6 +80,7 @@ __all__ = [
     "ExitStatus",
     "Feature",
     "FeatureProbe",
+    "Finding",
     "HostView",
     "InstalledDriver",
     "InterfaceStats",
@@ -85,6 +90,7 @@ __all__ = [
     "Mount",
     "Network",
     "NotRunningError",
+    "Option",
     "PidsStats",
     "Pipes",
     "Pressure",
@@ -102,6 +108,8 @@ __all__ = [
     "UnsupportedError",
     "WaitTimeoutError",
     "__version__",
+    "aio",
+    "doctor",
     "drivers",
     "get_driver",
     "hookimpl",
@@ -109,13 +117,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "aio": "aio",  # a module that is public as it is
     "_api": "CompletedContainer Container run",
     "command": "Command Mount Network Process Resources Rlimit",
+    "diagnosis": "Diagnosis Finding doctor",
     "driver": "ContainerInfo ContainerProcess ExecutionDriver ExitStatus Feature FeatureProbe Probe State Stdio",
     "errors": "AlreadyExistsError ContainerError ContainerExitError ContainerLostError DriverConflictError "
     "DriverNotFoundError DriverUnavailableError InvalidCommandError NotRunningError RequirementError SetupError "
     "UnsupportedError WaitTimeoutError",
     "hookspecs": "hookimpl",
+    "options": "Option",
     "plugins": "InstalledDriver drivers get_driver",
     "rootfs": "HostView",
     "stats": "CpuStats InterfaceStats IoStats MemoryStats PidsStats Pressure Stats",
@@ -130,7 +141,8 @@ if not TYPE_CHECKING:  # which would let a type checker believe that any name is
             if name in names.split():
                 from importlib import import_module
 
-                value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+                home = import_module(f"{__name__}.{module}")
+                value = globals()[name] = home if name == module else getattr(home, name)
                 return value
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

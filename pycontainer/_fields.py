@@ -27,15 +27,15 @@ _SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,6})?) ?(?:([kmgtp])i?)?b?", re.IGN
 _CPUSET = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*")
 
 
-class FrozenMapping(Mapping[str, str]):
-    """An immutable copy of a mapping of strings. Equal, hashed and pickled by its content."""
+class FrozenMapping(Mapping[str, Any]):
+    """An immutable copy of a mapping. Equal, hashed and pickled by its content, which is immutable as well."""
 
     __slots__ = ("_items",)
 
-    def __init__(self, items: Mapping[str, str] = {}) -> None:
+    def __init__(self, items: Mapping[str, Any] = {}) -> None:
         self._items = dict(items)
 
-    def __getitem__(self, key: str) -> str:
+    def __getitem__(self, key: str) -> Any:
         return self._items[key]
 
     def __iter__(self) -> Iterator[str]:

@@ -5,6 +5,8 @@
     pycontainer run [flags] [--] COMMAND [ARG...]       run a container and exit as it did
     pycontainer explain [flags] [--] COMMAND [ARG...]   print the steps that this would take
     pycontainer drivers [--json]                        list the drivers, and whether they work here
+    pycontainer doctor [--json] [DRIVER]                say why one does not, and what would help
+    pycontainer compare [flags] [--] COMMAND [ARG...]   run it through every driver and show the differences
 
 Exit codes of ``run``: the payload's own; 128+N when signal N ended it; 127
 when the command does not exist; 126 when it cannot be executed; 125 for any
@@ -21,11 +23,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pycontainer._driver_verbs import add_verbs
 from pycontainer.errors import ContainerError, SetupError, WaitTimeoutError
 
 if TYPE_CHECKING:
     from pycontainer import Container
     from pycontainer.command import Command
+    from pycontainer.driver import ExecutionDriver
     from pycontainer.mount import Mount
     from pycontainer.plugins import InstalledDriver
 
@@ -34,7 +38,7 @@ FORWARDED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program: *arguments* without its name (None: those of this process), its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser(sys.argv[1:] if arguments is None else arguments).parse_args(arguments)
     try:
         return int(options.verb(options))
     except ContainerError as error:
@@ -77,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
     stdin = 0 if options.interactive else None
     with (
         _signal_proxy() as forward_to,
-        Container(options.argv, driver=options.driver, stdin=stdin, **command_keywords(options)) as box,
+        Container(options.argv, driver=_driver(options), stdin=stdin, **command_keywords(options)) as box,
     ):
         forward_to(box)
         box.wait(options.timeout)
@@ -123,10 +127,8 @@ def _signal_proxy() -> Iterator[Callable[[Container], None]]:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from pycontainer.plugins import get_driver
-
     command = command_of(options)
-    driver = get_driver(options.driver)
+    driver = _driver(options)
     explain = getattr(driver, "explain", None)
     if explain is None:
         raise ContainerError(f"driver {driver.name!r} does not support explain")
@@ -139,7 +141,12 @@ def _drivers(options: argparse.Namespace) -> int:
     from pycontainer.plugins import drivers
 
     installed = drivers().values()
-    if options.json:
+    if options.table:
+        from pycontainer.comparison import feature_table
+
+        ours = [driver for driver in installed if driver.distribution.startswith("pycontainer-execdriver ")]
+        print("\n".join(feature_table(ours)))
+    elif options.json:
         import json
 
         print(json.dumps([_driver_data(driver) for driver in installed], indent=2))
@@ -312,12 +319,14 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 @_checked
-def _no_new_privileges(text: str) -> bool:
-    """``no-new-privileges``, also with ``=true`` or ``=false``; docker takes a colon as well."""
+def _security_option(text: str) -> tuple[str, bool | str]:
+    """``no-new-privileges``, also with ``=true`` or ``=false``; ``seccomp=``. Docker takes a colon as well."""
     name, _, value = text.replace(":", "=", 1).partition("=")
+    if name == "seccomp" and value:
+        return "seccomp", value
     if name != "no-new-privileges" or value not in ("", "true", "false"):
-        raise ValueError("only no-new-privileges, =true or =false, is known")
-    return value != "false"
+        raise ValueError("only no-new-privileges, =true or =false, and seccomp=unconfined or =FILE are known")
+    return "no_new_privileges", value != "false"
 
 
 @_checked
@@ -349,7 +358,7 @@ class _NotYet(argparse.Action):
         parser.error(f"{'/'.join(self.option_strings)}: containers that outlive their caller are not there yet")
 
 
-def _parser() -> _Parser:
+def _parser(words: Sequence[str] = ()) -> _Parser:
     parser = _Parser(prog="pycontainer", description="Run containers, without a daemon.", allow_abbrev=False)
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -368,10 +377,48 @@ def _parser() -> _Parser:
         )
         flags.set_defaults(verb=verb)
         _add_flags(flags)
+        _add_driver_flags(flags, words)
     drivers = verbs.add_parser("drivers", help="list the drivers, and whether they work here", allow_abbrev=False)
     drivers.add_argument("--json", action="store_true", help="as JSON")
+    drivers.add_argument("--table", action="store_true", help="what each declares, as a table in reStructuredText")
     drivers.set_defaults(verb=_drivers)
+    add_verbs(verbs, _add_flags)
     return parser
+
+
+def _add_driver_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """The flags ``--x-option`` of those drivers whose flags are among *words*."""
+    known = parser._option_string_actions
+    strange = [word for word in words if word[:2] == "--" and "-" in word[2:] and word.partition("=")[0] not in known]
+    if strange:
+        from pycontainer.options import add_flags
+
+        add_flags(parser, strange)
+
+
+def _driver(options: argparse.Namespace) -> ExecutionDriver:
+    """The driver that the flags choose. Raises ContainerError, also for an option that is not its own."""
+    from pycontainer.plugins import DEFAULT_DRIVER, get_driver
+
+    if options.require:
+        from pycontainer.requirements import choose_driver
+
+        return choose_driver(options.require, options.driver)
+    name = options.driver or os.environ.get("PYCONTAINER_DRIVER") or DEFAULT_DRIVER
+    if not any(key.startswith("option ") for key in vars(options)):
+        return get_driver(name)
+    from pycontainer.options import given_flags
+
+    try:
+        return get_driver(name, **given_flags(options, name))
+    except (TypeError, ValueError) as error:
+        raise ContainerError(str(error)) from None
+
+
+def _features(text: str) -> list[str]:
+    from pycontainer.requirements import as_features
+
+    return [feature.value for feature in as_features(text.split(","))]
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -394,6 +441,14 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=_seconds, default=None, metavar="SECONDS", help="kill it after that time and exit with 124")
     add("--name", metavar="NAME", help="its id; default: a random one")
     add("--driver", default=None, metavar="NAME", help="default: $PYCONTAINER_DRIVER, or native")
+    add(
+        "--require",
+        default=[],
+        action="extend",
+        type=_checked(_features),
+        metavar="FEATURES",
+        help="such as exec,pause",
+    )
     add("--rm", **yes, help="accepted for docker's sake: it is always removed")
     add("-d", "--detach", action=_NotYet, nargs=0, help="not there yet")
     add("--annotation", dest="annotations", **many, type=_assignment, metavar="NAME=VALUE", help="an OCI annotation")
@@ -429,11 +484,18 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("--privileged", **yes, help="every capability and nothing masked: as good as root on this host")
     add(
         "--security-opt",
-        dest="no_new_privileges",
-        type=_no_new_privileges,
-        metavar="no-new-privileges=false",
-        help="let setuid programs raise its privileges; by default they cannot",
+        action=_SecurityOption,
+        type=_security_option,
+        metavar="NAME=VALUE",
+        help="no-new-privileges=false: setuid programs raise its privileges; seccomp=unconfined, or =FILE: a profile",
     )
+
+
+class _SecurityOption(argparse.Action):
+    """Stores an option under the name of its keyword."""
+
+    def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, option: Any, *_: object) -> None:
+        setattr(options, *option)
 
 
 class _Argv(argparse.Action):

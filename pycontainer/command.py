@@ -181,7 +181,10 @@ class Command:
     programs, or a value of :mod:`pycontainer.rootfs`.  *hostname* None is the
     *id*.  *network*, *pid*, *ipc* and *uts* None are namespaces of the
     container's own.  *masked_paths* and *readonly_paths* None are the OCI
-    defaults.  *config* holds driver-specific raw values, as in 0.9.
+    defaults.  *seccomp* None is the default profile of
+    :mod:`pycontainer.seccomp`, or with *privileged* no filter;
+    ``"unconfined"`` is none, a mapping is a profile in the form of OCI's
+    ``linux.seccomp``.  *config* holds driver-specific raw values, as in 0.9.
 
     :meth:`of` makes one from flat keywords.  Raises InvalidCommandError.
     """
@@ -198,6 +201,7 @@ class Command:
     uts: str | None = None
     read_only: bool = False
     init: bool = False
+    seccomp: str | Mapping[str, Any] | None = None
     masked_paths: tuple[str, ...] | None = field(default=None, converter=check.as_texts_or_none)
     readonly_paths: tuple[str, ...] | None = field(default=None, converter=check.as_texts_or_none)
     cgroup_parent: str | None = None
@@ -232,6 +236,12 @@ class Command:
                 refuse(name, f"{getattr(self, name)!r} is neither None nor 'host'")
         check.boolean("read_only", self.read_only)
         check.boolean("init", self.init)
+        if self.seccomp is not None and self.seccomp != "unconfined":
+            from pycontainer.seccomp import check_profile
+
+            if isinstance(self.seccomp, str):
+                refuse("seccomp", f"{self.seccomp!r} is neither 'unconfined' nor a profile; Command.of reads files")
+            store(self, "seccomp", check_profile(self.seccomp))
         for name in ("masked_paths", "readonly_paths"):
             paths = getattr(self, name)
             if paths is not None:
@@ -282,6 +292,7 @@ class Command:
         pid: str | None = None,
         ipc: str | None = None,
         uts: str | None = None,
+        seccomp: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         masked_paths: Iterable[str] | None = None,
         readonly_paths: Iterable[str] | None = None,
         cgroup_parent: str | None = None,
@@ -292,7 +303,8 @@ class Command:
         """A Command from an argv and the flat keywords of :func:`pycontainer.run`.
 
         Relative paths of the host (*rootfs*, a mount's source) are taken from
-        the caller's working directory.  *name* becomes the id, None twelve
+        the caller's working directory.  *seccomp* may be the path of a profile
+        in JSON, which is read now.  *name* becomes the id, None twelve
         random hexadecimal digits.  *cpus* is a number of processors, put down
         as a quota in a period of 100000 us.  *rlimits* may be a mapping,
         ``{"nofile": 64}`` or ``{"nofile": (64, 128)}``.  *cap_add* and
@@ -343,6 +355,7 @@ class Command:
             uts=uts,
             read_only=read_only,
             init=init,
+            seccomp=_profile(seccomp),
             masked_paths=None if masked_paths is None else check.several("masked_paths", masked_paths),
             readonly_paths=None if readonly_paths is None else check.several("readonly_paths", readonly_paths),
             cgroup_parent=cgroup_parent,
@@ -397,6 +410,24 @@ def _existing(rootfs: Any) -> Any:
     return path
 
 
+def _profile(seccomp: Any) -> Any:
+    """The content of a file; a value that is no path as it is."""
+    if seccomp == "unconfined" or not isinstance(seccomp, (str, os.PathLike)):
+        return seccomp
+    import json
+
+    path = check.line("seccomp", check.fspath("seccomp", seccomp))
+    try:
+        with open(path, "rb") as file:
+            return json.loads(file.read(1 << 20), object_pairs_hook=_without_duplicates)
+    except OSError as error:
+        refuse("seccomp", f"cannot read {path}: {error.strerror}")
+    except InvalidCommandError as error:
+        refuse("seccomp", f"{path}: {error}")
+    except (ValueError, RecursionError) as error:
+        refuse("seccomp", f"{path} is not JSON: {error}")
+
+
 def _from_here(mount: Mount) -> Mount:
     if type(mount) is Mount and mount.source is not None and not mount.source.startswith("/"):
         return attrs.evolve(mount, source=os.path.abspath(mount.source))
@@ -411,7 +442,7 @@ def _to_data(value: Any) -> Any:
         return {name: _to_data(getattr(value, name)) for name in attrs.fields_dict(type(value))}
     if type(value) is tuple:
         return [_to_data(item) for item in value]
-    return dict(value) if isinstance(value, Mapping) else value
+    return {key: _to_data(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _from_data(cls: type[Any], data: Any, where: str) -> Any:

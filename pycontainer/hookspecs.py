@@ -45,15 +45,16 @@ and later versions may add arguments and hooks without breaking it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pluggy
 
 if TYPE_CHECKING:
     from pycontainer.driver import ExecutionDriver
+    from pycontainer.options import Option
 
-__all__ = ["hookimpl", "hookspec", "pycontainer_create_driver"]
+__all__ = ["hookimpl", "hookspec", "pycontainer_create_driver", "pycontainer_driver_options"]
 
 #: Marks a specification; only this module has any.
 hookspec = pluggy.HookspecMarker("pycontainer")
@@ -78,4 +79,22 @@ def pycontainer_create_driver(name: str, options: Mapping[str, object]) -> Execu
 
     A driver that cannot work on this host is made nevertheless: its ``probe``
     says why, and its ``start`` raises DriverUnavailableError.
+    """
+
+
+@hookspec(firstresult=True)
+def pycontainer_driver_options(name: str) -> Sequence[Option] | None:
+    """Declare the options of the driver *name*: optional.
+
+    With this hook the core checks what :func:`pycontainer.get_driver` is
+    given, fills in ``PYCONTAINER_<DRIVER>_<OPTION>`` of the environment and
+    the defaults, and makes flags ``--<driver>-<option>`` of them; so
+    ``pycontainer_create_driver`` gets exactly the declared options, each with
+    a value of its type::
+
+        @pycontainer.hookimpl
+        def pycontainer_driver_options(name):
+            return [Option("state_dir", help="where it keeps its state", default="/run/plain")]
+
+    Without it the options are handed on as they are given.
     """

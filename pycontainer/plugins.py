@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +24,8 @@ from pycontainer.errors import DriverConflictError, DriverNotFoundError, DriverU
 
 if TYPE_CHECKING:
     import pluggy
+
+    from pycontainer.options import Option
 
 __all__ = ["GROUP", "InstalledDriver", "drivers", "get_driver"]
 
@@ -47,13 +49,16 @@ class InstalledDriver:
 def get_driver(name: str | ExecutionDriver | None = None, **options: object) -> ExecutionDriver:
     """The driver called *name*; None is the one of ``PYCONTAINER_DRIVER``, and without that ``native``.
 
-    *options* are the driver's own.  The same name with the same options gives
-    the same object, in a forked child a new one.  A driver object is handed
-    back as it is.
+    *options* are the driver's own.  Where it declares them
+    (:class:`pycontainer.Option`) they are checked, and one that is not given
+    is taken from the environment variable ``PYCONTAINER_<DRIVER>_<OPTION>``.
+    The same name with the same options gives the same object, in a forked
+    child a new one.  A driver object is handed back as it is.
 
     Raises DriverNotFoundError, DriverConflictError (two distributions offer
-    the name), DriverUnavailableError (its plugin cannot be loaded) and
-    TypeError (an option that the driver does not have).
+    the name), DriverUnavailableError (its plugin cannot be loaded), and
+    TypeError or ValueError (an option that the driver does not have, or a
+    value that is wrong for it).
     """
     if isinstance(name, ExecutionDriver):
         if options:
@@ -131,11 +136,54 @@ def _manager() -> pluggy.PluginManager:
     return manager
 
 
-def _create(offer: _Offer, options: Mapping[str, object]) -> ExecutionDriver:
-    def unavailable(cause: str) -> DriverUnavailableError:
-        remedy = f"repair or uninstall {offer.distribution}"
-        return DriverUnavailableError(offer.driver, Probe(offer.driver, usable=False, cause=cause, remedy=remedy))
+def installed_names() -> list[str]:
+    """The names of the installed drivers. Imports none of them."""
+    return sorted(_offers())
 
+
+def declared_options(name: str) -> Sequence[Option] | None:
+    """The options that driver *name* declares; None when it does not say. Raises as :func:`get_driver`."""
+    with _lock:
+        offer = _offer(name)
+        others = _others(_plugin(offer))
+        declared: Sequence[Option] | None = _manager().subset_hook_caller("pycontainer_driver_options", others)(
+            name=name
+        )
+        return declared
+
+
+def _create(offer: _Offer, options: Mapping[str, object]) -> ExecutionDriver:
+    # Only the chosen plugin is asked: none can answer for another's name.
+    manager, others = _manager(), _others(_plugin(offer))
+    declared = manager.subset_hook_caller("pycontainer_driver_options", others)(name=offer.driver)
+    if declared is not None:
+        from pycontainer.options import resolve
+
+        options = resolve(offer.driver, declared, options)
+    create = manager.subset_hook_caller("pycontainer_create_driver", others)
+    try:
+        driver = create(name=offer.driver, options=dict(options))
+    except ImportError as error:
+        raise _unavailable(offer, f"{offer.entry_point} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(driver, ExecutionDriver):
+        made = "nothing" if driver is None else repr(driver)
+        raise _unavailable(
+            offer, f"pycontainer_create_driver of {offer.entry_point} made {made}, not an ExecutionDriver"
+        )
+    return driver
+
+
+def _unavailable(offer: _Offer, cause: str) -> DriverUnavailableError:
+    remedy = f"repair or uninstall {offer.distribution}"
+    return DriverUnavailableError(offer.driver, Probe(offer.driver, usable=False, cause=cause, remedy=remedy))
+
+
+def _others(plugin: Any) -> list[Any]:
+    return [other for other in _manager().get_plugins() if other is not plugin]
+
+
+def _plugin(offer: _Offer) -> Any:
+    """The plugin of *offer*, imported and registered. Raises DriverUnavailableError."""
     manager = _manager()
     try:
         plugin = _load(offer.entry_point)
@@ -148,18 +196,8 @@ def _create(offer: _Offer, options: Mapping[str, object]) -> ExecutionDriver:
                     manager.unregister(plugin)
                 raise
     except Exception as error:
-        raise unavailable(f"{offer.entry_point} cannot be loaded: {type(error).__name__}: {error}") from error
-    # Only the chosen plugin is asked: none can answer for another's name.
-    others = [other for other in manager.get_plugins() if other is not plugin]
-    create = manager.subset_hook_caller("pycontainer_create_driver", others)
-    try:
-        driver = create(name=offer.driver, options=dict(options))
-    except ImportError as error:
-        raise unavailable(f"{offer.entry_point} cannot be loaded: {type(error).__name__}: {error}") from error
-    if not isinstance(driver, ExecutionDriver):
-        made = "nothing" if driver is None else repr(driver)
-        raise unavailable(f"pycontainer_create_driver of {offer.entry_point} made {made}, not an ExecutionDriver")
-    return driver
+        raise _unavailable(offer, f"{offer.entry_point} cannot be loaded: {type(error).__name__}: {error}") from error
+    return plugin
 
 
 def _load(entry_point: str) -> Any:

@@ -18,6 +18,7 @@ import attrs
 from pycontainer._fields import all_capabilities
 from pycontainer.process import DEFAULT_CAPABILITIES, DEFAULT_PATH
 from pycontainer.rootfs import HostView, UserIds, lookup_user
+from pycontainer.seccomp import default_profile
 
 if TYPE_CHECKING:
     from pycontainer.command import Command, Resources
@@ -31,6 +32,7 @@ __all__ = [
     "RLIM_INFINITY",
     "process_to_oci",
     "resources_to_oci",
+    "seccomp_to_oci",
     "to_oci",
 ]
 
@@ -92,6 +94,8 @@ def to_oci(command: Command) -> dict[str, Any]:
         "maskedPaths": list(masked),
         "readonlyPaths": list(readonly),
     }
+    if (profile := seccomp_to_oci(command)) is not None:
+        linux["seccomp"] = profile
     if command.cgroup_parent is not None:
         linux["cgroupsPath"] = f"{command.cgroup_parent}/{command.id}"
     spec: dict[str, Any] = {
@@ -142,6 +146,14 @@ def process_to_oci(process: Process, rootfs: str | HostView | None) -> dict[str,
     }
 
 
+def seccomp_to_oci(command: Command) -> dict[str, Any] | None:
+    """The specification's ``linux.seccomp``: for the container and for whatever ``exec`` adds. None: no filter."""
+    process, seccomp = command.process, command.seccomp
+    if seccomp is None and not process.privileged:
+        return default_profile(DEFAULT_CAPABILITIES if process.capabilities is None else process.capabilities)
+    return _thawed(seccomp) if isinstance(seccomp, Mapping) else None
+
+
 def resources_to_oci(resources: Resources) -> dict[str, Any]:
     """The specification's ``linux.resources``: only what is limited.
 
@@ -167,6 +179,12 @@ def resources_to_oci(resources: Resources) -> dict[str, Any]:
         if values := {key: value for key, value in limits.items() if value is not None}:
             given[name] = values
     return given
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _thawed(item) for key, item in value.items()}
+    return list(map(_thawed, value)) if type(value) is tuple else value
 
 
 def _environment(process: Process, user: UserIds) -> Mapping[str, str]:

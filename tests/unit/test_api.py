@@ -650,7 +650,11 @@ def type_checking_imports() -> dict[str, str]:
 
 def test_type_checkers_and_the_interpreter_see_the_same_names() -> None:
     imports = type_checking_imports()
-    lazy = {name: f"pycontainer.{module}" for module, names in pycontainer._HOMES.items() for name in names.split()}
+    lazy = {
+        name: "pycontainer" if name == module else f"pycontainer.{module}"
+        for module, names in pycontainer._HOMES.items()
+        for name in names.split()
+    }
     assert lazy == imports
     assert sorted(pycontainer.__all__) == sorted([*imports, "__version__"])
 

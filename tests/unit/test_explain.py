@@ -37,7 +37,8 @@ def test_every_line_says_who_takes_the_step(tmp_path: Path) -> None:
     [
         "launcher: make cgroup /sys/fs/cgroup/memory/.../ (memory)",
         "launcher: write 4096 to memory.limit_in_bytes",
-        "launcher: clone3(CLONE_NEWNS|CLONE_NEWPID|CLONE_NEWNET|CLONE_NEWIPC|CLONE_NEWUTS|CLONE_PIDFD|CLONE_INTO_CGROUP)",
+        "launcher: "
+        "clone3(CLONE_NEWNS|CLONE_NEWPID|CLONE_NEWNET|CLONE_NEWIPC|CLONE_NEWUTS|CLONE_PIDFD|CLONE_INTO_CGROUP)",
         "child: die with the launcher: prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)",
         'child: make mounts private: mount(0, "/", 0, MS_REC|MS_PRIVATE, 0)',
         'child: pivot_root: pivot_root(".", ".")',

@@ -112,6 +112,7 @@ def test_without_a_name_the_environment_decides(
     else:
         monkeypatch.setenv("PYCONTAINER_DRIVER", variable)
     monkeypatch.setattr(plugins, "_scan_directories", list)
+    monkeypatch.setattr(plugins, "_made", [])  # another test may have made one
     with pytest.raises(DriverNotFoundError) as caught:
         plugins.get_driver()
     assert caught.value.name == wanted
