@@ -184,6 +184,10 @@ def _home(text: bytes) -> str:
 
 # -- the host's own programs
 
+#: What of a Python's prefix is shown, with its pyvenv.cfg.  Not the whole directory: a virtual environment may be where
+#: its project is, beside what nobody is to read.
+_PREFIX_PARTS = ("bin", "include", "lib", "lib64", "libexec", "share")
+
 #: Directories of programs and libraries, or links to them: hier(7), file-hierarchy(7).
 _PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 
@@ -277,13 +281,21 @@ class HostView:
                 links.append((path, os.readlink(path)))
             elif os.path.isdir(path):
                 overlays.append(path)
+        files = []
+        shown: list[str] = []
         for path in _python_prefixes():
             real = os.path.realpath(path)
-            if not _is_below(real, overlays):
-                overlays.append(real)
-            if real != path and not _is_below(path, overlays):
+            if not _is_below(real, [*overlays, *shown]):
+                shown.append(real)
+                for part in (f"{real}/{name}" for name in _PREFIX_PARTS):
+                    if os.path.islink(part):
+                        links.append((part, os.readlink(part)))
+                    elif os.path.isdir(part):
+                        overlays.append(part)
+                if os.path.isfile(f"{real}/pyvenv.cfg"):
+                    files.append(f"{real}/pyvenv.cfg")
+            if real != path and not _is_below(path, [*overlays, *shown]):
                 links.append((path, real))
-        files = []
         for path in (f"/etc/{name}" for name in _FILES):
             real = os.path.realpath(path)
             if not _is_readable(real, stat.S_ISREG, 0o004):

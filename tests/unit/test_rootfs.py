@@ -267,7 +267,7 @@ def test_the_view_has_the_programs_and_the_running_python(view: HostView) -> Non
     for path in ("/bin/sh", sys.executable, os.__file__):
         assert shown(view, os.path.realpath(path))
     assert shown(view, "/etc/passwd")
-    assert sys.prefix in view.overlays or shown(view, os.path.realpath(sys.prefix))
+    assert shown(view, os.path.realpath(f"{sys.prefix}/bin"))
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,9 @@ def test_a_python_in_a_home_is_shown_alone(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(sys, name, str(home / "python"))
     monkeypatch.setattr(sys, "base_prefix", str(home / "link"))
     view = HostView.detect()
-    assert str(home / "python") in view.overlays
+    (home / "python/.env").touch()  # as in a virtual environment made where its project is
+    assert str(home / "python/bin") in view.overlays
+    assert not shown(view, str(home / "python/.env"))
     assert (str(home / "link"), str(home / "python")) in view.links
     assert not shown(view, str(home / "secret"))
     assert dict(view.directories)[str(home)] == 0o755
@@ -348,7 +350,7 @@ def test_a_prefix_that_holds_other_things_is_not_shown(
     for name in ("prefix", "exec_prefix", "base_prefix", "base_exec_prefix"):
         monkeypatch.setattr(sys, name, prefix)
     view = HostView.detect()
-    assert prefix not in view.overlays
+    assert not any(path.startswith(f"{prefix.rstrip('/')}/") for path in view.overlays if not path.startswith("/usr"))
     assert not shown(view, str(tmp_path / "secret"))
 
 
