@@ -108,6 +108,9 @@ class NativeDriver(ExecutionDriver):
             elif os.path.realpath(mount.source).startswith("/proc/") or os.path.realpath(mount.source) == "/proc":
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} leads into /proc"))
         held = command.process.capabilities or ()
+        if command.init and "CAP_SYS_PTRACE" in held and not command.process.privileged:
+            reason = "with CAP_SYS_PTRACE the payload could read the init's memory, which was the launcher's"
+            problems.append(InvalidCommandError("init", reason))
         if "CAP_MKNOD" in held and not command.process.privileged:
             reason = "CAP_MKNOD would open every device of the host: there are no device rules yet"
             problems.append(UnsupportedError(self.name, Feature.DEVICES, reason))

@@ -207,6 +207,12 @@ def test_device_nodes_are_refused_until_there_are_rules(busybox_rootfs: Path, na
         pycontainer.run(["true"], rootfs=busybox_rootfs, driver=native, cap_add=["MKNOD"])
 
 
+def test_an_init_that_could_be_traced_is_refused(busybox_rootfs: Path, native: NativeDriver) -> None:
+    with pytest.raises(pycontainer.InvalidCommandError) as caught:
+        pycontainer.run(["true"], rootfs=busybox_rootfs, driver=native, init=True, cap_add=["SYS_PTRACE"])
+    assert caught.value.field == "init"
+
+
 def test_a_source_that_leads_into_proc_is_refused(busybox_rootfs: Path, native: NativeDriver, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/proc")
     mounts = [pycontainer.Mount(str(tmp_path / "link"), "/mnt")]

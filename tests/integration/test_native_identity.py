@@ -323,8 +323,8 @@ for fd in range(3, 61):
 
 
 def test_the_init_holds_no_way_to_the_host(sh: Any) -> None:
-    # Its descriptors are there to be followed with CAP_SYS_PTRACE, although it is not dumpable.
-    done = sh("ls -l /proc/1/fd; for fd in /proc/1/fd/*; do ls $fd/..; done", init=True, cap_add=["SYS_PTRACE"])
+    # Its descriptors are there to be followed with CAP_SYS_PTRACE, which a privileged one has, dumpable or not.
+    done = sh("ls -l /proc/1/fd; for fd in /proc/1/fd/*; do ls $fd/..; done", init=True, privileged=True)
     assert [line.split(" -> ")[1].split(":")[0] for line in done.stdout.splitlines() if "->" in line] == ["pipe"]
     assert sh("readlink /proc/1/fd/4", init=True).stdout == ""
 
