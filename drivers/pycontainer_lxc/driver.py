@@ -117,6 +117,10 @@ class LxcDriver(ExecutionDriver):
         if "\n" in process.entrypoint:
             problem = "cannot have a line break: LXC names it in its log, which tells how it ended"
             problems.append(InvalidCommandError("process.entrypoint", problem))
+        for name, value in (process.env or {}).items():
+            if "\n" in value or "\r" in value:
+                problem = f"{name} has a line break, and LXC's configuration has one value in a line"
+                problems.append(InvalidCommandError("process.env", problem))
         for limit in process.rlimits:
             if limit.type == "RLIMIT_NOFILE" and -1 < limit.soft < MIN_DESCRIPTORS:
                 problem = f"LXC sets it before it sets up the container, for which it needs {MIN_DESCRIPTORS}"

@@ -20,11 +20,3 @@ class TestLxc(Conformance):
     @pytest.fixture
     def rootfs(self, busybox_rootfs: object) -> str:
         return str(busybox_rootfs)
-
-    @pytest.mark.xfail(reason="LXC's configuration has one value in a line, and no way to write a line break")
-    def test_a_value_of_several_lines(self) -> None:
-        super().test_a_value_of_several_lines()
-
-    @pytest.mark.xfail(reason="lxc-attach has no option for the working directory")
-    def test_variables_and_directory(self) -> None:
-        super().test_variables_and_directory()
