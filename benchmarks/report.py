@@ -109,7 +109,7 @@ def plot(latency: Mapping[str, Mapping[str, float]], path: Path) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("ms from start to exit of a static true (logarithmic): median, whisker to the 99th percentile")
+    axes.set_xlabel("ms from start to exit of true: median, whisker to p99")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
