@@ -28,7 +28,7 @@ from pycontainer.plugins import get_driver
 from pycontainer.stdio import PIPE, Streams, TtyTerminal
 
 if TYPE_CHECKING:
-    import psutil
+    import psutil  # type: ignore[import-untyped]
     from typing_extensions import Self, Unpack
 
     from pycontainer.rootfs import HostView

@@ -46,7 +46,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """What nohup(1), or a shell for a background job, has ignored would stay ignored in every process started here."""
+    """Let the processes started here inherit nothing of this run.
+
+    What nohup(1), or a shell for a background job, has ignored would stay
+    ignored in them, and a pytest among them does not know our --no-skips.
+    """
+    os.environ.pop("PYTEST_ADDOPTS", None)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class BadInput(Area):
 
     def test_a_working_directory_that_is_not_there(self) -> None:
         with pytest.raises(ContainerError):
-            self.run(self.payload.say(), cwd="/no/such/directory", name="kit-bad")
+            self.run(self.payload.say(), cwd=f"/no-{os.urandom(6).hex()}/such", name="kit-bad")
         assert self.state("kit-bad") is State.STOPPED
 
     def test_all_problems_at_once(self) -> None:
