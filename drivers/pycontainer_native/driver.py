@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -407,6 +408,7 @@ def _forget_all() -> None:
 
 
 def _close_all() -> None:
+    """When the interpreter ends in peace, everything is gone before it has; otherwise a moment later."""
     for driver in list(_drivers):
         driver.close()
 
@@ -420,3 +422,4 @@ def _no_limits() -> object:
 _NO_LIMITS = _no_limits()
 
 os.register_at_fork(after_in_child=_forget_all)
+atexit.register(_close_all)

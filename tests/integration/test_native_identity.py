@@ -331,8 +331,8 @@ def test_the_init_holds_no_way_to_the_host(sh: Any) -> None:
 
 @pytest.mark.parametrize("target", ["/proc/self/fd/3", "/proc/self/cwd", "/proc/1/root", "/proc/thread-self/root"])
 def test_the_working_directory_is_no_magic_link(start: Any, hostile: Any, target: str) -> None:
-    hostile.link("work", target)
-    for cwd in ("/work", "/work/etc"):
+    hostile.link("job", target)
+    for cwd in ("/job", "/job/etc"):
         with pytest.raises(SetupError) as caught:
             start(["true"], rootfs=hostile, cwd=cwd)
         assert (caught.value.step, caught.value.errno) == (f"enter {cwd}", errno.ELOOP)

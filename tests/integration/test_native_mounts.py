@@ -329,8 +329,8 @@ def test_a_read_only_view(sh: Any) -> None:
 
 def test_mounts_into_the_view(sh: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("given\n")
-    mounts = [Mount(str(tmp_path), "/work/deep"), Mount(str(tmp_path), "/usr/share/made", read_only=True)]
-    assert sh("cat /work/deep/file /usr/share/made/file", rootfs=None, mounts=mounts).stdout == "given\ngiven\n"
+    mounts = [Mount(str(tmp_path), "/job/deep"), Mount(str(tmp_path), "/usr/share/made", read_only=True)]
+    assert sh("cat /job/deep/file /usr/share/made/file", rootfs=None, mounts=mounts).stdout == "given\ngiven\n"
 
 
 # -- a hostile rootfs
