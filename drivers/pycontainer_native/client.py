@@ -32,7 +32,6 @@ class LauncherClient:
 
     def __init__(self) -> None:
         self.token = os.urandom(8).hex()
-        self.owner = os.getpid()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self.pid = _spawn(theirs.fileno())

@@ -8,7 +8,6 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pycontainer.process import capability_numbers
 from pycontainer_native import abi
 
 if TYPE_CHECKING:
@@ -110,10 +109,6 @@ def _mount_attr(attr: bytes) -> str:
 
 def _device(number: int) -> str:
     return f"{os.major(number)}:{os.minor(number)}" if number else "0"
-
-
-def _capability(number: int) -> str:
-    return next((name for name, value in capability_numbers().items() if value == number), str(number))
 
 
 #: How to show the arguments of a call, by their places.

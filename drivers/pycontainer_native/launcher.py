@@ -60,7 +60,6 @@ class Launcher:
     def __init__(self, control: socket.socket, token: str) -> None:
         self.control = control
         self.directory = f"pycontainer-{token}"  # the name of its directories in the cgroup hierarchies
-        self.pidfd = os.pidfd_open(os.getpid())
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[], None]] = {}
         self.containers: set[Container] = set()
