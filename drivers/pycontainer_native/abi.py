@@ -151,12 +151,16 @@ IFF_RUNNING = 0x40
 #: and its root directory.
 STDIN, STDOUT, STDERR, EXTRA, ROOT, CHANNEL, CGROUP = range(7)
 #: One v1 hierarchy each, from slot CGROUP on: more than the kernel has controllers.
-FIRST_SLOT = CGROUP + 20
+#: Then the file systems that every container has, wherever in the plan they are made: mounts.make_system.
+KEPT = SCRATCH, EMPTY, NULL, PROC, SYS, DEV = range(CGROUP + 20, CGROUP + 26)
+FIRST_SLOT = CGROUP + 26
 SLOTS = 4096
 #: The child's end of its channel to the launcher, once foreign descriptors are closed.
 CHANNEL_FD = 3
 #: Where an init, if there is one, writes the payload's wait status.
 REPORT_FD = 4
+#: And the file systems that were made ahead, in the order of KEPT.
+FIRST_KEPT_FD = 5
 
 #: accept: do the step again, up to RETRIES times, instead of skipping steps.
 RETRY = -1

@@ -97,9 +97,9 @@ class CgroupRoot:
 
 
 class StepFailed(Exception):
-    """A step of the launcher's own failed: its label and its errno."""
+    """A step failed: its label (the index of a child's, before the request reached it) and its errno."""
 
-    def __init__(self, label: str, error: int) -> None:
+    def __init__(self, label: int | str, error: int) -> None:
         self.label = label
         self.errno = error
 
@@ -231,8 +231,9 @@ class Container:
                 extra = [os.dup(self.target.pidfd), place]
             rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (*fds[:3], *extra, *fds[3:]))
             self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
-        except BrokenPipeError as error:
-            raise DiedError("send the plan", error.errno or errno.EPIPE) from None
+        except BrokenPipeError:
+            self.on_channel()  # it may have said why
+            raise DiedError(*(self.failed or ("send the plan", errno.EPIPE))) from None
         except OSError as error:
             raise StepFailed("send the plan", error.errno or errno.EPROTO) from None
         finally:
@@ -244,7 +245,7 @@ class Container:
         if talks:
             self.launcher.epoll.modify(self.channel.fileno(), select.EPOLLIN)
 
-    def reject(self, status: socket.socket, label: str, error: int) -> None:
+    def reject(self, status: socket.socket, label: int | str, error: int) -> None:
         """The request cannot be carried out: end, and say so when everything is undone."""
         self.status = status
         self.failed = (label, error)
@@ -349,6 +350,7 @@ class Container:
             self.exit = (result.si_status, None) if exited else (None, result.si_status)
         if self is self.launcher.spare:
             self.launcher.spare = None
+            self.launcher.wanted = ()  # the next would fail alike; the next start says why
         if not (self.started or self.at_gate) and self.failed is None:
             self.failed = ("killed during set-up", errno.EINTR)
         if self.oom_file is not None:

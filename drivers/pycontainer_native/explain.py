@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from pycontainer_native.plan import Plan
     from pycontainer_native.syscalls import Step
 
-_SLOTS = {abi.STDIN: "stdin", abi.STDOUT: "stdout", abi.STDERR: "stderr", abi.EXTRA: "extra", abi.CHANNEL: "channel"}
+_SLOTS = {
+    getattr(abi, name): name.lower()
+    for name in ("STDIN", "STDOUT", "STDERR", "EXTRA", "CHANNEL", "SCRATCH", "EMPTY", "NULL", "PROC", "SYS", "DEV")
+}
 _NAMESPACES = ("NS", "PID", "NET", "IPC", "UTS", "CGROUP", "USER", "TIME")
 
 

@@ -103,21 +103,19 @@ def root_directory(k: Recorder, path: str, *, writable: bool, host_read_only: bo
             k.mount_setattr(root, attributes, recursive=True)
         if not writable and not host_read_only:
             k.mount_setattr(root, clear=abi.MOUNT_ATTR_RDONLY)
-    _attach(k, root)
+    _attach(k, root, b"root")
     return root
 
 
 def host_view(k: Recorder, view: Mapping[str, Any], *, writable: bool) -> Slot:
     """The host's programs, copy-on-write: an empty tmpfs with what the allow list names.
 
-    Changes go to a second tmpfs, which is never visible in the container: it
-    is mounted in the old root and goes away with it.
+    Changes go to the scratch tmpfs, which is never visible in the container.
     """
+    scratch = (abi.SCRATCH,)
     with k.step("make the root of the host view"):
-        scratch = k.new_mount("tmpfs", {"mode": "0700"}, abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV)
-        _attach(k, scratch)
         root = k.new_mount("tmpfs", {"mode": "0755"}, abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV)
-        _attach(k, root)
+        _attach(k, root, b"root")
         for path, mode in view["directories"]:
             k.mkdirat(root, encode(path.lstrip("/")), mode, accept=_HIDDEN_FROM_ERRORS)
         for path, target in view["links"]:
@@ -157,27 +155,79 @@ def seal_root(k: Recorder, root: Slot) -> None:
 #: type, source, destination, options, whether it is to be mounted on a directory
 Mount: TypeAlias = tuple[str, str, str, Sequence[str], bool]
 
+#: Where the file systems go that every container has, and the slots of those that are mounted on the root.
+_SYSTEM = {"/proc": (abi.PROC,), "/sys": (abi.SYS,), "/dev": (abi.DEV,)}
+_BELOW_DEV = ("/dev/pts", "/dev/shm", "/dev/mqueue")
 
-def mount_all(k: Recorder, root: Slot, mounts: Iterable[Mount]) -> Slot:
-    """The spec's mounts: first the user's own, then /proc, /sys and /dev, then what goes below /dev.
 
-    Returns the container's own /dev/null, before anything of the user's can lie over it.
+def is_system(mount: Mount) -> bool:
+    """Whether *mount* is one of those that do not depend on the root they are mounted in: :func:`make_system`."""
+    fstype, _, destination, _, _ = mount
+    return fstype != "bind" and (destination in _SYSTEM or destination in _BELOW_DEV)
+
+
+def is_below_system(path: str) -> bool:
+    """Whether *path* is inside /proc or /sys, whatever root they are mounted in."""
+    return path.startswith(("/proc/", "/sys/")) and ".." not in path.split("/")
+
+
+def make_system(k: Recorder, mounts: Iterable[Mount], masked: Sequence[str], readonly: Sequence[str]) -> None:
+    """/proc, /sys and /dev with all that belongs on them, made ahead: :func:`mount_all` moves them into the root.
+
+    The rootfs has no part in them.  *masked* and *readonly* are paths inside
+    /proc and /sys: no mount of the user's goes there, so nothing will lie over
+    a mask.
+    """
+    with k.step("make a place for mounts"):
+        # Over the host's /proc, which exists and is not looked at any more. Not over "/": what lies over the old root
+        # stays in its place when that is unmounted, and the old root below it (checked in pivot()).
+        scratch = k.new_mount(
+            "tmpfs", {"mode": "0700"}, abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV, out=(abi.SCRATCH,)
+        )
+        k.call("move_mount", scratch, b"", abi.AT_FDCWD, b"/proc", abi.MOVE_MOUNT_F_EMPTY_PATH, path=b"/proc")
+    with k.step("prepare masks"):
+        # Clones of this hide directories, so it has to be mounted. (And left detached, its last descriptor would close
+        # in execve, and wait there for RCU.)
+        hidden = {"size": "0", "nr_inodes": "1", "mode": "0555"}
+        attributes = abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV | abi.MOUNT_ATTR_NOEXEC
+        _attach(k, k.new_mount("tmpfs", hidden, attributes, out=(abi.EMPTY,)), b"empty")
+    # /dev first, whose null the masks need, and before what is below it.
+    for fstype, _, destination, options, _ in sorted(mounts, key=lambda mount: mount[2] not in ("/dev", *_BELOW_DEV)):
+        attributes, _, _, data = _split_options(options)
+        with k.step(f"mount {fstype} on {destination}"):
+            if destination in _BELOW_DEV:
+                new = k.new_mount(fstype, data, attributes)
+                below = encode(destination.removeprefix("/dev/"))
+                k.move_mount(new, k.openat2((abi.DEV,), below, _OPENED | abi.O_DIRECTORY, _AS_IS))
+                continue
+            new = k.new_mount(fstype, data, attributes, out=_SYSTEM[destination])
+            if destination == "/dev":
+                _fill_dev(k, new)
+            _attach(k, new, encode(destination[1:]))
+        if destination == "/dev":
+            with k.step("open /dev/null"):
+                k.openat2(new, b"null", _OPENED, _AS_IS, out=(abi.NULL,))
+    mask_and_protect(k, None, masked, readonly)
+
+
+def mount_all(k: Recorder, root: Slot, system: Iterable[Mount], mounts: Iterable[Mount]) -> None:
+    """First the user's *mounts*, then /proc, /sys and /dev from :func:`make_system`, then what goes below /dev.
 
     In this order a link in the rootfs cannot lead a user's mount onto the
     container's /proc or /sys: there is none yet (CVE-2015-3631).
     """
-    first: list[Mount] = []
     later: list[Mount] = []
     for mount in mounts:
-        system = mount[2].split("/")[1] in ("proc", "sys", "dev")
-        (later if system else first).append(mount)
-    null = k.slot()
-    for mount in (*first, *later):
+        if mount[2].split("/")[1] in ("proc", "sys", "dev"):
+            later.append(mount)
+        else:
+            _mount(k, root, *mount)
+    for fstype, _, destination, _, _ in system:
+        if destination in _SYSTEM:
+            with k.step(f"mount {fstype} on {destination}"):
+                k.move_mount(_SYSTEM[destination], _target(k, root, destination, directory=True, resolve=_AS_IS))
+    for mount in later:
         _mount(k, root, *mount)
-        if mount[2] == "/dev":
-            with k.step("open /dev/null"):
-                k.openat2(root, b"dev/null", _OPENED, _AS_IS, out=null)
-    return null
 
 
 def _mount(
@@ -195,10 +245,7 @@ def _mount(
                 k.mount_setattr(new, set_, clear & ~set_ | (clear & _ATIME), recursive=recursive)
         else:
             new = k.new_mount(fstype, data, set_)
-            if destination == "/dev":
-                _fill_dev(k, new)
-        system = destination in ("/proc", "/sys", "/dev")
-        k.move_mount(new, _target(k, root, destination, directory=directory, resolve=_AS_IS if system else _IN_ROOT))
+        k.move_mount(new, _target(k, root, destination, directory=directory))
 
 
 def _split_options(options: Sequence[str]) -> tuple[int, int, bool, dict[str, str | None]]:
@@ -253,13 +300,10 @@ def _fill_dev(k: Recorder, dev: Slot) -> None:
         k.mkdirat(dev, name.encode(), 0o755)
 
 
-def _attach(k: Recorder, mount: Slot) -> None:
-    """Put *mount* over the host's /proc, which exists and is not looked at any more.
-
-    Not over "/": what lies over the old root stays in its place when that is
-    unmounted, and the old root below it (checked in :func:`pivot`).
-    """
-    k.call("move_mount", mount, b"", abi.AT_FDCWD, b"/proc", abi.MOVE_MOUNT_F_EMPTY_PATH, path=b"/proc")
+def _attach(k: Recorder, mount: Slot, name: bytes) -> None:
+    """Put *mount* on a directory of the scratch mount, which lies in the old root and goes away with it."""
+    k.mkdirat((abi.SCRATCH,), name, 0o700)
+    k.call("move_mount", mount, b"", (abi.SCRATCH,), name, abi.MOVE_MOUNT_F_EMPTY_PATH)
 
 
 def pivot(k: Recorder, root: Slot) -> None:
@@ -274,45 +318,38 @@ def pivot(k: Recorder, root: Slot) -> None:
         k.openat2(abi.AT_FDCWD, b"..", abi.O_PATH | abi.O_DIRECTORY, abi.RESOLVE_NO_XDEV)
 
 
-def empty_directory(k: Recorder) -> Slot:
-    """The empty read-only tmpfs that directories are masked with: clones of it, so it has to stay mounted meanwhile.
-
-    It is mounted in the old root and goes away with it.  Left detached,
-    its last descriptor would close in execve, and wait there for RCU.
-    """
-    with k.step("prepare masks"):
-        options = {"size": "0", "nr_inodes": "1", "mode": "0555"}
-        attributes = abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV | abi.MOUNT_ATTR_NOEXEC
-        empty = k.new_mount("tmpfs", options, attributes)
-        _attach(k, empty)
-    return empty
-
-
-def mask_and_protect(
-    k: Recorder, root: Slot, null: Slot, empty: Slot, masked: Sequence[str], readonly: Sequence[str]
-) -> None:
+def mask_and_protect(k: Recorder, root: Slot | None, masked: Sequence[str], readonly: Sequence[str]) -> None:
     """Hide *masked* and make *readonly* read-only; a path that does not exist on this kernel is fine, nothing else.
 
-    The sources are the container's own fresh /dev/null and :func:`empty_directory`,
+    They are paths of *root* or, without it, of the new /proc and /sys.  The
+    sources are the container's own fresh /dev/null and an empty directory,
     never what the rootfs calls so (CVE-2025-31133).
     """
+
+    def locate(path: str) -> tuple[Slot, bytes]:
+        if root is not None:
+            return root, encode(path.lstrip("/"))
+        top, _, below = path[1:].partition("/")
+        return _SYSTEM[f"/{top}"], encode(below)
+
     for path in masked:
         with k.step(f"mask {path}"):
-            relative = encode(path.lstrip("/"))
+            place, relative = locate(path)
             if path not in _MASKED_FILES:
                 # A directory: three steps. Not one: go on to the file's three. Not there: over both.
                 gone = 3 if path in _MASKED_DIRECTORIES else 6
                 accept = {errno.ENOENT: gone - 1} if gone == 3 else {errno.ENOENT: gone - 1, errno.ENOTDIR: 2}
-                target = k.openat2(root, relative, _OPENED | abi.O_DIRECTORY, _IN_ROOT, accept=accept)
-                cover = k.open_tree(empty)
+                target = k.openat2(place, relative, _OPENED | abi.O_DIRECTORY, _IN_ROOT, accept=accept)
+                cover = k.open_tree((abi.EMPTY,))
                 k.move_mount(cover, target, skip=0 if gone == 3 else 3)
             if path not in _MASKED_DIRECTORIES:
-                target = k.openat2(root, relative, _OPENED, _IN_ROOT, accept={errno.ENOENT: 2})
-                cover = k.open_tree(null)
+                target = k.openat2(place, relative, _OPENED, _IN_ROOT, accept={errno.ENOENT: 2})
+                cover = k.open_tree((abi.NULL,))
                 k.move_mount(cover, target)
     for path in readonly:
         with k.step(f"make {path} read-only"):
-            target = k.openat2(root, encode(path.lstrip("/")), _OPENED, _IN_ROOT, accept={errno.ENOENT: 3})
+            place, relative = locate(path)
+            target = k.openat2(place, relative, _OPENED, _IN_ROOT, accept={errno.ENOENT: 3})
             cover = k.open_tree(target, recursive=True)
             k.mount_setattr(cover, abi.MOUNT_ATTR_RDONLY, recursive=True)
             k.move_mount(cover, target)

@@ -159,15 +159,22 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         flags &= ~abi.CLONE_NEWCGROUP  # unshared once the v1 cgroups are joined, or it would show the host's paths
     user, terminal = process["user"], bool(process.get("terminal"))
     init = annotations.get(INIT_ANNOTATION) == "true"
-    begin = _section(_begin, abi.FIRST_SLOT, joins, bool(joins) and abi.CLONE_NEWCGROUP in wanted)
+    all_mounts = _mounts_of(spec, host)
+    system, own = [m for m in all_mounts if mounts.is_system(m)], [m for m in all_mounts if not mounts.is_system(m)]
+    hidden = [spec["linux"].get(key, ()) for key in ("maskedPaths", "readonlyPaths")]
+    ahead = (system, *([path for path in paths if mounts.is_below_system(path)] for paths in hidden))
+    begin = _section(
+        _begin, abi.FIRST_SLOT,
+        joins, bool(joins) and abi.CLONE_NEWCGROUP in wanted, (ahead, abi.CLONE_NEWNET in wanted),
+    )  # fmt: skip
     setup = _section(
         _set_up, begin.slots,
-        wanted, init, _root_of(spec, host), _mounts_of(spec, host),
-        (spec["linux"].get("maskedPaths", ()), spec["linux"].get("readonlyPaths", ())),
+        init, _root_of(spec, host), system, own,
+        [[path for path in paths if not mounts.is_below_system(path)] for paths in hidden],
         (process.get("consoleSize"), user["uid"]) if terminal else None,
     )  # fmt: skip
     name = spec.get("hostname") if abi.CLONE_NEWUTS in wanted else None
-    final = _section(finish, setup.slots, *_identity(process, filter, host), hold)
+    final = _section(finish, setup.slots, *_identity(process, filter, host), hold, init)
     return Plan(
         flags=flags,
         groups=tuple(groups),
@@ -180,7 +187,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
 
 
 def _identity(process: Mapping[str, Any], filter: Filter | None, host: Host) -> tuple[Any, ...]:
-    """The inputs of :func:`finish`, but the last."""
+    """The inputs of :func:`finish`, but the last two."""
     wanted = [process.get(key) for key in ("cwd", "capabilities", "rlimits", "noNewPrivileges")]
     early = None if process.get("noNewPrivileges") else filter
     return (process["user"], *wanted, early, (host.nofile, host.capabilities, host.last_capability))
@@ -242,34 +249,28 @@ def _mounts_of(spec: Mapping[str, Any], host: Host) -> list[tuple[str, str, str,
 
 def _set_up(
     k: Recorder,
-    wanted: Sequence[int],
     init: bool,
     root_of: tuple[Any, ...],
-    mounts_of: Sequence[mounts.Mount],
-    hidden: tuple[Sequence[str], Sequence[str]],
+    system: Sequence[mounts.Mount],
+    own: Sequence[mounts.Mount],
+    hidden: Sequence[Sequence[str]],
     terminal: tuple[Any, ...] | None,
 ) -> None:
     """From the request's arrival to inside the new root."""
     _take_stdio(k, init)
-    with k.step("make mounts private"):
-        # Or ours would propagate to the host, where / usually is shared.
-        k.call("mount", 0, b"/", 0, abi.MS_REC | abi.MS_PRIVATE, 0, path=b"/")
-    empty = mounts.empty_directory(k)
     path, view, read_only, host_read_only, nodev = root_of
     if view is not None:
         root = mounts.host_view(k, json.loads(view), writable=not read_only)
     else:
         root = mounts.root_directory(k, path, writable=not read_only, host_read_only=host_read_only, nodev=nodev)
-    null = mounts.mount_all(k, root, mounts_of)
+    mounts.mount_all(k, root, system, own)
     if read_only:
         mounts.seal_root(k, root)
     if terminal is not None:
         _terminal(k, root, *terminal)
     # Last, so that nothing is mounted over a mask; before the old root goes, where their source is mounted.
-    mounts.mask_and_protect(k, root, null, empty, *hidden)
+    mounts.mask_and_protect(k, root, *hidden)
     mounts.pivot(k, root)
-    if abi.CLONE_NEWNET in wanted:
-        _loopback(k)
 
 
 def compile_exec(
@@ -285,10 +286,10 @@ def compile_exec(
     """
     host = host or Host()
     user, terminal = process["user"], bool(process.get("terminal"))
-    begin = _section(_begin, abi.FIRST_SLOT, joins, False)
+    begin = _section(_begin, abi.FIRST_SLOT, joins, False, None)
     size = (process.get("consoleSize"), user["uid"]) if terminal else None
     enter = _section(_enter, begin.slots, sum(map(_NAMESPACES.__getitem__, namespaces)), size)
-    final = _section(finish, enter.slots, *_identity(process, filter, host), False)
+    final = _section(finish, enter.slots, *_identity(process, filter, host), False, False)
     own = _section(_be_born, final.slots, terminal)
     return Plan(
         flags=0,
@@ -333,11 +334,15 @@ def _take_stdio(k: Recorder, init: bool) -> None:
             k.dup3((slot,), fd)
         if init:
             k.dup3((abi.EXTRA,), abi.REPORT_FD, abi.O_CLOEXEC)
-        k.call("close_range", abi.REPORT_FD + 1 if init else abi.CHANNEL_FD + 1, 0xFFFFFFFF, 0)
 
 
-def _begin(k: Recorder, joins: int, unshare_cgroup: bool) -> None:
-    """Die with the launcher, join the cgroups, let go of everything that is the launcher's; then the request comes."""
+def _begin(k: Recorder, joins: int, unshare_cgroup: bool, ahead: tuple[Any, ...] | None) -> None:
+    """What does not depend on the request, which comes after it: this can be done before there is one.
+
+    Die with the launcher, join the cgroups, let go of everything that is the
+    launcher's.  *ahead* is for a new container: the inputs of
+    :func:`mounts.make_system`, and whether the network is its own.
+    """
     k.dup3((abi.CHANNEL,), abi.CHANNEL_FD, abi.O_CLOEXEC)  # first: this is where failures are reported
     die_with_parent(k)
     for number in range(joins):
@@ -352,6 +357,22 @@ def _begin(k: Recorder, joins: int, unshare_cgroup: bool) -> None:
     with k.step("join a new session keyring"):
         k.call("keyctl", abi.KEYCTL_JOIN_SESSION_KEYRING, 0, accept={errno.ENOSYS: 0})
     k.call("umask", 0)  # the modes in the plan are exact
+    if ahead is None:
+        return
+    with k.step("reserve descriptors"):
+        for fd in range(abi.REPORT_FD, abi.FIRST_KEPT_FD + len(abi.KEPT)):
+            k.dup3(abi.CHANNEL_FD, fd, abi.O_CLOEXEC)
+    with k.step("make mounts private"):
+        # Or ours would propagate to the host, where / usually is shared.
+        k.call("mount", 0, b"/", 0, abi.MS_REC | abi.MS_PRIVATE, 0, path=b"/")
+    system, own_network = ahead
+    mounts.make_system(k, *system)
+    if own_network:
+        _loopback(k)
+    with k.step("keep what the rest needs"):
+        for fd, slot in enumerate(abi.KEPT, abi.FIRST_KEPT_FD):
+            k.call("dup3", (slot,), fd, abi.O_CLOEXEC, out=(slot,))
+        k.call("close_range", abi.FIRST_KEPT_FD + len(abi.KEPT), 0xFFFFFFFF, 0)
 
 
 def die_with_parent(k: Recorder) -> None:
@@ -422,12 +443,13 @@ def finish(
     early_filter: Filter | None,
     host: tuple[tuple[int, int], int, int],
     hold: bool,
+    init: bool,
 ) -> None:
     """From inside the new root to right before execve: limits, rights, identity. Start and exec share it."""
     nofile, held, last_capability = host
     with k.step("close the set-up's descriptors"):
         # Or a low RLIMIT_NOFILE would leave no number for the two that are still to come.
-        k.call("close_range", abi.REPORT_FD + 1, 0xFFFFFFFF, 0)
+        k.call("close_range", (abi.REPORT_FD if init else abi.CHANNEL_FD) + 1, 0xFFFFFFFF, 0)
     # NOFILE any earlier would starve the mounts of descriptors; the launcher's own is raised, so it is always set.
     limits = {_NOFILE: nofile}
     for limit in rlimits or ():

@@ -134,9 +134,12 @@ class Recorder:
         attr = struct.pack("=QQQQ", set_, clear, 0, 0)
         self.call("mount_setattr", mount, b"", flags, attr, len(attr))
 
-    def new_mount(self, fstype: str, options: Mapping[str, str | None], attributes: int) -> Slot:
+    def new_mount(
+        self, fstype: str, options: Mapping[str, str | None], attributes: int, *, out: Slot | None = None
+    ) -> Slot:
         """A new file system, mounted nowhere yet: fsopen, fsconfig for each option, fsmount."""
-        fs, mount = self.slot(), self.slot()
+        fs = self.slot()
+        mount = out or self.slot()
         self.call("fsopen", fstype.encode(), abi.FSOPEN_CLOEXEC, out=fs)
         for key, value in options.items():
             if value is None:

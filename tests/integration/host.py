@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pycontainer_native import abi
 from pycontainer_native.cgroups import detect
 from pycontainer_native.cgroups.layout import LAUNCHER_DIRECTORY
 
@@ -54,6 +55,15 @@ def descriptors(pid: int | str = "self") -> list[str]:
     return found
 
 
+def waits_for_a_request(pid: int) -> bool:
+    """Whether a container's first process has made everything that can be made ahead.
+
+    Then it has /dev/null three times, its channel (twice, to reserve a number), and what abi.KEPT names.
+    """
+    held = descriptors(pid)
+    return len(held) == 5 + len(abi.KEPT) and sum("socket:" in fd for fd in held) == 2
+
+
 def running(marker: str) -> list[int]:
     """The pids of all processes on the host whose arguments contain *marker*."""
     found = []
@@ -84,16 +94,21 @@ class MountPoint(NamedTuple):
 
 
 def mounts(pid: int | str = "self") -> list[MountPoint]:
-    """What is mounted in its mount namespace, in order: of two on one path the later one counts."""
-    found = []
+    """What is mounted in its mount namespace, parents first: of two on one path the later one counts."""
+    found: dict[str, tuple[str, MountPoint]] = {}
     for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
         mount, _, filesystem = line.partition(" - ")
         fields = mount.split(" ")
         root, path = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text) for text in fields[3:5])
         fstype, _, superblock = filesystem.split(" ", 2)
         options = frozenset((*fields[5].split(","), *superblock.split(",")[1:]))
-        found.append(MountPoint(root, path, options, " ".join(fields[6:]), fstype))
-    return found
+        found[fields[0]] = fields[1], MountPoint(root, path, options, " ".join(fields[6:]), fstype)
+
+    def depth(number: str) -> int:
+        parent = found[number][0]
+        return 1 + depth(parent) if parent in found and parent != number else 0
+
+    return [found[number][1] for number in sorted(found, key=depth)]  # the file has them by age
 
 
 def cgroup_directories(pid: int) -> Iterator[tuple[str, Path]]:

@@ -54,9 +54,7 @@ class Gauge:
     def is_settled(self) -> bool:
         """Whether nothing is left of the last container, and the next one's first process waits."""
         waiting = host.children(self.launcher)
-        with contextlib.suppress(OSError):
-            return len(waiting) == 1 and len(host.descriptors(waiting[0])) == 4
-        return False
+        return len(waiting) == 1 and host.waits_for_a_request(waiting[0])
 
     def assert_as_before(self, before: Gauge) -> None:
         assert self.descriptors <= before.descriptors
@@ -356,7 +354,7 @@ def launcher_of(own_driver: Any, sh: Any, until: Any) -> Callable[[], int]:
         sh("true", driver=own_driver)
         pid: int = own_driver._launcher.pid
         # A spare that is just being cloned holds the launcher's sockets open a little longer than it lives.
-        until(lambda: [len(host.descriptors(child)) for child in host.children(pid)] == [4])
+        until(lambda: [host.waits_for_a_request(child) for child in host.children(pid)] == [True])
         return pid
 
     return launcher_of
@@ -498,8 +496,7 @@ def test_closing_the_driver_ends_all(start: Any, own_driver: Any, launcher_of: A
 
 def test_the_spare_is_made_ahead_and_alone(native: Any, start: Any, until: Any) -> None:
     start(["true"]).wait(30)
-    # Settled, it has /dev/null three times, and its channel.
-    until(lambda: [len(host.descriptors(pid)) for pid in host.children(native._launcher.pid)] == [4])
+    until(lambda: [host.waits_for_a_request(pid) for pid in host.children(native._launcher.pid)] == [True])
     [spare] = host.children(native._launcher.pid)
     assert os.stat(f"/proc/{spare}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino
     box = start(["sleep", "100"])
