@@ -8,12 +8,11 @@ import errno
 import fcntl
 import marshal
 import os
-import select
 import stat
 import sys
 from time import monotonic
 
-from pycontainer_lxc.log import failed_step, parse
+from pycontainer_lxc.log import STOPPING, failed_step, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +24,11 @@ if TYPE_CHECKING:
 REMOVAL_TIMEOUT = 5.0
 MAX_ERRORS = 20
 
-_LOG = "lxc.log.level={}\nlxc.log.file={}\n"
+_LOG = "lxc.log.level={level}\nlxc.log.file=/proc/{pid}/fd/{log}\n"
+
+#: LXC waits for this hook before it removes the container's cgroups. It writes "exec" before it, which then only
+#: redirects, and arguments behind it, which are for ":".
+_STOP = 'lxc.hook.stop="</dev/null; echo {stopping} >/proc/{pid}/fd/{log}; read x </proc/{pid}/fd/{answer}; :"\n'
 
 
 def descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
@@ -112,13 +115,13 @@ class Job:
 
     # -- begin
 
-    def prepare(self, log: str = "") -> None:
-        """Make the log's pipe and the configuration, which names it as *log* or by its path in /proc."""
+    def prepare(self, head: str, **values: Any) -> None:
+        """Make the log's pipe, and the configuration with *head* before the request's, formatted with *values*."""
         self.log, self.log_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.log, False)
         fcntl.fcntl(self.log, fcntl.F_SETPIPE_SZ, 1 << 18)
         self.config = os.memfd_create("lxc-config", os.MFD_CLOEXEC)
-        head = _LOG.format(self.level, log or f"/proc/{self.guard.pid}/fd/{self.log_end}")
+        head = head.format(level=self.level, pid=self.guard.pid, log=self.log_end, **values)
         with open(os.dup(self.config), "wb") as file:
             file.write(head.encode() + self.request["config"])
 
@@ -133,7 +136,7 @@ class Job:
 
     def begin(self, fds: list[int]) -> None:
         """Start the tool with *fds* as its stdio. Raises OSError."""
-        self.prepare()
+        self.prepare(_LOG)
         argv = [*self.request["argv"], f"/proc/{self.guard.pid}/fd/{self.config}", *self.request["rest"]]
         monitor = self.guard.monitors[self.request["id"]]
         network = -1
@@ -327,10 +330,8 @@ class Monitor(Job):
         super().__init__(guard, status, request)
         self.before: list[tuple[int, os.stat_result]] = []  # stdio as it was: LXC changes its owner and mode
         self.payload = f"{request['parent']}{guard.token}/payload.{request['id']}"
-        self.oom_file = -1
-        self.oom_event = -1
-        self.oom_signals = 0
-        self.oom_killed = False
+        self.gate: tuple[int, ...] = ()  # the pipe that the hook waits at
+        self.oom_killed: bool | None = None  # None: not looked yet
         self.deadline = 0.0
 
     def begin(self, fds: list[int]) -> None:
@@ -338,15 +339,14 @@ class Monitor(Job):
         if self.request["id"] in guard.monitors:
             raise OSError(errno.EEXIST, "name the container")
         guard.parents.add(self.request["parent"])
-        self.prepare("/proc/self/fd/4")
+        self.gate = os.pipe2(os.O_CLOEXEC)
+        self.prepare(_LOG + _STOP, stopping=STOPPING, answer=self.gate[0])
         argv = [*self.request["argv"], "/proc/self/fd/3", *self.request["rest"]]
         for fd in fds:
             info = os.fstat(fd)
             if info.st_rdev != _NULL:
                 self.before.append((os.dup(fd), info))
-        self.pid = guard.spawn(argv, [*fds, self.config, self.log_end], new_network=self.request["isolated"])
-        os.close(self.log_end)
-        self.log_end = -1
+        self.pid = guard.spawn(argv, [*fds, self.config], new_network=self.request["isolated"])
         guard.monitors[self.request["id"]] = self
         self.watch()
 
@@ -363,10 +363,11 @@ class Monitor(Job):
                 self.tell("started", self.child, fd=self.childfd)
         elif kind == "cgroup":
             self.payload = values[0]
-            self.watch_memory()
+        elif kind == "stopping":
+            self.read_memory()
+            os.write(self.gate[1], b"\n")
         elif kind == "ended":
             if self.exit is None:
-                self.read_memory()
                 self.exit = (values[0], values[1])
                 if values[1] == signal.SIGHUP and self.result is None:
                     # So ends a container that called reboot(2), and LXC would start it again.
@@ -391,51 +392,28 @@ class Monitor(Job):
     def on_child(self) -> None:
         """The container's init ended; LXC has yet to notice."""
         self.guard.forget(self.childfd)
-        self.read_memory()
         if self.request["host_pid"]:
             self.kill_cgroup()
 
-    def watch_memory(self) -> None:
-        """Be told of the out-of-memory killer: the counter is gone before LXC says that the container ended."""
-        guard = self.guard
-        try:
-            if "memory" in guard.bases:
-                directory = f"{guard.bases['memory']}/{self.payload}"
-                self.oom_file = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
-                self.oom_event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-                with open(f"{directory}/cgroup.event_control", "w") as file:
-                    file.write(f"{self.oom_event} {self.oom_file}")
-                guard.watch(self.oom_event, self.on_memory)
-            elif "" in guard.bases:
-                path = f"{guard.bases['']}/{self.payload}/memory.events"
-                self.oom_file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                guard.watch(self.oom_file, self.read_memory, select.EPOLLPRI)
-        except OSError:
-            pass  # no memory controller: then there is no limit of this container either
-
-    def on_memory(self) -> None:
-        """The container is out of memory, or (once, a moment after its end) its cgroup is being removed."""
-        try:
-            self.oom_signals += int.from_bytes(os.read(self.oom_event, 8), sys.byteorder)
-        except BlockingIOError:
-            return
-        self.read_memory()
-
     def read_memory(self) -> None:
-        """Look whether the kernel has killed a process of the container, while the counter is there."""
-        if self.oom_file >= 0 and not self.oom_killed:
-            try:
-                counters = os.pread(self.oom_file, 4096, 0).decode().splitlines()
-            except OSError:
-                return
-            self.oom_killed = any(line.startswith("oom_kill ") and line != "oom_kill 0" for line in counters)
+        """Look whether the kernel has killed a process of the container: all are dead, and the counter is there."""
+        bases = self.guard.bases
+        base, name = (bases["memory"], "oom_control") if "memory" in bases else (bases.get("", ""), "events")
+        directory = f"{base}/{self.payload}"
+        try:
+            with open(f"{directory}/memory.{name}") as file:
+                self.oom_killed = any(line.startswith("oom_kill ") and line != "oom_kill 0\n" for line in file)
+        except OSError:
+            if not base or os.path.isdir(directory):  # no memory controller there
+                self.oom_killed = False
 
     def finish(self) -> None:
         """LXC has ended: remove what it left; then, and only then, say how the container ended."""
         if not self.deadline:
             self.deadline = monotonic() + REMOVAL_TIMEOUT
             self.give_back_stdio()
-            self.on_memory() if self.oom_event >= 0 else self.read_memory()
+            if self.oom_killed is None:  # LXC was killed before it came to the hook: then the cgroups are all there
+                self.read_memory()
             if self.childfd >= 0 and self.exit is None:  # LXC died of something: its PR_SET_PDEATHSIG has killed it
                 self.kill()
         if not self.removed() and monotonic() < self.deadline:
@@ -450,9 +428,8 @@ class Monitor(Job):
             self.tell("lost", f"lxc-start ended {how}: {self.notes()}")
             self.close()
         else:
-            # The out-of-memory event and the removal of the cgroup make two; the removal alone makes one.
-            oom = self.oom_killed or self.oom_signals > 1
-            self.tell("exited", *(self.exit or (0, None)), oom, "")
+            note = "whether it was out of memory is not known: LXC has not run its stop hook"
+            self.tell("exited", *(self.exit or (0, None)), bool(self.oom_killed), note * (self.oom_killed is None))
             self.close()
 
     def look_again(self) -> None:
@@ -467,6 +444,8 @@ class Monitor(Job):
                 gone = remove_cgroups(f"{base}/{path}") and gone
         if not gone:
             self.kill_cgroup()
+            for base in {*self.guard.bases.values()}:  # a hook of a monitor that was killed
+                kill_members(f"{base}/{monitor}")
         return gone
 
     # -- ends
@@ -487,11 +466,9 @@ class Monitor(Job):
         guard = self.guard
         if guard.monitors.get(self.request["id"]) is self:
             del guard.monitors[self.request["id"]]
-        for fd in (self.oom_file, self.oom_event, *(fd for fd, _ in self.before)):
-            if fd >= 0:
-                guard.forget(fd)
-                os.close(fd)
-        self.oom_file = self.oom_event = -1
+        for fd in (*self.gate, *(fd for fd, _ in self.before)):
+            os.close(fd)
+        self.gate = ()
         self.before.clear()
         super().close()
 

@@ -162,6 +162,42 @@ def test_a_start_costs_little_more_than_lxc_start(driver: LxcDriver, busybox_roo
     assert ratio < 2, [f"{statistics.median(part) * 1000:.1f} ms" for part in times]
 
 
+@pytest.mark.parametrize("kill", [True, False])
+@pytest.mark.parametrize("stopped", [True, False])
+def test_out_of_memory_is_never_missed(
+    kill: bool, stopped: bool, driver: LxcDriver, busybox_rootfs: Path, until: Callable[..., None]
+) -> None:
+    """LXC removes the cgroup, and with it the kernel's counter, only after the guard has looked at it."""
+    script = "read x; x=a; while :; do x=$x$x; done" if kill else "read x; kill -9 -1; exit 9"
+    with pycontainer.Container(
+        ["sh", "-c", script], rootfs=busybox_rootfs, driver=driver, memory="24m", stdin=PIPE
+    ) as b:
+        assert b.stdin is not None
+        assert b.pid is not None
+        pid, monitor, guard = b.pid, int(host.status(b.pid)["PPid"]), driver._guard.pid  # type: ignore[union-attr]
+        if stopped:
+            os.kill(guard, signal.SIGSTOP)
+        try:
+            b.stdin.write(b"\n")
+            b.stdin.close()
+            if stopped:  # until LXC is at its hook, where it waits
+                until(lambda: not host.is_alive(pid))
+                until(lambda: [child for child in host.children(monitor) if child != pid])
+        finally:
+            os.kill(guard, signal.SIGCONT)
+        b.wait(60)
+        assert b.status is not None
+        assert (b.status.signal, b.status.exit_code, b.status.oom_killed) == (
+            (9, None, True) if kill else (None, 9, False)
+        )
+
+
+def test_a_stop_hook_that_somebody_took_away_is_told(run: Callable[..., Any]) -> None:
+    status = run("exit 3", config=["lxc.hook.stop ="]).status
+    assert (status.exit_code, status.oom_killed) == (3, False)
+    assert "not known" in status.reason
+
+
 # -- what LXC does by itself, and what the driver makes of it. Version: lxc 5.0.2.
 
 

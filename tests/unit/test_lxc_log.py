@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pycontainer import DriverUnavailableError, Feature, get_driver
-from pycontainer_lxc.log import failed_step, parse
+from pycontainer_lxc.log import STOPPING, failed_step, parse
 from pycontainer_lxc.probe import TOOLS, find_tools, parse_version, probe
 
 START = "lxc-start box 20261123223355.392 "
@@ -53,6 +53,8 @@ START = "lxc-start box 20261123223355.392 "
         ),
         (START + "INFO     conf - ../src/lxc/conf.c:setup_utsname:883 - Set hostname to box", None),
         (START + 'NOTICE   start - ../src/lxc/start.c:start:2194 - Exec\'ing "Child <1> ended on error (3)"', None),
+        (STOPPING, ("stopping",)),
+        (START + f"INFO     start - x.c:f:1 - {STOPPING}", None),
         ("", None),
         ("Child <1> ended on error (3)", None),
         ("a - b - c", None),
