@@ -1,0 +1,173 @@
+"""What the catalogue's tests share: a driver, mutated or not; hostile roots; canaries; and the count at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pycontainer
+from pycontainer.driver import ExecutionDriver
+from pycontainer_native.driver import NativeDriver
+
+from ..integration import conftest as integration
+from ..integration.hostile import Rootfs
+from .canary import Canary
+from .catalogue import Case, Tally, cases
+from .rows import ROWS, UNTESTABLE
+from .stages import wait_at
+
+native, no_leaks, caller, output_of, until = (
+    *(integration.native, integration.no_leaks, integration.caller),
+    *(integration.output_of, integration.until),
+)
+
+Sh = Callable[..., pycontainer.CompletedContainer]
+_tally = pytest.StashKey[Tally]()
+_canaries = pytest.StashKey[list[Canary]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_tally] = Tally()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    declared = getattr(metafunc.function, "declared", None)
+    if declared is not None:
+        metafunc.parametrize("case", cases(declared), ids=str, indirect=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Run a test of a row: its canaries have to be unharmed, and with a mutant it has to fail."""
+    declared = getattr(pyfuncitem.function, "declared", None)
+    if declared is None:
+        return (yield)
+    case: Case = pyfuncitem.callspec.params["case"]
+    tally = pyfuncitem.config.stash[_tally]
+    tally.run.update(declared.rows)
+    try:
+        try:
+            result = yield
+        finally:
+            for canary in pyfuncitem.stash.get(_canaries, []):
+                canary.check()
+    except (AssertionError, pytest.fail.Exception):
+        if case.mutant is not None and case.mutant.used:
+            tally.mutants[True] += 1
+            return True
+        tally.red.update(declared.rows)
+        raise
+    except BaseException:
+        tally.red.update(declared.rows)
+        raise
+    if case.mutant is not None:
+        tally.red.update(declared.rows)
+        tally.mutants[False] += 1
+        used = "the test is green all the same" if case.mutant.used else "it has changed nothing"
+        pytest.fail(f"the mutant {case.mutant.name!r} was not caught: {used}")
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    tally = config.stash[_tally]
+    if tally.run:
+        ours = [name for name, row in ROWS.items() if {*row.marks} & {*"NP"}]
+        terminalreporter.write_sep("=", f"{tally}; {len(UNTESTABLE)} of {len(ours)} untestable")
+
+
+# -- drivers
+
+
+@pytest.fixture(autouse=True)
+def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Case | None:
+    """Which run of its test this is; the mutant is in place, before anything else."""
+    found: Case | None = getattr(request, "param", None)
+    if found is not None and found.mutant is not None:
+        found.mutant.apply(monkeypatch, tmp_path)
+    return found
+
+
+@pytest.fixture
+def driver(case: Case | None, native: NativeDriver, request: pytest.FixtureRequest) -> Iterator[ExecutionDriver]:
+    """The driver under test, with a launcher of its own where the mutant is in the launcher."""
+    if case is not None and case.driver != "native":
+        yield request.getfixturevalue(case.driver)
+    elif case is not None and case.mutant is not None and case.mutant.own_launcher:
+        mutated = NativeDriver()
+        yield mutated
+        mutated.close()
+    else:
+        yield native
+
+
+@pytest.fixture
+def own_driver(case: Case | None, native: NativeDriver) -> Iterator[NativeDriver]:
+    """A native driver with a launcher of its own, which may be killed or stopped."""
+    driver = NativeDriver()
+    yield driver
+    driver.close()
+
+
+@pytest.fixture
+def start(driver: ExecutionDriver, busybox_rootfs: Path) -> Iterator[Callable[..., pycontainer.Container]]:
+    """Starts a container of busybox, which is closed at the end of the test."""
+    boxes = []
+
+    def start(argv: list[str], **keywords: Any) -> pycontainer.Container:
+        boxes.append(pycontainer.Container(argv, **{"rootfs": busybox_rootfs, "driver": driver, **keywords}))
+        return boxes[-1]
+
+    yield start
+    for box in boxes:
+        box.close()
+
+
+@pytest.fixture
+def sh(driver: ExecutionDriver, busybox_rootfs: Path) -> Sh:
+    """Runs a shell script in a container of busybox; what it prints is text."""
+
+    def sh(script: str, **keywords: Any) -> pycontainer.CompletedContainer:
+        defaults = {"rootfs": busybox_rootfs, "driver": driver, "capture_output": True, "text": True, "timeout": 60}
+        return pycontainer.run(["sh", "-c", script], **{**defaults, **keywords})
+
+    return sh
+
+
+@pytest.fixture
+def python(driver: ExecutionDriver) -> Sh:
+    """Runs Python code in a container of the host's own programs; what it prints is text."""
+
+    def python(code: str, **keywords: Any) -> pycontainer.CompletedContainer:
+        defaults = {"driver": driver, "capture_output": True, "text": True, "timeout": 60}
+        return pycontainer.run([sys.executable, "-I", "-S", "-c", code], **{**defaults, **keywords})
+
+    return python
+
+
+@pytest.fixture
+def held(driver: ExecutionDriver, start: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pycontainer.Container]:
+    """Starts a container that waits right before the first step whose label begins with *stage*, until its start()."""
+
+    def held(stage: str, argv: list[str] | None = None, **keywords: Any) -> pycontainer.Container:
+        with monkeypatch.context() as patched:
+            wait_at(stage, patched)
+            box: pycontainer.Container = start(argv or ["sleep", "100"], start=False, **keywords)
+            box.create()
+        return box
+
+    return held
+
+
+# -- what is at stake
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, busybox_rootfs: Path, request: pytest.FixtureRequest) -> Rootfs:
+    """A root file system to make traps in, with a canary on the host that nothing may happen to."""
+    rootfs = Rootfs(tmp_path / "hostile", busybox_rootfs, tmp_path / "canary")
+    request.node.stash.setdefault(_canaries, []).append(Canary(rootfs, tmp_path))
+    return rootfs

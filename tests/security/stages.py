@@ -1,0 +1,116 @@
+"""Containers that wait in the middle of their set-up, steps that fail, and processes in mounts of their own."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import subprocess
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycontainer_native import abi, plan
+
+CLONE_NEWNS, MS_REC, MS_PRIVATE, MS_SHARED = 0x20000, 0x4000, 0x40000, 0x100000
+RENAME_EXCHANGE = 2
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def wait_at(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Move a created container's gate before the first step of *stage*: gates are steps, and may stand anywhere."""
+
+    class Held(plan.Recorder):  # type: ignore[name-defined,misc]
+        held = False
+
+        def call(self, call: str, *arguments: Any, **keywords: Any) -> None:
+            if self._label == "wait for the start":
+                return
+            if self._label.startswith(stage) and not Held.held:
+                Held.held = True
+                super().call("sendto", abi.CHANNEL_FD, b"g", 1, abi.MSG_NOSIGNAL, 0, 0)
+                super().call("recvfrom", abi.CHANNEL_FD, ("buffer", 1), 1, 0, 0, 0, check=(b"s", errno.EPIPE))
+            super().call(call, *arguments, **keywords)
+
+    monkeypatch.setattr(plan, "Recorder", Held)
+    monkeypatch.setattr(plan, "_sections", {})
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Swap two names in one go (renameat2(2), RENAME_EXCHANGE)."""
+    number = {"x86_64": 316}.get(os.uname().machine, 276)
+    if libc.syscall(number, -100, os.fsencode(first), -100, os.fsencode(second), RENAME_EXCHANGE) == -1:
+        raise OSError(ctypes.get_errno(), "renameat2", str(first))
+
+
+@contextmanager
+def flipping(first: Path, second: Path) -> Iterator[None]:
+    """Another process swaps the two, as fast as it can, for as long as this lasts."""
+    code = f"""
+import ctypes, os
+exchange = ctypes.CDLL(None).syscall
+number = {{"x86_64": 316}}.get(os.uname().machine, 276)
+print("ready", flush=True)
+while os.getppid() == {os.getpid()}:
+    for _ in range(100):
+        exchange(number, -100, {os.fsencode(first)!r}, -100, {os.fsencode(second)!r}, {RENAME_EXCHANGE})
+"""
+    flipper = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE)
+    with flipper:
+        try:
+            assert flipper.stdout is not None
+            assert flipper.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            flipper.kill()
+
+
+def in_own_mounts(function: Callable[[], None], *, shared: bool = False) -> None:
+    """Call *function* in a forked child with a mount namespace of its own, in which it may do what it likes.
+
+    With *shared* every mount there is, as systemd has it.  What *function* asserts is asserted here.
+    """
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads, of which the child has none
+        pid = os.fork()
+    if pid == 0:
+        kind, text = b"!", ""
+        try:
+            os.close(reader)
+            for call in (
+                lambda: libc.unshare(CLONE_NEWNS),
+                lambda: libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None),
+                lambda: libc.mount(None, b"/", None, MS_REC | MS_SHARED, None) if shared else 0,
+            ):
+                if call() == -1:
+                    raise OSError(ctypes.get_errno(), "unshare")
+            function()
+            kind = b"+"
+        except (AssertionError, pytest.fail.Exception):
+            kind, text = b"-", traceback.format_exc()
+        except BaseException:
+            text = traceback.format_exc()
+        finally:
+            os.write(writer, kind + text.encode()[:60000])
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    assert answer[:1] != b"-", answer[1:].decode()
+    if answer[:1] != b"+":
+        raise RuntimeError(answer[1:].decode() or "the child was killed")
+
+
+def mount_tmpfs(path: Path, options: str = "") -> None:
+    """In a mount namespace of one's own."""
+    path.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", *(["-o", options] if options else []), "test", path], check=True)
