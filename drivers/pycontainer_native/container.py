@@ -260,6 +260,8 @@ class Container:
                 message, control, _, _ = self.channel.recvmsg(16, 64, abi.MSG_DONTWAIT | abi.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                continue  # it has left its request unread (unix(7)); what it had to say comes after this error
             except OSError:
                 message, control = b"", []
             kind = message[:1]

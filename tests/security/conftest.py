@@ -152,7 +152,7 @@ def python(driver: ExecutionDriver) -> Sh:
 def held(driver: ExecutionDriver, start: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pycontainer.Container]:
     """Starts a container that waits right before the first step whose label begins with *stage*, until its start()."""
 
-    def held(stage: str, argv: list[str] | None = None, **keywords: Any) -> pycontainer.Container:
+    def held(stage: str | tuple[str, ...], argv: list[str] | None = None, **keywords: Any) -> pycontainer.Container:
         with monkeypatch.context() as patched:
             wait_at(stage, patched)
             box: pycontainer.Container = start(argv or ["sleep", "100"], start=False, **keywords)
