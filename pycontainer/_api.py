@@ -63,7 +63,7 @@ class CommandKeywords(LimitKeywords, total=False):
     additional_groups: Iterable[str | int]
     hostname: str | None
     mounts: Iterable[Mount]
-    network: Network | str | None
+    network: Network | str | Iterable[Network | str] | None
     tty: bool
     privileged: bool
     read_only: bool

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pycontainer.command import Command
     from pycontainer.driver import ExecutionDriver
     from pycontainer.mount import Mount
+    from pycontainer.network import Network
     from pycontainer.plugins import InstalledDriver
 
 FORWARDED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
@@ -222,6 +223,8 @@ def command_keywords(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("annotations", "rlimits"):
         if name in keywords:
             keywords[name] = dict(keywords[name])
+    if any(name.startswith("network") for name in vars(options)):
+        keywords["network"] = _networks(options)
     variables = dict(_environment(options.environment, os.environ))
     if variables:
         # On top of what the container would have had, as with docker; Command.env is all there is.
@@ -231,6 +234,26 @@ def command_keywords(options: argparse.Namespace) -> dict[str, Any]:
         usual = process_to_oci(command.process, command.rootfs)["env"]
         keywords["env"] = dict(item.split("=", 1) for item in usual) | variables
     return keywords
+
+
+def _networks(options: argparse.Namespace) -> list[Network]:
+    """``--network``, with ``--ip``, ``--ip6`` and ``--mac-address``, which are about the one on a bridge."""
+    import attrs
+
+    from pycontainer.errors import InvalidCommandError
+    from pycontainer.network import Network
+
+    networks = [Network.parse(text) for text in getattr(options, "network", ["bridge"])]
+    given = {name[8:]: value for name, value in vars(options).items() if name.startswith("network_")}
+    if not given:
+        return networks
+    if len(networks) > 1:
+        raise InvalidCommandError("network", "of several ones each says its own: --network name=BRIDGE,ip=ADDRESS/BITS")
+    for name in {*given} & {"address", "address6"}:
+        given[name], slash, bits = given[name].partition("/")
+        if slash:
+            given[f"prefix_length{name[7:]}"] = int(bits) if bits.isdecimal() else bits
+    return [attrs.evolve(networks[0], **given)]
 
 
 def _environment(given: Sequence[tuple[str, str]], ours: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -460,7 +483,16 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("-v", "--volume", dest="mounts", **many, type=_volume, metavar="SOURCE:TARGET[:ro]", help="a bind mount")
     add("--mount", dest="mounts", **many, type=_mount, metavar="type=bind,source=S,target=T", help="likewise")
     add("--tmpfs", dest="mounts", **many, type=_tmpfs, metavar="TARGET[:size=64m]", help="a directory in memory")
-    add("--network", "--net", metavar="MODE", help="none, host, bridge or container:ID; default: loopback only")
+    add(
+        "--network",
+        "--net",
+        action="append",
+        metavar="MODE",
+        help="none, host, bridge[:NAME], container:ID, ns:PATH, name=BRIDGE,ip=ADDRESS/BITS; default: loopback only",
+    )
+    add("--ip", dest="network_address", metavar="ADDRESS/BITS", help="its address on the bridge")
+    add("--ip6", dest="network_address6", metavar="ADDRESS/BITS", help="likewise, of IPv6")
+    add("--mac-address", dest="network_mac", metavar="MAC", help="of its interface on the bridge")
     add("-h", "--hostname", metavar="NAME", help="default: its id")
     for namespace in ("pid", "ipc", "uts"):
         add(f"--{namespace}", metavar="host", help=f"share this host's {namespace} namespace")

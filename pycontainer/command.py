@@ -20,6 +20,7 @@ from pycontainer import _fields as check
 from pycontainer._fields import FrozenMapping, refuse, store
 from pycontainer.errors import InvalidCommandError
 from pycontainer.mount import Mount
+from pycontainer.network import Network, as_network, check_networks
 from pycontainer.process import DEFAULT_CAPABILITIES, DEFAULT_PATH, Process, Rlimit
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ RESERVED_ANNOTATIONS = ("org.pycontainer.", "org.systemd.", "run.oci.")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _CGROUP = re.compile(r"/?[A-Za-z0-9_:@-][A-Za-z0-9_.:@-]{0,254}(/[A-Za-z0-9_:@-][A-Za-z0-9_.:@-]{0,254})*")
-_INTERFACE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,14}")
-_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 
 
 def _memory(value: int | str | None) -> int | None:
@@ -112,59 +111,6 @@ class Resources:
             check.cpuset("resources.cpuset_mems", self.cpuset_mems)
 
 
-@frozen
-class Network:
-    """The container's network, in Docker 0.9's fields.
-
-    *mode* ``"none"`` is a loopback device alone, ``"host"`` the host's network,
-    ``"container"`` that of the running container *container*, and ``"bridge"``
-    a veth pair whose far end is on *bridge*: there *address* with
-    *prefix_length* (bits), *gateway*, *mtu* (bytes) and *mac* belong.
-    """
-
-    mode: str = "bridge"
-    bridge: str | None = field(default=None, kw_only=True)
-    address: str | None = field(default=None, kw_only=True)
-    prefix_length: int | None = field(default=None, kw_only=True)
-    gateway: str | None = field(default=None, kw_only=True)
-    mtu: int | None = field(default=None, kw_only=True)
-    mac: str | None = field(default=None, kw_only=True)
-    container: str | None = field(default=None, kw_only=True)
-
-    def __attrs_post_init__(self) -> None:
-        if self.mode not in ("bridge", "host", "none", "container"):
-            refuse("network.mode", f"{self.mode!r} is none of bridge, host, none, container")
-        if (self.container is None) is (self.mode == "container"):
-            refuse("network.container", "belongs to the mode container, and only to it")
-        if self.container is not None:
-            check.matching("network.container", self.container, _ID)
-        if self.mode != "bridge":
-            for name in ("bridge", "address", "prefix_length", "gateway", "mtu", "mac"):
-                if getattr(self, name) is not None:
-                    refuse(f"network.{name}", "belongs to the mode bridge")
-            return
-        if self.bridge is not None:
-            check.matching("network.bridge", self.bridge, _INTERFACE)
-        bits = check.address("network.address", self.address) if self.address is not None else 32
-        if self.gateway is not None:
-            check.address("network.gateway", self.gateway)
-        if (self.address is None) is not (self.prefix_length is None):
-            refuse("network.prefix_length", "address and prefix_length belong together")
-        if self.prefix_length is not None:
-            check.integer("network.prefix_length", self.prefix_length, 1, bits)
-        if self.mtu is not None:
-            check.integer("network.mtu", self.mtu, 68, 65535)
-        if self.mac is not None:
-            check.matching("network.mac", self.mac, _MAC)
-
-
-def _as_network(value: Network | str | None) -> Network | None:
-    if isinstance(value, str):
-        mode, colon, container = value.partition(":")
-        return Network(mode, container=container if colon else None)
-    return value
-
-
 def _as_mounts(value: Sequence[Mount]) -> tuple[Mount, ...]:
     return check.as_tuple(value)  # type: ignore[no-any-return]
 
@@ -180,8 +126,8 @@ class Command:
     *rootfs* is an absolute path, None for a throw-away view of the host's own
     programs, or a value of :mod:`pycontainer.rootfs`.  *hostname* None is the
     *id*.  *network*, *pid*, *ipc* and *uts* None are namespaces of the
-    container's own.  *masked_paths* and *readonly_paths* None are the OCI
-    defaults.  *seccomp* None is the default profile of
+    container's own; *network* may be several, all of the mode bridge.
+    *masked_paths* and *readonly_paths* None are the OCI defaults.  *seccomp* None is the default profile of
     :mod:`pycontainer.seccomp`, or with *privileged* no filter;
     ``"unconfined"`` is none, a mapping is a profile in the form of OCI's
     ``linux.seccomp``.  *config* holds driver-specific raw values, as in 0.9.
@@ -195,7 +141,7 @@ class Command:
     hostname: str | None = None
     mounts: tuple[Mount, ...] = field(default=(), converter=_as_mounts)
     resources: Resources = _NO_LIMITS
-    network: Network | None = field(default=None, converter=_as_network)
+    network: Network | tuple[Network, ...] | None = field(default=None, converter=as_network)
     pid: str | None = None
     ipc: str | None = None
     uts: str | None = None
@@ -230,7 +176,7 @@ class Command:
                 refuse("mounts.target", "two mounts have the same one")
         check.instance("resources", self.resources, Resources)
         if self.network is not None:
-            check.instance("network", self.network, Network)
+            check_networks(self.networks)
         for name in ("pid", "ipc", "uts"):
             if getattr(self, name) not in (None, "host"):
                 refuse(name, f"{getattr(self, name)!r} is neither None nor 'host'")
@@ -256,6 +202,13 @@ class Command:
                 if key.startswith(RESERVED_ANNOTATIONS):
                     refuse("annotations", f"{key!r} is reserved: it would change what a runtime does")
 
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """:attr:`network` as a tuple: empty for None."""
+        if self.network is None:
+            return ()
+        return self.network if isinstance(self.network, tuple) else (self.network,)
+
     @classmethod
     def of(
         cls,
@@ -278,7 +231,7 @@ class Command:
         cpuset_cpus: str | None = None,
         cpuset_mems: str | None = None,
         mounts: Iterable[Mount] = (),
-        network: Network | str | None = None,
+        network: Network | str | Iterable[Network | str] | None = None,
         tty: bool = False,
         privileged: bool = False,
         read_only: bool = False,

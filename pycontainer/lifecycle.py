@@ -430,7 +430,7 @@ def required_features(command: Command) -> list[Feature]:
         (Feature.TTY, command.process.tty),
         (Feature.INIT, command.init),
         (Feature.HOST_ROOTFS, type(command.rootfs) is not str),
-        (Feature.NETWORK, command.network is not None and command.network.mode not in ("none", "host")),
+        (Feature.NETWORK, any(network.mode not in ("none", "host") for network in command.networks)),
         (Feature.MEMORY, limits.memory is not None),
         (Feature.CPU, (limits.cpu_shares, limits.cpu_quota, limits.cpu_period) != (None, None, None)),
         (Feature.CPUSET, (limits.cpuset_cpus, limits.cpuset_mems) != (None, None)),

@@ -66,8 +66,8 @@ def to_oci(command: Command) -> dict[str, Any]:
     Beyond the specification's own fields there are annotations:
     ``org.pycontainer.rootfs`` is the HostView as JSON where the Command has no
     directory for its root (``root.path`` is then ``"rootfs"``, which the
-    driver has to fill), ``org.pycontainer.network`` the Network as JSON where
-    more than a namespace has to be made, ``org.pycontainer.init`` ``"true"``
+    driver has to fill), ``org.pycontainer.network`` the Network as JSON, or a
+    list of them, where more than a namespace has to be made, ``org.pycontainer.init`` ``"true"``
     for an init before the payload.
 
     Raises InvalidCommandError: the user or a group is not known in the rootfs.
@@ -81,8 +81,9 @@ def to_oci(command: Command) -> dict[str, Any]:
         annotations["org.pycontainer.rootfs"] = _host_view_json(command.rootfs)
     if command.init:
         annotations["org.pycontainer.init"] = "true"
-    if command.network is not None and command.network.mode in ("bridge", "container"):
-        annotations["org.pycontainer.network"] = json.dumps(attrs.asdict(command.network))
+    if command.network is not None and command.networks[0].mode in ("bridge", "container"):
+        several = [attrs.asdict(network) for network in command.networks]
+        annotations["org.pycontainer.network"] = json.dumps(several if len(several) > 1 else several[0])
     masked, readonly = command.masked_paths, command.readonly_paths
     if masked is None:
         masked = () if privileged else MASKED_PATHS + _thermal_throttle()
@@ -203,9 +204,13 @@ def _unsigned(limit: int) -> int:
 def _namespaces(command: Command) -> list[dict[str, Any]]:
     types = ["mount", "cgroup"]
     types += [name for name in ("pid", "ipc", "uts") if getattr(command, name) is None]
-    if command.network is None or command.network.mode != "host":
-        types.append("network")
-    return [{"type": name} for name in types]
+    namespaces = [{"type": name} for name in types]
+    network = command.networks[0] if command.network is not None else None
+    if network is None or network.mode != "host":
+        namespaces.append({"type": "network"})
+    if network is not None and network.path is not None:
+        namespaces[-1]["path"] = network.path
+    return namespaces
 
 
 def _default_mounts(privileged: bool) -> list[dict[str, Any]]:

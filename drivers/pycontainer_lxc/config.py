@@ -15,11 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pycontainer.errors import InvalidCommandError
+from pycontainer.network import named
 from pycontainer_lxc import cgroups
 from pycontainer_lxc.targets import Targets, failed
 
 if TYPE_CHECKING:
-    from pycontainer.command import Command, Network
+    from pycontainer.command import Command
+    from pycontainer.network import Network
 
 __all__ = ["Config", "render", "render_exec"]
 
@@ -28,7 +30,7 @@ KEYS = re.compile(
     r"lxc\.(?:autodev(?:\.tmpfs\.size)?|cap\.keep|cgroup2?\.[a-z]+\.[a-z_.]+|cgroup\.relative"
     r"|cgroup\.dir\.(?:container|monitor|monitor\.pivot)|console\.path|environment|init\.(?:cwd|gid|groups|uid)"
     r"|mount\.entry|namespace\.(?:clone|share\.net)"
-    r"|net\.0\.(?:type|flags|link|name|mtu|hwaddr|ipv[46]\.(?:address|gateway))"
+    r"|net\.\d+\.(?:type|flags|link|name|mtu|hwaddr|ipv[46]\.(?:address|gateway))"
     r"|no_new_privs|prlimit\.[a-z]+|pty\.max|rootfs\.(?:options|path)|tty\.max|uts\.name)"
 )
 
@@ -108,7 +110,7 @@ def render(
         config.add("lxc.namespace.share.net", network)
     config.add("lxc.namespace.clone", " ".join(names))
     if not network:
-        _network(config, command.network)
+        _network(config, command.networks)
     with Targets(spec["root"]["path"]) as targets:
         _mounts(config, command, spec, targets)
         _masks(config, linux, targets)
@@ -135,27 +137,31 @@ def check_raw(line: str) -> str | None:
     return None if equals and key.strip().startswith("lxc.") else f"{line!r} is not of the form lxc.key = value"
 
 
-def _network(config: Config, network: Network | None) -> None:
-    if network is None or network.mode != "bridge":
-        if network is None or network.mode == "none":
-            config.add("lxc.net.0.type", "empty")
-            config.add("lxc.net.0.flags", "up")
+def _network(config: Config, networks: Sequence[Network]) -> None:
+    if not networks or networks[0].mode == "none":
+        config.add("lxc.net.0.type", "empty")
+        config.add("lxc.net.0.flags", "up")
         return
-    config.add("lxc.net.0.type", "veth")
-    config.add("lxc.net.0.flags", "up")
-    config.add("lxc.net.0.name", "eth0")
-    if network.bridge is not None:
-        config.add("lxc.net.0.link", network.bridge, "network.bridge")
-    if network.mtu is not None:
-        config.add("lxc.net.0.mtu", network.mtu, "network.mtu")
-    if network.mac is not None:
-        config.add("lxc.net.0.hwaddr", network.mac, "network.mac")
-    if network.address is not None:
-        kind = "ipv6" if ":" in network.address else "ipv4"
-        config.add(f"lxc.net.0.{kind}.address", f"{network.address}/{network.prefix_length}", "network.address")
-    if network.gateway is not None:
-        kind = "ipv6" if ":" in network.gateway else "ipv4"
-        config.add(f"lxc.net.0.{kind}.gateway", network.gateway, "network.gateway")
+    for number, network in enumerate(named(networks)):
+        key = f"lxc.net.{number}"
+        config.add(f"{key}.type", "veth")
+        config.add(f"{key}.flags", "up")
+        config.add(f"{key}.name", network.interface or "", "network.interface")
+        config.add(f"{key}.link", network.bridge or "", "network.bridge")
+        if network.mtu is not None:
+            config.add(f"{key}.mtu", network.mtu, "network.mtu")
+        if network.mac is not None:
+            config.add(f"{key}.hwaddr", network.mac, "network.mac")
+        for address, bits, gateway in (
+            (network.address, network.prefix_length, network.gateway),
+            (network.address6, network.prefix_length6, network.gateway6),
+        ):
+            if address is None:
+                continue
+            kind = "ipv6" if ":" in address else "ipv4"
+            config.add(f"{key}.{kind}.address", f"{address}/{bits}", "network.address")
+            if gateway is not None:
+                config.add(f"{key}.{kind}.gateway", gateway, "network.gateway")
 
 
 def _mounts(config: Config, command: Command, spec: Mapping[str, Any], targets: Targets) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal as signals
 import socket
@@ -20,6 +21,7 @@ from pycontainer.errors import (
     NotRunningError,
     UnsupportedError,
 )
+from pycontainer.network import named
 from pycontainer.spec import process_to_oci, resources_to_oci, to_oci
 from pycontainer_lxc import cgroups, config
 from pycontainer_lxc.client import GuardClient, GuardGoneError, sweep
@@ -98,9 +100,13 @@ class LxcDriver(ExecutionDriver):
                 refuse("mounts.options", "LXC silently leaves them out of a bind mount that is not read-only")
             if "nosymfollow" in mount.options:
                 refuse("mounts.options", "LXC does not know nosymfollow")
-        bridge = command.network.bridge if command.network is not None else None
-        if bridge is not None and not os.path.isdir(f"/sys/class/net/{bridge}/bridge"):
-            refuse("network.bridge", f"there is no bridge {bridge!r}")
+        for network in named(command.networks):
+            if network.mode == "bridge" and network.create_bridge:
+                problems.append(UnsupportedError(self.name, Feature.NETWORK, "LXC makes no bridge"))
+            elif network.mode == "bridge" and not os.path.isdir(f"/sys/class/net/{network.bridge}/bridge"):
+                refuse("network.bridge", f"there is no bridge {network.bridge!r}")
+            if network.path is not None and not _is_network_namespace(network.path):
+                refuse("network.path", f"{network.path} is not a network namespace, or the host's own")
         if command.cgroup_parent is not None:
             if command.cgroup_parent.startswith("/"):
                 refuse("cgroup_parent", "LXC makes cgroups below the caller's own: give a relative one")
@@ -186,12 +192,15 @@ class LxcDriver(ExecutionDriver):
         an abstract one, that whoever shares its namespace could give orders to
         (CVE-2020-15257's class).
         """
-        if command.network is None or command.network.mode not in ("host", "container"):
+        network = command.networks[0] if command.network is not None else None
+        if network is None or network.mode not in ("host", "container", "ns"):
             return ""
-        if command.network.mode == "host":
+        if network.path is not None:
+            return network.path
+        if network.mode == "host":
             return f"/proc/{guard.pid}/ns/net"
-        assert command.network.container is not None
-        return f"/proc/{self._running(command.network.container).pid}/ns/net"
+        assert network.container is not None
+        return f"/proc/{self._running(network.container).pid}/ns/net"
 
     def _begin(self, kind: str, request: dict[str, Any], stdio: Stdio, guard: GuardClient) -> LxcProcess:
         """Have the guard run a tool; the process once it runs."""
@@ -372,6 +381,25 @@ def _check_exec(container: Process, process: Process) -> list[InvalidCommandErro
         problems.append(InvalidCommandError("process.working_dir", "lxc-attach can only enter /"))
     return problems
 
+
+def _is_network_namespace(path: str) -> bool:
+    """Whether it is one, and not this process's own (ioctl_nsfs(2))."""
+    own = os.stat("/proc/self/ns/net")
+    try:
+        if os.stat(path).st_dev != own.st_dev:  # nothing else is opened
+            return False
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET and not os.path.samestat(os.fstat(fd), own)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+_NS_GET_NSTYPE, _CLONE_NEWNET = 0xB703, 0x40000000  # linux/nsfs.h, linux/sched.h
 
 _drivers: weakref.WeakSet[LxcDriver] = weakref.WeakSet()
 

@@ -138,6 +138,7 @@ TIOCSPTLCK = 0x40045431
 TIOCSWINSZ = 0x5414
 TIOCGPTPEER = 0x5441
 SIOCSIFFLAGS = 0x8914
+NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 SOL_SOCKET = 1
 SCM_RIGHTS = 1
 MSG_DONTWAIT = 0x40
@@ -153,7 +154,10 @@ STDIN, STDOUT, STDERR, EXTRA, ROOT, CHANNEL, CGROUP = range(7)
 #: One v1 hierarchy each, from slot CGROUP on: more than the kernel has controllers.
 #: Then the file systems that every container has, wherever in the plan they are made: mounts.make_system.
 KEPT = SCRATCH, EMPTY, NULL, PROC, SYS, DEV = range(CGROUP + 20, CGROUP + 26)
-FIRST_SLOT = CGROUP + 26
+#: Then the descriptors that the caller has opened for the plan, such as namespaces to enter: fewer than the buffer for
+#: a message's has room for.
+GIVEN = CGROUP + 26
+FIRST_SLOT = GIVEN + 48
 SLOTS = 4096
 #: The child's end of its channel to the launcher, once foreign descriptors are closed.
 CHANNEL_FD = 3

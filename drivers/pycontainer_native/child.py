@@ -203,8 +203,7 @@ def child(begin: list[Bound]) -> NoReturn:
         run_steps([begin], 0)
         index = len(begin)
         (_, _, _, sections, (paths, argv, env), fork, _, _), fds = receive(abi.CHANNEL_FD)
-        for slot, fd in enumerate(fds, abi.STDIN):
-            slots[slot].value = fd
+        fill({"init": 1, "join": 2}.get(fork, 0), fds)
         rest = [bind(section) for section in sections[1:]]
         arguments, environment = words([*argv, 0], {}), words([*env, 0], {})  # memory first, the filter later
         total = index + sum(map(len, rest))
@@ -251,6 +250,12 @@ def receive(fd: int) -> tuple[Any, list[int]]:
         os._exit(0)
     fds = descriptors(control)
     return unpack(message, fds[-1]), fds
+
+
+def fill(added: int, fds: list[int]) -> None:
+    """Put a request's descriptors into their slots: stdio, the *added* ones of the launcher, the caller's own."""
+    for number, fd in enumerate(fds):
+        slots[number if number < abi.EXTRA + added else abi.GIVEN + number - abi.EXTRA - added].value = fd
 
 
 def unpack(message: bytes, last_fd: int) -> Any:

@@ -34,14 +34,14 @@ from pycontainer.errors import (
 )
 from pycontainer.process import capability_numbers
 from pycontainer.spec import process_to_oci, seccomp_to_oci, to_oci
-from pycontainer_native import plan
+from pycontainer_native import namespaces, plan
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
 from pycontainer_native.client import LauncherClient, LauncherGoneError
 from pycontainer_native.process import NativeProcess
 from pycontainer_native.seccomp import Filter, compile_filter
 
 if TYPE_CHECKING:
-    from pycontainer.command import Command, Process, Resources
+    from pycontainer.command import Command, Network, Process, Resources
     from pycontainer.stats import Stats
 
 FEATURES = frozenset(
@@ -59,6 +59,7 @@ FEATURES = frozenset(
         Feature.CPUSET,
         Feature.PIDS,
         Feature.SECCOMP,
+        Feature.NETWORK,
     }
 )
 
@@ -95,8 +96,8 @@ class NativeDriver(ExecutionDriver):
         problems: list[InvalidCommandError | UnsupportedError] = []
         if command.config:
             problems.append(InvalidCommandError("config", "raw values are for other drivers: native takes none"))
-        if command.network is not None and command.network.mode not in ("none", "host"):
-            problems.append(UnsupportedError(self.name, Feature.NETWORK, f"network mode {command.network.mode}"))
+        if any(network.mode == "bridge" for network in command.networks):
+            problems.append(UnsupportedError(self.name, Feature.NETWORK, "network mode bridge"))
         if type(command.rootfs) is str and not os.path.isdir(command.rootfs):
             problems.append(InvalidCommandError("rootfs", f"{command.rootfs} is not a directory"))
         if command.rootfs == "/":
@@ -223,12 +224,54 @@ class NativeDriver(ExecutionDriver):
         if command.cgroup_parent is not None and command.cgroup_parent not in self._parents:
             sweep(self.layout, cgroup_parent=command.cgroup_parent)
             self._parents.add(command.cgroup_parent)
-        return self._launch(command, self.compile(command, hold=hold, size=stdio.size), stdio)
+        compiled = self.compile(command, hold=hold, size=stdio.size)
+        if not compiled.entered:
+            return self._launch(command, compiled, stdio)
+        with contextlib.ExitStack() as stack:
+            return self._launch(command, compiled, stdio, given=self._open_namespaces(command, compiled, stack))
+
+    def _open_namespaces(self, command: Command, compiled: plan.Plan, stack: contextlib.ExitStack) -> list[int]:
+        """Descriptors of the namespaces that *compiled* enters, in its order, open as long as *stack*.
+
+        Raises InvalidCommandError, NotRunningError.
+        """
+        fds = []
+        for kind, path in compiled.entered:
+            if path is not None:
+                fds.append(namespaces.open_path(path, kind, "network.path" if kind == "network" else kind))
+            else:
+                fds.append(self._network_of(command.networks[0]))
+            stack.callback(os.close, fds[-1])
+        return fds
+
+    def _network_of(self, network: Network) -> int:
+        """A descriptor of the network namespace that *network* is about. Raises NotRunningError."""
+        assert network.container is not None  # as in Docker, of the same maker
+        process = self._running(network.container)
+        fd = os.open(f"/proc/{process.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        problem: Exception | None = None
+        if process.has_ended():  # then the pid may have been another process's
+            problem = NotRunningError(network.container)
+        elif namespaces.is_hosts(fd, "net"):
+            reason = f"{network.container!r} has the host's own network: say 'host' if that is meant"
+            problem = InvalidCommandError("network.container", reason)
+        if problem is not None:
+            os.close(fd)
+            raise problem
+        return fd
 
     def _launch(
-        self, command: Command, compiled: plan.Plan, stdio: Stdio, container: NativeProcess | None = None
+        self,
+        command: Command,
+        compiled: plan.Plan,
+        stdio: Stdio,
+        container: NativeProcess | None = None,
+        given: Sequence[int] = (),
     ) -> NativeProcess:
-        """Carry out a plan: for a new container, or for a further process in *container*."""
+        """Carry out a plan: for a new container, or for a further process in *container*.
+
+        *given* are the descriptors that the plan is about, borrowed.
+        """
         request = compiled.wire(command.id, "" if container is None else container.directory)
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process = NativeProcess(command, compiled, status)
@@ -236,7 +279,7 @@ class NativeDriver(ExecutionDriver):
             with theirs, self._in_flight(process, theirs):
                 if container is None:
                     self._register(process)
-                launcher = self._ask(request, [theirs.fileno(), stdio.stdin, stdio.stdout, stdio.stderr])
+                launcher = self._ask(request, [theirs.fileno(), stdio.stdin, stdio.stdout, stdio.stderr, *given])
             # This launcher, and no other: by the time that its death is noticed there may be a new one.
             process.on_lost = functools.partial(self._drop, launcher)
             process.wait_for_start(State.CREATING, stdio.deadline)

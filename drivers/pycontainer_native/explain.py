@@ -67,6 +67,8 @@ def _shown(argument: Any) -> str:
         if len(argument) == 2:
             return "buffer"
         number = argument[0]
+        if abi.GIVEN <= number < abi.FIRST_SLOT:
+            return f"given{number - abi.GIVEN}"
         return f"${number}" if number >= abi.FIRST_SLOT else _SLOTS.get(number, "tasks")
     return "AT_FDCWD" if argument == abi.AT_FDCWD else str(argument)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ROOTFS_ANNOTATION = "org.pycontainer.rootfs"
 INIT_ANNOTATION = "org.pycontainer.init"
+NETWORK_ANNOTATION = "org.pycontainer.network"
 
 _NAMESPACES = {
     "mount": abi.CLONE_NEWNS,
@@ -118,7 +119,8 @@ class Plan:
     groups: tuple[Group, ...]  #: the cgroups to make, in this order
     sections: tuple[Section, ...]
     program: Program
-    namespaces: tuple[str, ...]  #: the OCI names of those that are new
+    namespaces: tuple[str, ...]  #: the OCI names of those that are not the launcher's
+    entered: tuple[tuple[str, str | None], ...]  #: those of them that it enters: descriptors come along in this order
     fork: str  #: "init": a small init forks before execve; "join": the parent stays out of the pid namespace; or ""
     talks: bool  #: the child has more to say than that it failed: gates, a terminal
 
@@ -152,7 +154,9 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     host = host or Host()
     filter = filter or compile_filter(spec["linux"].get("seccomp"))
     process, annotations = spec["process"], spec.get("annotations", {})
-    wanted = [_NAMESPACES[namespace["type"]] for namespace in spec["linux"]["namespaces"]]
+    namespaces = tuple(namespace["type"] for namespace in spec["linux"]["namespaces"])
+    entered = entered_namespaces(spec)
+    wanted = [_NAMESPACES[name] for name in namespaces if name not in dict(entered)]
     joins = sum(group.version == 1 for group in groups)
     flags = sum(wanted)
     if joins:
@@ -162,13 +166,15 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     all_mounts = _mounts_of(spec, host)
     system, own = [m for m in all_mounts if mounts.is_system(m)], [m for m in all_mounts if not mounts.is_system(m)]
     hidden = [spec["linux"].get(key, ()) for key in ("maskedPaths", "readonlyPaths")]
-    ahead = (system, *([path for path in paths if mounts.is_below_system(path)] for paths in hidden))
+    inside = [[path for path in paths if mounts.is_below_system(path)] for paths in hidden]
+    prepared = ((system, *inside), abi.CLONE_NEWNET in wanted)
     begin = _section(
         _begin, abi.FIRST_SLOT,
-        joins, bool(joins) and abi.CLONE_NEWCGROUP in wanted, (ahead, abi.CLONE_NEWNET in wanted),
+        joins, bool(joins) and abi.CLONE_NEWCGROUP in wanted, None if entered else prepared,
     )  # fmt: skip
     setup = _section(
         _set_up, begin.slots,
+        list(dict(entered)), prepared if entered else None,
         init, _root_of(spec, host), system, own,
         [[path for path in paths if not mounts.is_below_system(path)] for paths in hidden],
         (process.get("consoleSize"), user["uid"]) if terminal else None,
@@ -180,9 +186,23 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         groups=tuple(groups),
         sections=(begin, setup, _record(_set_hostname, setup.slots, name), final, _last(process, filter, final.slots)),
         program=_program(process),
-        namespaces=tuple(namespace["type"] for namespace in spec["linux"]["namespaces"]),
+        namespaces=namespaces,
+        entered=entered,
         fork="init" if init else "",
         talks=hold or terminal,
+    )
+
+
+def entered_namespaces(spec: Mapping[str, Any]) -> tuple[tuple[str, str | None], ...]:
+    """OCI name and path of those namespaces of *spec* that exist before the container does.
+
+    No path: the caller makes it, or knows which it is.
+    """
+    network = NETWORK_ANNOTATION in spec.get("annotations", {})
+    return tuple(
+        (namespace["type"], namespace.get("path"))
+        for namespace in spec["linux"]["namespaces"]
+        if namespace.get("path") or (network and namespace["type"] == "network")
     )
 
 
@@ -249,6 +269,8 @@ def _mounts_of(spec: Mapping[str, Any], host: Host) -> list[tuple[str, str, str,
 
 def _set_up(
     k: Recorder,
+    entered: Sequence[str],
+    prepared: tuple[Any, ...] | None,
     init: bool,
     root_of: tuple[Any, ...],
     system: Sequence[mounts.Mount],
@@ -257,6 +279,12 @@ def _set_up(
     terminal: tuple[Any, ...] | None,
 ) -> None:
     """From the request's arrival to inside the new root."""
+    for number, name in enumerate(entered):
+        # Before anything is mounted: a sysfs shows the network of whoever mounts it.
+        with k.step(f"enter the {name} namespace"):
+            k.call("setns", (abi.GIVEN + number,), _NAMESPACES[name])
+    if prepared is not None:
+        _prepare(k, *prepared)
     _take_stdio(k, init)
     path, view, read_only, host_read_only, nodev = root_of
     if view is not None:
@@ -297,6 +325,7 @@ def compile_exec(
         sections=(begin, enter, final, own, _last(process, filter, own.slots)),
         program=_program(process),
         namespaces=(),
+        entered=(),
         fork="join",
         talks=True,
     )
@@ -340,8 +369,8 @@ def _begin(k: Recorder, joins: int, unshare_cgroup: bool, ahead: tuple[Any, ...]
     """What does not depend on the request, which comes after it: this can be done before there is one.
 
     Die with the launcher, join the cgroups, let go of everything that is the
-    launcher's.  *ahead* is for a new container: the inputs of
-    :func:`mounts.make_system`, and whether the network is its own.
+    launcher's.  *ahead* is for a new container all of whose namespaces are
+    its own: the inputs of :func:`_prepare`.
     """
     k.dup3((abi.CHANNEL,), abi.CHANNEL_FD, abi.O_CLOEXEC)  # first: this is where failures are reported
     die_with_parent(k)
@@ -362,17 +391,21 @@ def _begin(k: Recorder, joins: int, unshare_cgroup: bool, ahead: tuple[Any, ...]
     with k.step("reserve descriptors"):
         for fd in range(abi.REPORT_FD, abi.FIRST_KEPT_FD + len(abi.KEPT)):
             k.dup3(abi.CHANNEL_FD, fd, abi.O_CLOEXEC)
-    with k.step("make mounts private"):
-        # Or ours would propagate to the host, where / usually is shared.
-        k.call("mount", 0, b"/", 0, abi.MS_REC | abi.MS_PRIVATE, 0, path=b"/")
-    system, own_network = ahead
-    mounts.make_system(k, *system)
-    if own_network:
-        _loopback(k)
+    _prepare(k, *ahead)
     with k.step("keep what the rest needs"):
         for fd, slot in enumerate(abi.KEPT, abi.FIRST_KEPT_FD):
             k.call("dup3", (slot,), fd, abi.O_CLOEXEC, out=(slot,))
         k.call("close_range", abi.FIRST_KEPT_FD + len(abi.KEPT), 0xFFFFFFFF, 0)
+
+
+def _prepare(k: Recorder, system: tuple[Any, ...], own_network: bool) -> None:
+    """What is made of the namespaces: the inputs of :func:`mounts.make_system`, and whether the network is new."""
+    with k.step("make mounts private"):
+        # Or ours would propagate to the host, where / usually is shared.
+        k.call("mount", 0, b"/", 0, abi.MS_REC | abi.MS_PRIVATE, 0, path=b"/")
+    mounts.make_system(k, *system)
+    if own_network:
+        _loopback(k)
 
 
 def die_with_parent(k: Recorder) -> None:

@@ -97,7 +97,7 @@ def command_line(command: Command) -> tuple[list[str], Mapping[str, str]]:
     env = {"PATH": DEFAULT_PATH, "HOME": user.home} if process.env is None else process.env
     find(process.entrypoint, rootfs, env.get("PATH", DEFAULT_PATH))
     argv = [TOOLS["unshare"], "--pid", "--kill-child", "--mount", "--uts", "--ipc", f"--mount-proc={rootfs}/proc"]
-    argv += [] if command.network is not None and command.network.mode == "host" else ["--net"]
+    argv += [] if any(network.mode == "host" for network in command.networks) else ["--net"]
     for limit in process.rlimits:
         argv += [TOOLS["prlimit"], f"--{limit.type[7:].lower()}={limit.soft}:{limit.hard}"]
     keep = DEFAULT_CAPABILITIES if process.capabilities is None else process.capabilities

@@ -10,7 +10,7 @@ import pytest
 
 import pycontainer
 from pycontainer import Mount
-from pycontainer.errors import DriverNotFoundError, InvalidCommandError, UnsupportedError
+from pycontainer.errors import DriverNotFoundError, InvalidCommandError
 
 from . import host
 
@@ -111,11 +111,6 @@ def test_an_unknown_driver(busybox_rootfs: Path) -> None:
 def test_an_unknown_keyword_names_its_neighbour(start: Any) -> None:
     with pytest.raises(TypeError, match=r"hostnam.*hostname"):
         start(["true"], hostnam="x")
-
-
-def test_what_this_driver_does_not_have(start: Any) -> None:
-    with pytest.raises((UnsupportedError, InvalidCommandError)):
-        start(["true"], network=pycontainer.Network("container", container="other"))
 
 
 def test_everything_that_is_wrong_is_said_at_once(start: Any) -> None:

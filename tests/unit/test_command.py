@@ -26,6 +26,7 @@ from pycontainer.command import (
     Rlimit,
 )
 from pycontainer.errors import InvalidCommandError
+from pycontainer.network import named
 from pycontainer.rootfs import HostView
 
 TRUE = Process("true")
@@ -570,6 +571,43 @@ def test_network_by_name() -> None:
     assert Command.of(["true"], network="host").network == Network("host")
     assert Command.of(["true"], network="none").network == Network("none")
     assert Command.of(["true"], network="container:box").network == Network("container", container="box")
+    assert Command.of(["true"], network="ns:/run/netns/x").network == Network("ns", path="/run/netns/x")
+    assert Command.of(["true"], network="bridge:br1").network == Network(bridge="br1")
+
+
+def test_several_networks() -> None:
+    two = (Network(bridge="a"), Network(bridge="b", interface="lan"))
+    assert Command.of(["true"]).networks == ()
+    assert Command.of(["true"], network=[]).network is None
+    assert Command.of(["true"], network=["host"]).network == Network("host")
+    command = Command.of(["true"], network=["bridge:a", two[1]])
+    assert command.network == command.networks == two
+    assert Command.from_json(command.to_json()) == command
+    assert [network.interface for network in named(two)] == ["eth0", "lan"]
+    refused("network.mode", network=["bridge", "host"])
+    refused("network.interface", network=["bridge", Network(interface="eth0")])
+    refused("network.mac", network=[Network(mac="02:00:00:00:00:0a"), Network(mac="02:00:00:00:00:0A")])
+    refused("network", network=["bridge", None])
+
+
+def test_dockers_long_form_of_a_network() -> None:
+    text = "name=br0,ip=10.0.0.2/24,gateway=10.0.0.1,ip6=fd00::2/64,gateway6=fd00::1,mac-address=02:00:00:00:00:01"
+    assert Network.parse(text + ",mtu=1400,interface=lan,create") == Network(
+        bridge="br0",
+        create_bridge=True,
+        address="10.0.0.2",
+        prefix_length=24,
+        gateway="10.0.0.1",
+        address6="fd00::2",
+        prefix_length6=64,
+        gateway6="fd00::1",
+        mac="02:00:00:00:00:01",
+        mtu=1400,
+        interface="lan",
+    )
+    for wrong in ("name=a,x=1", "host:x", "name=a,create=1", "name=a,ip", "name=a,ip=10.0.0.2/x", "name=a,mtu=big", ""):
+        with pytest.raises(InvalidCommandError):
+            Network.parse(wrong)
 
 
 @pytest.mark.parametrize(
@@ -594,6 +632,21 @@ def test_a_bridged_network(keywords: dict[str, Any]) -> None:
         ("container", {"mode": "host", "container": "x"}),
         ("bridge", {"mode": "host", "bridge": "br0"}),
         ("bridge", {"bridge": "a/b"}),
+        ("path", {"mode": "ns"}),
+        ("path", {"path": "/run/netns/x"}),
+        ("path", {"mode": "ns", "path": "netns/x"}),
+        ("create_bridge", {"mode": "host", "create_bridge": True}),
+        ("create_bridge", {"create_bridge": 1}),
+        ("interface", {"interface": "lo"}),
+        ("interface", {"interface": "a b"}),
+        ("address6", {"address6": "10.0.0.2", "prefix_length6": 24}),
+        ("address6", {"address": "fd00::2", "prefix_length": 64, "address6": "fd00::3", "prefix_length6": 64}),
+        ("prefix_length6", {"address6": "fd00::2"}),
+        ("gateway", {"gateway": "10.0.0.1"}),
+        ("gateway", {"address": "10.0.0.2", "prefix_length": 24, "gateway": "fd00::1"}),
+        ("gateway", {"address": "10.0.0.2", "prefix_length": 24, "gateway": "10.0.0.2"}),
+        ("mac", {"mac": "01:00:00:00:00:01"}),
+        ("mac", {"mac": "00:00:00:00:00:00"}),
         ("bridge", {"bridge": "x" * 16}),
         ("bridge", {"bridge": ".."}),
         ("address", {"address": "10.0.0.256", "prefix_length": 8}),

@@ -134,6 +134,21 @@ def test_the_groups_before_the_group_before_the_user(compiled: Any) -> None:
 # -- what a field changes
 
 
+def test_a_namespace_that_exists_is_entered_and_not_made(compiled: Any) -> None:
+    for network in ("ns:/run/netns/x", "container:other", "bridge"):
+        a_plan = compiled(network=network)
+        assert not a_plan.flags & abi.CLONE_NEWNET
+        assert a_plan.entered == (("network", "/run/netns/x" if network.startswith("ns:") else None),)
+        assert "network" in a_plan.namespaces  # for exec, which enters it as well
+        found = labels(a_plan)
+        assert "bring lo up" not in found
+        # Before the descriptors are closed, and before sysfs is mounted.
+        assert in_order(found, "enter the network namespace", "take stdio", "mount sysfs on /sys"), found
+        step = next(step for step in steps(a_plan) if step.label == "enter the network namespace")
+        assert (step.call, step.arguments) == ("setns", ((abi.GIVEN,), abi.CLONE_NEWNET))
+    assert compiled().entered == compiled(network="none").entered == compiled(network="host").entered == ()
+
+
 def test_namespaces_are_clone_flags(compiled: Any) -> None:
     every = abi.CLONE_NEWNS | abi.CLONE_NEWPID | abi.CLONE_NEWNET | abi.CLONE_NEWIPC | abi.CLONE_NEWUTS
     assert compiled().flags == every | abi.CLONE_NEWCGROUP

@@ -276,6 +276,17 @@ def test_network(box: Path, network: str | None, own: bool) -> None:
     assert ("org.pycontainer.network" in spec["annotations"]) is (network == "bridge")
 
 
+def test_the_path_of_a_network(box: Path) -> None:
+    spec = spec_of(box, network="ns:/run/netns/x")
+    assert {"type": "network", "path": "/run/netns/x"} in spec["linux"]["namespaces"]
+    assert "org.pycontainer.network" not in spec["annotations"]
+
+
+def test_several_networks_are_written_down(box: Path) -> None:
+    spec = spec_of(box, network=["bridge:a", "bridge:b"])
+    assert [network["bridge"] for network in json.loads(spec["annotations"]["org.pycontainer.network"])] == ["a", "b"]
+
+
 def test_a_network_is_written_down(box: Path) -> None:
     network = Network(address="10.0.0.2", prefix_length=24)
     assert Network(**json.loads(spec_of(box, network=network)["annotations"]["org.pycontainer.network"])) == network

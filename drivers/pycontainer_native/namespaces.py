@@ -1,0 +1,68 @@
+"""Namespaces that exist before the container does: opened by the caller, entered by the container's first process."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from pycontainer.errors import InvalidCommandError
+from pycontainer_native import abi
+
+#: OCI's name: (the kernel's below /proc/PID/ns, what NS_GET_NSTYPE answers)
+TYPES = {
+    "cgroup": ("cgroup", abi.CLONE_NEWCGROUP),
+    "ipc": ("ipc", abi.CLONE_NEWIPC),
+    "mount": ("mnt", abi.CLONE_NEWNS),
+    "network": ("net", abi.CLONE_NEWNET),
+    "pid": ("pid", abi.CLONE_NEWPID),
+    "user": ("user", abi.CLONE_NEWUSER),
+    "uts": ("uts", abi.CLONE_NEWUTS),
+}
+
+
+def open_path(path: str, kind: str, field: str) -> int:
+    """A descriptor of the namespace at *path*, which has to be one of OCI's *kind* and not the host's own.
+
+    Raises InvalidCommandError, for *field*.
+    """
+    name, number = TYPES[kind]
+    try:
+        # All namespaces are files of one file system; to open anything else could do something, or wait.
+        if os.stat(path).st_dev != os.stat(f"/proc/self/ns/{name}").st_dev:
+            raise InvalidCommandError(field, f"{path} is not a namespace")
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise InvalidCommandError(field, f"cannot open the namespace {path}: {error.strerror}") from None
+    try:
+        check(fd, path, kind, field, number)
+        if is_hosts(fd, name):
+            raise InvalidCommandError(field, f"{path} is the host's own {kind} namespace: say 'host' if that is meant")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def check(fd: int, path: str, kind: str, field: str, number: int) -> None:
+    """Raise InvalidCommandError, for *field*, unless *fd*, opened at *path*, is a namespace of OCI's *kind*."""
+    try:
+        found = fcntl.ioctl(fd, abi.NS_GET_NSTYPE)
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EINVAL):
+            raise
+        raise InvalidCommandError(field, f"{path} is not a namespace") from None
+    if found != number:
+        what = next((other for other, (_, flag) in TYPES.items() if flag == found), "unknown")
+        raise InvalidCommandError(field, f"{path} is a namespace of another kind: {what}, not {kind}")
+
+
+def is_hosts(fd: int, name: str) -> bool:
+    """Whether it is this process's own namespace, or that of the first one."""
+    for owner in ("self", "1"):
+        try:
+            if os.path.samestat(os.fstat(fd), os.stat(f"/proc/{owner}/ns/{name}")):
+                return True
+        except OSError:
+            continue  # of another user's first process it may not know
+    return False
