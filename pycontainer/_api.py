@@ -81,6 +81,9 @@ class CommandKeywords(LimitKeywords, total=False):
     masked_paths: Iterable[str] | None
     readonly_paths: Iterable[str] | None
     cgroup_parent: str | None
+    sysctls: Mapping[str, str | int] | None
+    oom_score_adj: int | None
+    cpu_affinity: str | None
     config: Iterable[str]
     annotations: Mapping[str, str] | None
 

@@ -220,7 +220,7 @@ def command_keywords(options: argparse.Namespace) -> dict[str, Any]:
     from pycontainer.command import COMMAND_KEYWORDS, Command
 
     keywords = {name: value for name, value in vars(options).items() if name in COMMAND_KEYWORDS}
-    for name in ("annotations", "rlimits"):
+    for name in ("annotations", "rlimits", "sysctls"):
         if name in keywords:
             keywords[name] = dict(keywords[name])
     if any(name.startswith("network") for name in vars(options)):
@@ -508,9 +508,14 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("--cpuset-mems", metavar="LIST", help="the memory nodes it may use")
     add("--pids-limit", type=int, metavar="NUMBER", help="processes and threads, -1 unlimited")
     add("--ulimit", dest="rlimits", **many, type=_ulimit, metavar="TYPE=SOFT[:HARD]", help="such as nofile=64:128")
+    add("--cpu-affinity", metavar="LIST", help="the processors it starts on, which it may change")
+    add("--oom-score-adj", type=int, metavar="NUMBER", help="out of memory, later or sooner: -1000 to 1000")
     add("--cgroup-parent", metavar="CGROUP", help="make its cgroups below this one")
 
     add = parser.add_argument_group("what it may do").add_argument
+    add(
+        "--sysctl", dest="sysctls", **many, type=_assignment, metavar="NAME=VALUE", help="a kernel parameter of its own"
+    )
     add("--cap-add", **many, metavar="CAPABILITY", help="one more, or ALL")
     add("--cap-drop", **many, metavar="CAPABILITY", help="one less, or ALL")
     add("--privileged", **yes, help="every capability and nothing masked: as good as root on this host")

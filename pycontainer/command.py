@@ -116,7 +116,7 @@ def _as_mounts(value: Sequence[Mount]) -> tuple[Mount, ...]:
 
 
 _NO_LIMITS = Resources()
-_NO_ANNOTATIONS = FrozenMapping()
+_NOTHING = FrozenMapping()
 
 
 @frozen(kw_only=True)
@@ -130,7 +130,13 @@ class Command:
     *masked_paths* and *readonly_paths* None are the OCI defaults.  *seccomp* None is the default profile of
     :mod:`pycontainer.seccomp`, or with *privileged* no filter;
     ``"unconfined"`` is none, a mapping is a profile in the form of OCI's
-    ``linux.seccomp``.  *config* holds driver-specific raw values, as in 0.9.
+    ``linux.seccomp``.  *sysctls* are kernel parameters of namespaces that are
+    the container's own: of ``net.*``, of System V IPC and POSIX message queues.
+    *oom_score_adj*, -1000 to 1000, makes the kernel kill its processes later
+    or sooner (proc_pid_oom_score_adj(5)); *cpu_affinity* is the list of
+    processors that they start on, which unlike *cpuset_cpus* they may change
+    (sched_setaffinity(2)).  None are the kernel's defaults for both, whatever
+    the caller's are.  *config* holds driver-specific raw values, as in 0.9.
 
     :meth:`of` makes one from flat keywords.  Raises InvalidCommandError.
     """
@@ -151,8 +157,11 @@ class Command:
     masked_paths: tuple[str, ...] | None = field(default=None, converter=check.as_texts_or_none)
     readonly_paths: tuple[str, ...] | None = field(default=None, converter=check.as_texts_or_none)
     cgroup_parent: str | None = None
+    sysctls: Mapping[str, str] = _NOTHING
+    oom_score_adj: int | None = None
+    cpu_affinity: str | None = None
     config: tuple[str, ...] = field(default=(), converter=check.as_texts)
-    annotations: Mapping[str, str] = _NO_ANNOTATIONS
+    annotations: Mapping[str, str] = _NOTHING
 
     def __attrs_post_init__(self) -> None:
         check.matching("id", self.id, _ID)
@@ -194,9 +203,18 @@ class Command:
                 store(self, name, tuple(check.path(name, path) for path in check.items(name, paths)))
         if self.cgroup_parent is not None:
             check.matching("cgroup_parent", self.cgroup_parent, _CGROUP)
+        if self.sysctls is not _NOTHING:
+            from pycontainer.sysctl import check_namespaces, check_sysctls
+
+            store(self, "sysctls", check_sysctls(self.sysctls))
+            check_namespaces(self)
+        if self.oom_score_adj is not None:
+            check.integer("oom_score_adj", self.oom_score_adj, -1000, 1000)
+        if self.cpu_affinity is not None:
+            check.cpuset("cpu_affinity", self.cpu_affinity)
         for value in check.items("config", self.config):
             check.line("config", value)
-        if self.annotations is not _NO_ANNOTATIONS:
+        if self.annotations is not _NOTHING:
             store(self, "annotations", check.environment("annotations", self.annotations))
             for key in self.annotations:
                 if key.startswith(RESERVED_ANNOTATIONS):
@@ -249,6 +267,9 @@ class Command:
         masked_paths: Iterable[str] | None = None,
         readonly_paths: Iterable[str] | None = None,
         cgroup_parent: str | None = None,
+        sysctls: Mapping[str, str | int] | None = None,
+        oom_score_adj: int | None = None,
+        cpu_affinity: str | None = None,
         config: Iterable[str] = (),
         annotations: Mapping[str, str] | None = None,
         **unknown: NoReturn,
@@ -312,8 +333,11 @@ class Command:
             masked_paths=None if masked_paths is None else check.several("masked_paths", masked_paths),
             readonly_paths=None if readonly_paths is None else check.several("readonly_paths", readonly_paths),
             cgroup_parent=cgroup_parent,
+            sysctls=_NOTHING if sysctls is None else sysctls,  # type: ignore[arg-type]
+            oom_score_adj=oom_score_adj,
+            cpu_affinity=cpu_affinity,
             config=check.several("config", config),
-            annotations=_NO_ANNOTATIONS if annotations is None else annotations,
+            annotations=_NOTHING if annotations is None else annotations,
         )
 
     def copy_with(self, **changes: Any) -> Command:

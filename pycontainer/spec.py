@@ -33,6 +33,7 @@ __all__ = [
     "process_to_oci",
     "resources_to_oci",
     "seccomp_to_oci",
+    "standing_to_oci",
     "to_oci",
 ]
 
@@ -97,12 +98,14 @@ def to_oci(command: Command) -> dict[str, Any]:
     }
     if (profile := seccomp_to_oci(command)) is not None:
         linux["seccomp"] = profile
+    if command.sysctls:
+        linux["sysctl"] = dict(command.sysctls)
     if command.cgroup_parent is not None:
         linux["cgroupsPath"] = f"{command.cgroup_parent}/{command.id}"
     spec: dict[str, Any] = {
         "ociVersion": OCI_VERSION,
         "root": {"path": path, "readonly": command.read_only},
-        "process": process_to_oci(command.process, command.rootfs),
+        "process": process_to_oci(command.process, command.rootfs) | standing_to_oci(command),
         "mounts": [*_default_mounts(privileged), *map(_mount, command.mounts)],
         "linux": linux,
         "annotations": annotations,
@@ -145,6 +148,19 @@ def process_to_oci(process: Process, rootfs: str | HostView | None) -> dict[str,
         ],
         "noNewPrivileges": process.no_new_privileges,
     }
+
+
+def standing_to_oci(command: Command) -> dict[str, Any]:
+    """What belongs to the specification's ``process`` of the container, and of whatever ``exec`` adds.
+
+    ``execCPUAffinity`` is the affinity of the first process as well.
+    """
+    standing: dict[str, Any] = {}
+    if command.oom_score_adj is not None:
+        standing["oomScoreAdj"] = command.oom_score_adj
+    if command.cpu_affinity is not None:
+        standing["execCPUAffinity"] = {"initial": command.cpu_affinity, "final": command.cpu_affinity}
+    return standing
 
 
 def seccomp_to_oci(command: Command) -> dict[str, Any] | None:

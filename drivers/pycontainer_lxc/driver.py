@@ -88,6 +88,9 @@ class LxcDriver(ExecutionDriver):
             refuse("rootfs", "is the host's own root")
         if command.init:
             problems.append(UnsupportedError(self.name, Feature.INIT))
+        for field in ("oom_score_adj", "cpu_affinity"):
+            if getattr(command, field) is not None:
+                refuse(field, "this driver has no way to set it yet")
         problems += self._check_process(command.process)
         for line in command.config:
             problem = config.check_raw(line)

@@ -28,6 +28,7 @@ _NUMBERS = {
     "fsopen": (430, 430),
     "getcwd": (79, 17),
     "ioctl": (16, 29),
+    "ioprio_set": (251, 30),
     "keyctl": (250, 219),
     "mkdirat": (258, 34),
     "mknodat": (259, 33),
@@ -43,6 +44,8 @@ _NUMBERS = {
     "recvfrom": (45, 207),
     "rt_sigaction": (13, 134),
     "seccomp": (317, 277),
+    "sched_getaffinity": (204, 123),
+    "sched_setaffinity": (203, 122),
     "sendfile": (40, 71),
     "sendmsg": (46, 211),
     "sendto": (44, 206),
@@ -120,9 +123,13 @@ PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 PR_CAPBSET_DROP = 24
+PR_SET_TIMERSLACK = 29
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+# linux/ioprio.h
+IOPRIO_WHO_PROCESS = 1
 
 # linux/capability.h
 LINUX_CAPABILITY_VERSION_3 = 0x20080522

@@ -7,12 +7,15 @@ import contextlib
 import errno
 import functools
 import os
+import resource
 import signal as signals
 import socket
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+
+import attrs
 
 from pycontainer.driver import (
     ContainerInfo,
@@ -33,7 +36,7 @@ from pycontainer.errors import (
     UnsupportedError,
 )
 from pycontainer.process import capability_numbers
-from pycontainer.spec import process_to_oci, seccomp_to_oci, to_oci
+from pycontainer.spec import process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
 from pycontainer_native import namespaces, plan
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
 from pycontainer_native.client import LauncherClient, LauncherGoneError
@@ -60,8 +63,13 @@ FEATURES = frozenset(
         Feature.PIDS,
         Feature.SECCOMP,
         Feature.NETWORK,
+        Feature.SYSCTLS,
     }
 )
+
+
+_NOFILE = resource.RLIMIT_NOFILE
+_CAP_SYS_RESOURCE = 24
 
 
 class NativeDriver(ExecutionDriver):
@@ -73,6 +81,7 @@ class NativeDriver(ExecutionDriver):
         self._lock = threading.Lock()
         self._launcher: LauncherClient | None = None
         self._host: plan.Host | None = None
+        self._inherited: tuple[tuple[int, int], ...] = ()  # the resource limits that the launcher has of this process
         self._layout: Layout | None = None
         self._filters: dict[object, Filter | None] = {}
         self._unlimited: tuple[Group, ...] = ()  # the cgroups of a container without limits
@@ -124,6 +133,9 @@ class NativeDriver(ExecutionDriver):
                     problems.append(
                         InvalidCommandError("process.capabilities", f"this process does not have {name} to give")
                     )
+        if (command.oom_score_adj or 0) < 0 and not self.host.capabilities >> _CAP_SYS_RESOURCE & 1:
+            reason = "below 0 takes CAP_SYS_RESOURCE, which this process does not have"
+            problems.append(InvalidCommandError("oom_score_adj", reason))
         if command.resources != _NO_LIMITS or command.cgroup_parent is not None:
             from pycontainer.spec import resources_to_oci
 
@@ -139,9 +151,16 @@ class NativeDriver(ExecutionDriver):
 
     @property
     def host(self) -> plan.Host:
-        """What plans need to know of the host, looked up once."""
+        """What plans need to know of the host, looked up once, and of this process's resource limits, looked up now."""
         if self._host is None:
             self._host = plan.Host()
+        limits = _limits()
+        if limits != (self._inherited or limits) or self._host.rlimits or limits[_NOFILE] != self._host.nofile:
+            changed = [
+                (n, *now) for n, (now, then) in enumerate(zip(limits, self._inherited, strict=False)) if now != then
+            ]
+            others = tuple(limit for limit in changed if limit[0] != _NOFILE)
+            self._host = attrs.evolve(self._host, nofile=limits[_NOFILE], rlimits=others)
         return self._host
 
     @property
@@ -203,7 +222,8 @@ class NativeDriver(ExecutionDriver):
         container = self._running(id)
         if container.state is not State.RUNNING:
             raise NotRunningError(id, container.state.value)
-        spec = process_to_oci(process, container.command.rootfs)
+        command = container.command
+        spec = process_to_oci(process, command.rootfs) | standing_to_oci(command)
         if stdio.size is not None:
             spec["consoleSize"] = {"height": stdio.size[0], "width": stdio.size[1]}
         filter = self._filter(container.command)  # the container's, whatever the process is to be
@@ -320,6 +340,7 @@ class NativeDriver(ExecutionDriver):
         with self._lock:
             if self._launcher is None:
                 sweep(self.layout)
+                self._inherited = _limits()
                 self._launcher = LauncherClient()
             return self._launcher
 
@@ -401,8 +422,6 @@ class NativeDriver(ExecutionDriver):
         return stats
 
     def update(self, id: str, resources: Resources) -> None:
-        import attrs
-
         from pycontainer_native.cgroups.limits import Limits
         from pycontainer_native.cgroups.update import update
 
@@ -454,6 +473,11 @@ def _close_all() -> None:
     """When the interpreter ends in peace, everything is gone before it has; otherwise a moment later."""
     for driver in list(_drivers):
         driver.close()
+
+
+def _limits() -> tuple[tuple[int, int], ...]:
+    """This process's resource limits, by their numbers."""
+    return tuple(map(resource.getrlimit, range(plan.RLIM_NLIMITS)))
 
 
 def _no_limits() -> object:

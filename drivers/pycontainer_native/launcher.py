@@ -251,6 +251,37 @@ def hide_arguments(title: bytes) -> None:
     ctypes.memmove(start, title, min(len(title), end - start - 1))
 
 
+def take_defaults() -> None:
+    """How the kernel treats a new process, instead of how it treats the one that happened to start this launcher.
+
+    Containers inherit it, and those that come later have other callers.  What
+    this process may not undo, such as a niceness without CAP_SYS_NICE, stays.
+    """
+    libc.prctl(abi.PR_SET_TIMERSLACK, ctypes.c_ulong(50000), 0, 0, 0)  # ns: that of init
+    libc.personality(0)
+    every = b"\xff" * 1024  # processors: the kernel takes those of the cpuset
+    syscall(abi.NR["sched_setaffinity"], 0, ctypes.c_long(len(every)), every)
+    syscall(abi.NR["ioprio_set"], abi.IOPRIO_WHO_PROCESS, 0, 0)
+    calls: tuple[tuple[Callable[..., Any], Any], ...] = (
+        (os.sched_setscheduler, (0, os.SCHED_OTHER, os.sched_param(0))),
+        (os.setpriority, (os.PRIO_PROCESS, 0, 0)),
+        (_write, ("/proc/self/oom_score_adj", b"0")),
+    )
+    for call, arguments in calls:
+        try:
+            call(*arguments)
+        except OSError:
+            pass
+
+
+def _write(path: str, value: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value)
+    finally:
+        os.close(fd)
+
+
 def main() -> None:
     """Serve the socket that is descriptor 3 for the caller whose pidfd is descriptor 4; 5 is the image's mount."""
     protect_image()
@@ -258,6 +289,7 @@ def main() -> None:
     for fd in (CONTROL_FD, CALLER_FD):
         os.set_inheritable(fd, False)
     hide_arguments(b"pycontainer_native")
+    take_defaults()
     os.chdir("/")
     os.umask(0o077)
     libc.prctl(abi.PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -15,6 +15,7 @@ import json
 import marshal
 import os
 import struct
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from attrs import field, frozen
 
 from pycontainer.errors import InvalidCommandError
 from pycontainer.process import capability_numbers
+from pycontainer.sysctl import path_of
 from pycontainer_native import abi, capabilities, mounts
 from pycontainer_native.seccomp import compile_filter
 from pycontainer_native.syscalls import Recorder, Slot, Step
@@ -54,6 +56,7 @@ _RLIMITS = {
     )
 }
 _NOFILE = _RLIMITS["RLIMIT_NOFILE"]
+RLIM_NLIMITS = len(_RLIMITS)
 
 #: SIOCSIFFLAGS on "lo": struct ifreq with the flags set.
 _LOOPBACK_UP = struct.pack("=16sH22x", b"lo", abi.IFF_UP | abi.IFF_RUNNING)
@@ -89,6 +92,8 @@ class Host:
     capabilities: int = field(factory=_host_capabilities)  #: what the launcher has, as a bit set
     last_capability: int = field(factory=_last_capability)  #: the kernel's highest
     nofile: tuple[int, int] = field(factory=_nofile)  #: the caller's RLIMIT_NOFILE, which the launcher raises
+    #: (number, soft, hard) of the caller's other limits, where the launcher has not inherited the same
+    rlimits: tuple[tuple[int, int, int], ...] = ()
     is_directory: Callable[[str], bool] = os.path.isdir
     is_read_only: Callable[[str], bool] = _read_only
 
@@ -180,11 +185,12 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         (process.get("consoleSize"), user["uid"]) if terminal else None,
     )  # fmt: skip
     name = spec.get("hostname") if abi.CLONE_NEWUTS in wanted else None
-    final = _section(finish, setup.slots, *_identity(process, filter, host), hold, init)
+    own = _record(_kernel_parameters, setup.slots, name, spec["linux"].get("sysctl", {}), *_standing(process))
+    final = _section(finish, own.slots, *_identity(process, filter, host), hold, init)
     return Plan(
         flags=flags,
         groups=tuple(groups),
-        sections=(begin, setup, _record(_set_hostname, setup.slots, name), final, _last(process, filter, final.slots)),
+        sections=(begin, setup, own, final, _last(process, filter, final.slots)),
         program=_program(process),
         namespaces=namespaces,
         entered=entered,
@@ -206,11 +212,17 @@ def entered_namespaces(spec: Mapping[str, Any]) -> tuple[tuple[str, str | None],
     )
 
 
+def _standing(process: Mapping[str, Any]) -> tuple[int | None, str | None]:
+    """The inputs of :func:`_stand`."""
+    return process.get("oomScoreAdj"), process.get("execCPUAffinity", {}).get("initial")
+
+
 def _identity(process: Mapping[str, Any], filter: Filter | None, host: Host) -> tuple[Any, ...]:
     """The inputs of :func:`finish`, but the last two."""
     wanted = [process.get(key) for key in ("cwd", "capabilities", "rlimits", "noNewPrivileges")]
     early = None if process.get("noNewPrivileges") else filter
-    return (process["user"], *wanted, early, (host.nofile, host.capabilities, host.last_capability))
+    limits = ((_NOFILE, *host.nofile), *host.rlimits)
+    return (process["user"], *wanted, early, (limits, host.capabilities, host.last_capability))
 
 
 def _last(process: Mapping[str, Any], filter: Filter | None, slots: int) -> Section:
@@ -316,7 +328,8 @@ def compile_exec(
     user, terminal = process["user"], bool(process.get("terminal"))
     begin = _section(_begin, abi.FIRST_SLOT, joins, False, None)
     size = (process.get("consoleSize"), user["uid"]) if terminal else None
-    enter = _section(_enter, begin.slots, sum(map(_NAMESPACES.__getitem__, namespaces)), size)
+    flags = sum(map(_NAMESPACES.__getitem__, namespaces))
+    enter = _section(_enter, begin.slots, flags, size, *_standing(process))
     final = _section(finish, enter.slots, *_identity(process, filter, host), False, False)
     own = _section(_be_born, final.slots, terminal)
     return Plan(
@@ -331,10 +344,13 @@ def compile_exec(
     )
 
 
-def _enter(k: Recorder, flags: int, terminal: tuple[Any, ...] | None) -> None:
+def _enter(
+    k: Recorder, flags: int, terminal: tuple[Any, ...] | None, oom_score_adj: int | None, affinity: str | None
+) -> None:
     """Into the container's namespaces (of the pid namespace only the children will be), and to its root."""
     for slot, fd in ((abi.STDIN, 0), (abi.STDOUT, 1), (abi.STDERR, 2)):
         k.dup3((slot,), fd)
+    _stand(k, oom_score_adj, affinity)
     with k.step("enter the container's namespaces"):
         k.call("setns", (abi.EXTRA,), flags)
     with k.step("enter the container's root"):
@@ -460,10 +476,53 @@ def _loopback(k: Recorder) -> None:
         k.ioctl(datagram, abi.SIOCSIFFLAGS, _LOOPBACK_UP)
 
 
-def _set_hostname(k: Recorder, name: str | None) -> None:
-    if name:
-        encoded = mounts.encode(name)
+def _kernel_parameters(
+    k: Recorder, hostname: str | None, sysctls: Mapping[str, str], oom_score_adj: int | None, affinity: str | None
+) -> None:
+    """What the kernel keeps for the container's namespaces and for its processes."""
+    if hostname:
+        encoded = mounts.encode(hostname)
         k.call("sethostname", encoded, len(encoded), path=encoded)
+    if sysctls:
+        with k.step("open /proc/sys"):
+            proc = k.new_mount("proc", {}, 0)
+        for name, value in sysctls.items():
+            _write_proc(k, proc, f"set {name} to {value}", f"sys/{path_of(name)}", value)
+    _stand(k, oom_score_adj, affinity)
+
+
+def _stand(k: Recorder, oom_score_adj: int | None, affinity: str | None) -> None:
+    """How the kernel is to treat the process, and those that come of it: start and exec share it."""
+    if oom_score_adj is not None:
+        label = f"set oom_score_adj to {oom_score_adj}"
+        with k.step(label):
+            proc = k.new_mount("proc", {}, 0)
+        _write_proc(k, proc, label, "self/oom_score_adj", str(oom_score_adj))
+    if affinity is not None:
+        mask = _processors(affinity)
+        with k.step(f"set the affinity to processors {affinity}"):
+            k.call("sched_setaffinity", 0, len(mask), mask)
+            # The kernel leaves out those that are not there, or not in the cpuset, and says nothing.
+            k.call("sched_getaffinity", 0, 1024, ("buffer", 1024), check=(mask, errno.EINVAL))
+
+
+def _write_proc(k: Recorder, proc: Slot, label: str, path: str, value: str) -> None:
+    """Write to a file of a procfs that is mounted nowhere: no mount can lie over it (CVE-2025-52881)."""
+    with k.step(label):
+        resolve = abi.RESOLVE_BENEATH | abi.RESOLVE_NO_XDEV | abi.RESOLVE_NO_MAGICLINKS
+        file = k.openat2(proc, mounts.encode(path), os.O_WRONLY, resolve)
+        encoded = mounts.encode(value)
+        k.call("write", file, encoded, len(encoded), path=mounts.encode(path))
+
+
+def _processors(cpus: str) -> bytes:
+    """A list of cpuset(7) as the kernel's bit mask, without zeros at its end."""
+    mask = 0
+    for item in cpus.split(","):
+        first, _, last = item.partition("-")
+        for number in range(int(first), int(last or first) + 1):
+            mask |= 1 << number
+    return mask.to_bytes((mask.bit_length() + 63) // 64 * 8, sys.byteorder).rstrip(b"\0")
 
 
 def finish(
@@ -474,17 +533,17 @@ def finish(
     rlimits: Sequence[Mapping[str, Any]] | None,
     no_new_privileges: bool,
     early_filter: Filter | None,
-    host: tuple[tuple[int, int], int, int],
+    host: tuple[tuple[tuple[int, int, int], ...], int, int],
     hold: bool,
     init: bool,
 ) -> None:
     """From inside the new root to right before execve: limits, rights, identity. Start and exec share it."""
-    nofile, held, last_capability = host
+    inherited, held, last_capability = host
     with k.step("close the set-up's descriptors"):
         # Or a low RLIMIT_NOFILE would leave no number for the two that are still to come.
         k.call("close_range", (abi.REPORT_FD if init else abi.CHANNEL_FD) + 1, 0xFFFFFFFF, 0)
     # NOFILE any earlier would starve the mounts of descriptors; the launcher's own is raised, so it is always set.
-    limits = {_NOFILE: nofile}
+    limits = {number: (soft, hard) for number, soft, hard in inherited}
     for limit in rlimits or ():
         limits[_RLIMITS[limit["type"]]] = (limit["soft"], limit["hard"])
     for number, (soft, hard) in limits.items():

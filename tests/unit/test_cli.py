@@ -110,6 +110,13 @@ def refusal(flags: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--cpuset-cpus 0-1 --cpuset-mems 0", "resources.cpuset_cpus", "0-1"),
         ("--pids-limit 10", "resources.pids_limit", 10),
         ("--pids-limit -1", "resources.pids_limit", -1),
+        (
+            "--sysctl net.ipv4.ip_forward=1 --sysctl kernel.sem=1",
+            "sysctls",
+            {"net.ipv4.ip_forward": "1", "kernel.sem": "1"},
+        ),
+        ("--oom-score-adj -5", "oom_score_adj", -5),
+        ("--cpu-affinity 0-1", "cpu_affinity", "0-1"),
         ("--cgroup-parent /jobs", "cgroup_parent", "/jobs"),
         ("--annotation a=b=c --annotation d=", "annotations", {"a": "b=c", "d": ""}),
         ("-v /a:/b:ro", "mounts", (Mount("/a", "/b", read_only=True),)),

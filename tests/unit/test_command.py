@@ -741,6 +741,9 @@ def full(**keywords: Any) -> Command:
         "masked_paths": ["/proc/kcore"],
         "readonly_paths": [],
         "cgroup_parent": "a/b",
+        "sysctls": {"net.ipv4.ip_forward": 1},
+        "oom_score_adj": 5,
+        "cpu_affinity": "0-1",
         "config": ["lxc.x = y"],
         "annotations": {"k": "v"},
     }
@@ -811,6 +814,11 @@ def change(data: dict[str, Any], path: str, value: Any) -> str:
         ("rootfs", {"overlays": ["/"]}, "rootfs.overlays"),
         ("rootfs", {"overlay": []}, "rootfs.overlay"),
         ("resources.memory", True, "resources.memory"),
+        ("sysctls", {"kernel.core_pattern": "x"}, "sysctls"),
+        ("sysctls", ["net.ipv4.ip_forward"], "sysctls"),
+        ("oom_score_adj", 1001, "oom_score_adj"),
+        ("oom_score_adj", True, "oom_score_adj"),
+        ("cpu_affinity", "1-0", "cpu_affinity"),
         ("resources", None, "resources"),
     ],
 )

@@ -179,6 +179,7 @@ def test_terminate_does_not_mind_an_end_in_between(box: Lifecycle, monkeypatch: 
         ({"resources": Resources(cpuset_cpus="0")}, Feature.CPUSET),
         ({"resources": Resources(cpuset_mems="0")}, Feature.CPUSET),
         ({"resources": Resources(pids_limit=1)}, Feature.PIDS),
+        ({"sysctls": {"net.ipv4.ip_forward": "1"}}, Feature.SYSCTLS),
         ({}, None),
     ],
 )

@@ -109,6 +109,32 @@ def test_the_order(compiled: Any) -> None:
     assert [label for label in found if "seccomp" not in label][-1] == "wait for the start"
 
 
+def test_a_parameter_is_written_through_a_proc_that_nobody_can_mount_over(compiled: Any) -> None:
+    found = steps(compiled(sysctls={"net.ipv4.ip_forward": 1}))
+    fsmount, opened, written = [
+        step for step in found if step.label in ("open /proc/sys", "set net.ipv4.ip_forward to 1")
+    ][-3:]
+    assert (fsmount.call, opened.call, written.call) == ("fsmount", "openat2", "write")
+    assert opened.arguments[:2] == ((fsmount.out,), b"sys/net/ipv4/ip_forward")
+    how = int.from_bytes(opened.arguments[2][16:], "little")
+    assert how == abi.RESOLVE_BENEATH | abi.RESOLVE_NO_XDEV | abi.RESOLVE_NO_MAGICLINKS
+    assert written.arguments == ((opened.out,), b"1", 1)
+    labels_ = labels(compiled(sysctls={"net.ipv4.ip_forward": 1}))
+    assert in_order(labels_, "bring lo up", "open /proc/sys", "set net.ipv4.ip_forward to 1", "drop CAP_")
+
+
+@pytest.mark.parametrize(("cpus", "mask"), [("0", b"\1"), ("0-1,9", b"\3\2"), ("64", bytes(8) + b"\1"), ("7", b"\x80")])
+def test_a_mask_of_processors(cpus: str, mask: bytes) -> None:
+    assert plan._processors(cpus) == mask
+
+
+def test_limits_of_the_caller_that_the_launcher_does_not_have(tmp_path: Path) -> None:
+    command = Command.of(["true"], rootfs=tmp_path, rlimits={"stack": 5})
+    host = plan.Host(capabilities=0, last_capability=1, nofile=(1, 2), rlimits=((4, 7, 8), (3, 9, 9)))
+    found = [step.arguments[1] for step in steps(plan.compile(to_oci(command), (), host)) if step.call == "prlimit64"]
+    assert found == [7, 4, 3]
+
+
 def test_masks_come_after_every_mount(compiled: Any) -> None:
     # But those in /proc and /sys, which are there when these get their place, and where no mount of the user's goes.
     own = ("/etc/secret", "/dev/null")
@@ -181,6 +207,9 @@ def test_what_is_left_out(compiled: Any, keywords: Any, label: str) -> None:
         ({"rlimits": {"core": 0}}, "set RLIMIT_CORE"),
         ({"cwd": "/work"}, "enter /work"),
         ({"mounts": [Mount.tmpfs("/t")]}, "mount tmpfs on /t"),
+        ({"sysctls": {"net.ipv4.ip_forward": 1}}, "set net.ipv4.ip_forward to 1"),
+        ({"oom_score_adj": 7}, "set oom_score_adj to 7"),
+        ({"cpu_affinity": "0-1"}, "set the affinity to processors 0-1"),
     ],
 )
 def test_what_is_added(compiled: Any, keywords: Any, label: str) -> None:

@@ -57,6 +57,13 @@ def test_a_plain_command(box: Path) -> None:
     assert "cgroupsPath" not in spec["linux"]
 
 
+def test_parameters_and_treatment(box: Path) -> None:
+    spec = spec_of(box, sysctls={"net/ipv4/ip_forward": 1}, oom_score_adj=-3, cpu_affinity="0-1")
+    assert spec["linux"]["sysctl"] == {"net.ipv4.ip_forward": "1"}
+    assert spec["process"]["oomScoreAdj"] == -3
+    assert spec["process"]["execCPUAffinity"] == {"initial": "0-1", "final": "0-1"}
+
+
 def test_it_is_json_and_new_each_time(box: Path) -> None:
     command = Command.of(["true"], rootfs=box)
     one, two = to_oci(command), to_oci(command)

@@ -39,6 +39,7 @@ ASK: Mapping[Feature, Callable[[Area], object]] = {
     Feature.MEMORY: lambda area: area.run(area.payload.say(), memory="64m"),
     Feature.CPU: lambda area: area.run(area.payload.say(), cpus=0.5),
     Feature.CPUSET: lambda area: area.run(area.payload.say(), cpuset_cpus="0"),
+    Feature.SYSCTLS: lambda area: area.run(area.payload.say(), sysctls={"net.ipv4.ip_forward": 1}),
     Feature.PIDS: lambda area: area.run(area.payload.say(), pids_limit=10),
 }
 
