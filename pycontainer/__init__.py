@@ -11,7 +11,7 @@ TYPE_CHECKING = False  # known to type checkers by its name; typing would cost m
 if TYPE_CHECKING:
     from typing import Any
 
-    from pycontainer import aio
+    from pycontainer import aio, rootfs
     from pycontainer._api import CompletedContainer, Container, run
     from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
     from pycontainer.diagnosis import Diagnosis, Finding, doctor
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from pycontainer.hookspecs import hookimpl
     from pycontainer.options import Option
+    from pycontainer.overlay import Overlay
     from pycontainer.plugins import InstalledDriver, drivers, get_driver
     from pycontainer.rootfs import HostView
     from pycontainer.stats import (
@@ -91,6 +92,7 @@ __all__ = [
     "Network",
     "NotRunningError",
     "Option",
+    "Overlay",
     "PidsStats",
     "Pipes",
     "Pressure",
@@ -113,6 +115,7 @@ __all__ = [
     "drivers",
     "get_driver",
     "hookimpl",
+    "rootfs",
     "run",
 ]
 
@@ -128,7 +131,8 @@ _HOMES = {
     "hookspecs": "hookimpl",
     "options": "Option",
     "plugins": "InstalledDriver drivers get_driver",
-    "rootfs": "HostView",
+    "overlay": "Overlay",
+    "rootfs": "rootfs HostView",
     "stats": "CpuStats InterfaceStats IoStats MemoryStats PidsStats Pressure Stats",
     "stdio": "DEVNULL PIPE STDOUT Pipes Terminal TtyTerminal",
 }

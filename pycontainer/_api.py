@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import psutil  # type: ignore[import-untyped]
     from typing_extensions import Self, Unpack
 
-    from pycontainer.rootfs import HostView
+    from pycontainer.rootfs import HostView, Overlay
     from pycontainer.stats import Stats
     from pycontainer.stdio import Input, Output
 
@@ -55,7 +55,7 @@ class LimitKeywords(TypedDict, total=False):
 class CommandKeywords(LimitKeywords, total=False):
     """The keywords of :meth:`Command.of`, for type checkers: ``run`` and ``Container`` take all of them."""
 
-    rootfs: str | os.PathLike[str] | HostView | None
+    rootfs: str | os.PathLike[str] | HostView | Overlay | None
     env: Mapping[str, str] | None
     cwd: str | os.PathLike[str]
     user: str | int | None
@@ -67,6 +67,7 @@ class CommandKeywords(LimitKeywords, total=False):
     tty: bool
     privileged: bool
     read_only: bool
+    rootfs_propagation: str | None
     capabilities: Iterable[str] | None
     cap_add: Iterable[str]
     cap_drop: Iterable[str]

@@ -225,6 +225,10 @@ def command_keywords(options: argparse.Namespace) -> dict[str, Any]:
             keywords[name] = dict(keywords[name])
     if any(name.startswith("network") for name in vars(options)):
         keywords["network"] = _networks(options)
+    if "rootfs" in keywords:
+        keywords["rootfs"] = _root(keywords["rootfs"], options)
+    elif options.overlay or options.overlay_upper is not None:
+        raise ContainerError("--overlay is about --rootfs, and there is none")
     variables = dict(_environment(options.environment, os.environ))
     if variables:
         # On top of what the container would have had, as with docker; Command.env is all there is.
@@ -254,6 +258,17 @@ def _networks(options: argparse.Namespace) -> list[Network]:
         if slash:
             given[f"prefix_length{name[7:]}"] = int(bits) if bits.isdecimal() else bits
     return [attrs.evolve(networks[0], **given)]
+
+
+def _root(directories: Sequence[str], options: argparse.Namespace) -> Any:
+    """What ``--rootfs`` and ``--overlay`` mean. Raises ContainerError."""
+    if options.overlay or options.overlay_upper is not None:
+        from pycontainer.overlay import overlay
+
+        return overlay(*directories, upper=options.overlay_upper)
+    if len(directories) > 1:
+        raise ContainerError("--rootfs is given several times: with --overlay they are one upon the other")
+    return directories[0]
 
 
 def _environment(given: Sequence[tuple[str, str]], ours: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -310,8 +325,7 @@ def _tmpfs(text: str) -> Mount:
     target, _, options = text.partition(":")
     flags = [option for option in options.split(",") if option and "=" not in option]
     values = dict(option.split("=", 1) for option in options.split(",") if "=" in option)
-    if not values.keys() <= {"size", "mode"}:
-        raise ValueError("only size and mode have a value")
+    flags += [f"{name}={value}" for name, value in values.items() if name not in ("size", "mode")]
     safe = [f"no{flag}" for flag in ("suid", "dev", "exec") if flag not in flags]
     flags = [flag for flag in flags if flag not in ("ro", "rw", "suid", "dev", "exec", *safe)]
     return Mount.tmpfs(
@@ -478,8 +492,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("--help", action="help", help="show this and exit")
 
     add = parser.add_argument_group("what it sees").add_argument
-    add("--rootfs", metavar="DIR", help="its root; default: a throw-away view of this host's programs")
+    add("--rootfs", **many, metavar="DIR", help="its root; default: a throw-away view of this host's programs")
+    add("--overlay", **yes, default=False, help="leave --rootfs as it is; given several times, the first is on top")
+    add("--overlay-upper", metavar="DIR", default=None, help="keep the changes here, instead of throwing them away")
     add("--read-only", **yes, help="its root cannot be written to")
+    add("--rootfs-propagation", metavar="MODE", help="private, slave...: whether later mounts of the host are seen")
     add("-v", "--volume", dest="mounts", **many, type=_volume, metavar="SOURCE:TARGET[:ro]", help="a bind mount")
     add("--mount", dest="mounts", **many, type=_mount, metavar="type=bind,source=S,target=T", help="likewise")
     add("--tmpfs", dest="mounts", **many, type=_tmpfs, metavar="TARGET[:size=64m]", help="a directory in memory")

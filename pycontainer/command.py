@@ -19,12 +19,12 @@ from attrs import field, frozen
 from pycontainer import _fields as check
 from pycontainer._fields import FrozenMapping, refuse, store
 from pycontainer.errors import InvalidCommandError
-from pycontainer.mount import Mount
+from pycontainer.mount import PROPAGATIONS, Mount
 from pycontainer.network import Network, as_network, check_networks
 from pycontainer.process import DEFAULT_CAPABILITIES, DEFAULT_PATH, Process, Rlimit
 
 if TYPE_CHECKING:
-    from pycontainer.rootfs import HostView
+    from pycontainer.rootfs import HostView, Overlay
 
 __all__ = [
     "COMMAND_KEYWORDS",
@@ -143,7 +143,7 @@ class Command:
 
     id: str
     process: Process
-    rootfs: str | HostView | None = None
+    rootfs: str | HostView | Overlay | None = None
     hostname: str | None = None
     mounts: tuple[Mount, ...] = field(default=(), converter=_as_mounts)
     resources: Resources = _NO_LIMITS
@@ -152,6 +152,7 @@ class Command:
     ipc: str | None = None
     uts: str | None = None
     read_only: bool = False
+    rootfs_propagation: str | None = None
     init: bool = False
     seccomp: str | Mapping[str, Any] | None = None
     masked_paths: tuple[str, ...] | None = field(default=None, converter=check.as_texts_or_none)
@@ -169,9 +170,10 @@ class Command:
         if type(self.rootfs) is str:
             store(self, "rootfs", check.host_path("rootfs", self.rootfs))
         elif self.rootfs is not None:
-            from pycontainer.rootfs import HostView
+            from pycontainer.rootfs import HostView, Overlay
 
-            check.instance("rootfs", self.rootfs, HostView)
+            if type(self.rootfs) is not Overlay:
+                check.instance("rootfs", self.rootfs, HostView)
         if self.hostname is not None:
             check.matching("hostname", self.hostname, _HOSTNAME)
             if self.uts == "host":
@@ -191,6 +193,8 @@ class Command:
                 refuse(name, f"{getattr(self, name)!r} is neither None nor 'host'")
         check.boolean("read_only", self.read_only)
         check.boolean("init", self.init)
+        if self.rootfs_propagation is not None and self.rootfs_propagation not in PROPAGATIONS:
+            refuse("rootfs_propagation", f"{self.rootfs_propagation!r} is none of {', '.join(PROPAGATIONS)}")
         if self.seccomp is not None and self.seccomp != "unconfined":
             from pycontainer.seccomp import check_profile
 
@@ -232,7 +236,7 @@ class Command:
         cls,
         argv: Sequence[str | bytes | os.PathLike[str]],
         *,
-        rootfs: str | os.PathLike[str] | HostView | None = None,
+        rootfs: str | os.PathLike[str] | HostView | Overlay | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] = "/",
         user: str | int | None = None,
@@ -253,6 +257,7 @@ class Command:
         tty: bool = False,
         privileged: bool = False,
         read_only: bool = False,
+        rootfs_propagation: str | None = None,
         capabilities: Iterable[str] | None = None,
         cap_add: Iterable[str] = (),
         cap_drop: Iterable[str] = (),
@@ -328,6 +333,7 @@ class Command:
             ipc=ipc,
             uts=uts,
             read_only=read_only,
+            rootfs_propagation=rootfs_propagation,
             init=init,
             seccomp=_profile(seccomp),
             masked_paths=None if masked_paths is None else check.several("masked_paths", masked_paths),
@@ -441,9 +447,9 @@ def _from_data(cls: type[Any], data: Any, where: str) -> Any:
         elif inner is not None and type(value) is dict:
             values[name] = _from_data(inner, value, f"{where}{name}.")
         elif name == "rootfs" and type(value) is dict:
-            from pycontainer.rootfs import HostView
+            from pycontainer.rootfs import HostView, Overlay
 
-            values[name] = HostView.from_data(value)
+            values[name] = (Overlay if "lower" in value else HostView).from_data(value)
     return cls(**values)
 
 

@@ -84,6 +84,7 @@ class Feature(enum.Enum):
     TTY = "tty"  #: Process.tty: a terminal of its own as stdio
     INIT = "init"  #: Command.init: a small init before the payload
     HOST_ROOTFS = "host-rootfs"  #: Command.rootfs=None: a throw-away view of the host's programs
+    OVERLAY = "overlay"  #: rootfs.overlay(): a root of several directories
     NETWORK = "network"  #: more than a loopback device or the host's network
     ROOTLESS = "rootless"  #: usable without root
     SECCOMP = "seccomp"  #: system call filter

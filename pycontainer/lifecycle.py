@@ -33,6 +33,7 @@ from pycontainer.errors import (
     WaitTimeoutError,
     add_note,
 )
+from pycontainer.overlay import Overlay
 from pycontainer.stdio import Pipes
 
 if TYPE_CHECKING:
@@ -429,7 +430,8 @@ def required_features(command: Command) -> list[Feature]:
     needs = (
         (Feature.TTY, command.process.tty),
         (Feature.INIT, command.init),
-        (Feature.HOST_ROOTFS, type(command.rootfs) is not str),
+        (Feature.HOST_ROOTFS, not isinstance(command.rootfs, (str, Overlay))),
+        (Feature.OVERLAY, isinstance(command.rootfs, Overlay)),
         (Feature.NETWORK, any(network.mode not in ("none", "host") for network in command.networks)),
         (Feature.MEMORY, limits.memory is not None),
         (Feature.CPU, (limits.cpu_shares, limits.cpu_quota, limits.cpu_period) != (None, None, None)),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from attrs import field, frozen
@@ -19,8 +20,39 @@ MOUNT_OPTIONS = frozenset(
 )
 
 
+#: mount_namespaces(7): whether what is mounted below it on the host appears in the container, and the other way round.
+PROPAGATIONS = tuple(f"{r}{kind}" for kind in ("private", "slave", "shared", "unbindable") for r in ("", "r"))
+
+#: tmpfs(5), beside its size and mode; ``noswap`` from Linux 6.4 on.
+_TMPFS_OPTION = re.compile(
+    r"(uid|gid)=[0-9]{1,10}|(nr_inodes|nr_blocks)=[0-9]{1,15}[kKmMgG]?|huge=(never|always|within_size|advise)"
+    r"|mpol=[a-z0-9_:=,+-]{1,64}|noswap|inode32|inode64"
+)
+
+
 def _size(value: int | str | None) -> int | None:
     return check.size("mounts.size", value)
+
+
+def _as_mappings(value: Any) -> Any:
+    return tuple(map(check.as_tuple, value)) if type(value) in (list, tuple) else value
+
+
+def _check_mappings(where: str, mappings: object) -> None:
+    """user_namespaces(7): at most 340 ranges, which do not overlap, on neither side."""
+    rows = check.items(where, mappings)
+    if len(rows) > 340:
+        refuse(where, f"{len(rows)} ranges are more than the kernel's 340")
+    for row in rows:
+        if type(row) is not tuple or len(row) != 3:
+            refuse(where, f"{row!r} is not (id on the disk, id in the container, number of ids)")
+        for number in row[:2]:
+            check.integer(where, number, 0, check.MAX_ID)
+        check.integer(where, row[2], 1, check.MAX_ID + 1 - max(row[:2]))
+    for side in (0, 1):
+        ranges = sorted((row[side], row[side] + row[2]) for row in rows)
+        if any(first[1] > second[0] for first, second in itertools.pairwise(ranges)):
+            refuse(where, "two ranges overlap")
 
 
 @frozen
@@ -29,8 +61,19 @@ class Mount:
 
     *source* is a path of the host, None for a tmpfs; *target* an absolute path
     in the container.  *options* are flags of mount(2), of
-    :data:`MOUNT_OPTIONS`.  *recursive* takes what is mounted below the source
-    along.  *size* (bytes, or ``"64m"``) and *mode* are a tmpfs's.
+    :data:`MOUNT_OPTIONS`; for a tmpfs those of tmpfs(5) as well, like
+    ``uid=1000`` and ``nr_inodes=1k``.  *recursive* takes what is mounted below
+    the source along.  *size* (bytes, or ``"64m"``) and *mode* are a tmpfs's.
+
+    *propagation* (mount_namespaces(7)) None is private: what is mounted later
+    stays where it is.  With ``slave`` the host's mounts below the source
+    appear in the container, with ``shared`` the container's on the host too;
+    ``unbindable`` cannot be bind-mounted again.  With an ``r`` before it, it
+    is also that of what is mounted below.
+
+    *uid_mappings* and *gid_mappings*, of a bind mount, make files belong to
+    others than on the disk (mount_setattr(2), MOUNT_ATTR_IDMAP): of each
+    (first id on the disk, first id in the container, number of ids).
 
     The targets ``/``, ``/dev`` and everything in ``/proc`` and ``/sys`` are
     refused (CVE-2015-3631, CVE-2019-16884), and so are sources in ``/proc``
@@ -45,6 +88,9 @@ class Mount:
     recursive: bool = field(default=True, kw_only=True)
     size: int | None = field(default=None, kw_only=True, converter=_size)
     mode: int | None = field(default=None, kw_only=True)
+    propagation: str | None = field(default=None, kw_only=True)
+    uid_mappings: tuple[tuple[int, int, int], ...] = field(default=(), kw_only=True, converter=_as_mappings)
+    gid_mappings: tuple[tuple[int, int, int], ...] = field(default=(), kw_only=True, converter=_as_mappings)
 
     def __attrs_post_init__(self) -> None:
         target = check.path("mounts.target", self.target)
@@ -54,10 +100,17 @@ class Mount:
         check.boolean("mounts.read_only", self.read_only)
         check.boolean("mounts.recursive", self.recursive)
         for option in check.items("mounts.options", self.options):
-            if type(option) is not str or option not in MOUNT_OPTIONS:
+            own = self.type == "tmpfs" and type(option) is str and _TMPFS_OPTION.fullmatch(option)
+            if type(option) is not str or (option not in MOUNT_OPTIONS and not own):
                 refuse("mounts.options", f"{option!r} is none of {', '.join(sorted(MOUNT_OPTIONS))}")
         if len({"noatime", "relatime", "strictatime"} & set(self.options)) > 1:
             refuse("mounts.options", "only one of noatime, relatime and strictatime can hold")
+        if self.propagation is not None and self.propagation not in PROPAGATIONS:
+            refuse("mounts.propagation", f"{self.propagation!r} is none of {', '.join(PROPAGATIONS)}")
+        for name in ("uid_mappings", "gid_mappings"):
+            _check_mappings(f"mounts.{name}", getattr(self, name))
+        if bool(self.uid_mappings) is not bool(self.gid_mappings):
+            refuse("mounts.gid_mappings", "uid_mappings and gid_mappings belong together")
         if self.type == "bind":
             self._check_bind()
         elif self.type == "tmpfs":
@@ -87,6 +140,10 @@ class Mount:
             check.integer("mounts.size", self.size, PAGE, 2**63 - 1)
         if self.mode is not None:
             check.integer("mounts.mode", self.mode, 0, 0o7777)
+        if self.propagation in ("slave", "rslave"):
+            refuse("mounts.propagation", "a tmpfs is nobody's slave: it is new")
+        if self.uid_mappings:
+            refuse("mounts.uid_mappings", "belongs to a bind mount")
 
     @classmethod
     def tmpfs(
@@ -111,8 +168,12 @@ class Mount:
             refuse("mounts", f"{text!r} is not of the form source:target[:options]")
         if not source.startswith(("/", ".")):
             refuse("mounts.source", f"{source!r} would be a named volume, for a path write ./{source}")
-        options = [option for option in flags.split(",") if option not in ("", "ro", "rw")]
-        return cls(source, target, read_only="ro" in flags.split(","), options=options)
+        words = [word for word in flags.split(",") if word]
+        propagation = [word for word in words if word in PROPAGATIONS]
+        if len(propagation) > 1:
+            refuse("mounts.propagation", f"{' and '.join(propagation)} cannot both hold")
+        options = [word for word in words if word not in ("ro", "rw", *propagation)]
+        return cls(source, target, read_only="ro" in words, options=options, propagation=next(iter(propagation), None))
 
     @classmethod
     def parse_long(cls, text: str) -> Mount:
@@ -135,9 +196,23 @@ class Mount:
                 if not re.fullmatch("[0-7]{1,5}", value):
                     refuse("mounts.mode", f"{value!r} is not an octal number")
                 values[name] = int(value, 8)
+            elif name == "idmap":
+                values["uid_mappings"], values["gid_mappings"] = _parse_idmap(value)
             else:
                 values[name] = value
         return cls(values.pop("source"), values.pop("target"), **values)
+
+
+def _parse_idmap(text: str) -> Iterator[list[tuple[int, ...]]]:
+    """podman's ``uids=0-1000-10#20-30-1;gids=0-1000-10``: the ranges of uids, then those of gids."""
+    kinds = dict(part.partition("=")[::2] for part in text.split(";"))
+    if kinds.keys() != {"uids", "gids"}:
+        refuse("mounts.uid_mappings", f"{text!r} is not of the form uids=DISK-CONTAINER-COUNT;gids=...")
+    for kind in ("uids", "gids"):
+        rows = kinds[kind].split("#")
+        if not all(re.fullmatch(r"[0-9]{1,10}-[0-9]{1,10}-[0-9]{1,10}", row) for row in rows):
+            refuse(f"mounts.{kind[:3]}_mappings", f"{kinds[kind]!r} is not of the form DISK-CONTAINER-COUNT")
+        yield [tuple(map(int, row.split("-"))) for row in rows]
 
 
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
@@ -151,6 +226,8 @@ _LONG_KEYS = {
     "readonly": "read_only",
     "ro": "read_only",
     "bind-nonrecursive": "recursive",
+    "bind-propagation": "propagation",
+    "idmap": "idmap",
     "tmpfs-size": "size",
     "tmpfs-mode": "mode",
 }

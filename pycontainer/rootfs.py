@@ -7,6 +7,7 @@ import functools
 import os
 import stat
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -15,8 +16,9 @@ from attrs import field, frozen
 from pycontainer import _fields as check
 from pycontainer._fields import refuse, store
 from pycontainer.errors import InvalidCommandError
+from pycontainer.overlay import Overlay, overlay
 
-__all__ = ["HostView", "UserIds", "lookup_user", "open_in_rootfs"]
+__all__ = ["HostView", "Overlay", "UserIds", "lookup_user", "open_in_rootfs", "overlay"]
 
 #: A larger etc/passwd or etc/group is refused.
 MAX_DATABASE = 1 << 20
@@ -74,14 +76,39 @@ def open_in_rootfs(rootfs: str, path: str) -> int:
     return descriptor
 
 
-def _database(rootfs: str, path: str, where: str) -> bytes:
+def _open_database(layers: Sequence[str], path: str) -> int | None:
+    """*path* in the first of the *layers* that has it; a link is followed in its own layer alone. Raises OSError."""
+    import errno
+
+    for layer in layers:
+        try:
+            return open_in_rootfs(layer, path)
+        except (FileNotFoundError, NotADirectoryError):
+            if len(layers) > 1 and _is_opaque(f"{layer}/{os.path.dirname(path)}"):
+                return None
+        except OSError as error:
+            if len(layers) == 1 or error.errno != errno.ENXIO:
+                raise
+            return None  # a device 0:0, with which overlayfs notes that it was removed
+    return None
+
+
+def _is_opaque(directory: str) -> bool:
+    """Whether an overlay shows nothing of the layers below *directory*."""
+    try:
+        return os.getxattr(directory, "trusted.overlay.opaque", follow_symlinks=False) == b"y"
+    except OSError:
+        return False
+
+
+def _database(layers: Sequence[str], path: str, where: str) -> bytes:
     """The text of etc/passwd or etc/group, empty where there is none."""
     try:
-        descriptor = open_in_rootfs(rootfs, path)
-    except (FileNotFoundError, NotADirectoryError):
-        return b""
+        descriptor = _open_database(layers, path)
     except OSError as error:
         refuse(where, f"{path} in the rootfs cannot be read: {error.strerror}")
+    if descriptor is None:
+        return b""
     try:
         text = b""
         while len(text) <= MAX_DATABASE and (part := os.read(descriptor, MAX_DATABASE + 1 - len(text))):
@@ -109,10 +136,10 @@ class UserIds:
     name: str = ""  #: as etc/passwd has it, empty for a uid without an entry
 
 
-def lookup_user(rootfs: str | HostView | None, user: str | None, groups: tuple[str, ...] = ()) -> UserIds:
+def lookup_user(rootfs: str | HostView | Overlay | None, user: str | None, groups: tuple[str, ...] = ()) -> UserIds:
     """Who *user* is in *rootfs*: passwd(5) and group(5), read without any of the host's name services.
 
-    *rootfs* is a directory; None and a HostView mean the host's own files.
+    *rootfs* is a directory or an overlay; None and a HostView mean the host's own files.
     *user* is as in :class:`~pycontainer.command.Process`, None is uid 0.  A
     number needs no entry: its gid is then 0 and its home ``/``.  *groups* are
     names and numbers; the result has exactly those (CVE-2022-2995), without
@@ -122,7 +149,7 @@ def lookup_user(rootfs: str | HostView | None, user: str | None, groups: tuple[s
     Raises InvalidCommandError, for ``process.user`` or
     ``process.additional_groups``.
     """
-    root = rootfs if isinstance(rootfs, str) else "/"
+    root = rootfs.layers if isinstance(rootfs, Overlay) else (rootfs if isinstance(rootfs, str) else "/",)
     name, group = check.user("process.user", "0" if user is None else user)
     entry = _find(_database(root, "etc/passwd", "process.user"), name, 6)
     if entry is not None:
@@ -142,7 +169,7 @@ def lookup_user(rootfs: str | HostView | None, user: str | None, groups: tuple[s
     return UserIds(uid, gid, tuple(members), home, os.fsdecode(entry[0]) if entry else "")
 
 
-def _gid(root: str, where: str, group: int | str) -> int:
+def _gid(root: Sequence[str], where: str, group: int | str) -> int:
     if isinstance(group, int):
         return group
     entry = _find(_database(root, "etc/group", where), group, 3)

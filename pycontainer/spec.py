@@ -17,7 +17,7 @@ import attrs
 
 from pycontainer._fields import all_capabilities
 from pycontainer.process import DEFAULT_CAPABILITIES, DEFAULT_PATH
-from pycontainer.rootfs import HostView, UserIds, lookup_user
+from pycontainer.rootfs import HostView, Overlay, UserIds, lookup_user
 from pycontainer.seccomp import default_profile
 
 if TYPE_CHECKING:
@@ -67,8 +67,9 @@ def to_oci(command: Command) -> dict[str, Any]:
     Beyond the specification's own fields there are annotations:
     ``org.pycontainer.rootfs`` is the HostView as JSON where the Command has no
     directory for its root (``root.path`` is then ``"rootfs"``, which the
-    driver has to fill), ``org.pycontainer.network`` the Network as JSON, or a
-    list of them, where more than a namespace has to be made, ``org.pycontainer.init`` ``"true"``
+    driver has to fill), ``org.pycontainer.overlay`` likewise the Overlay,
+    ``org.pycontainer.network`` the Network as JSON, or a list of them, where
+    more than a namespace has to be made, ``org.pycontainer.init`` ``"true"``
     for an init before the payload.
 
     Raises InvalidCommandError: the user or a group is not known in the rootfs.
@@ -79,7 +80,10 @@ def to_oci(command: Command) -> dict[str, Any]:
         path = command.rootfs
     else:
         path = "rootfs"
-        annotations["org.pycontainer.rootfs"] = _host_view_json(command.rootfs)
+        if isinstance(command.rootfs, Overlay):
+            annotations["org.pycontainer.overlay"] = command.rootfs.to_json()
+        else:
+            annotations["org.pycontainer.rootfs"] = _host_view_json(command.rootfs)
     if command.init:
         annotations["org.pycontainer.init"] = "true"
     if command.network is not None and command.networks[0].mode in ("bridge", "container"):
@@ -98,6 +102,8 @@ def to_oci(command: Command) -> dict[str, Any]:
     }
     if (profile := seccomp_to_oci(command)) is not None:
         linux["seccomp"] = profile
+    if command.rootfs_propagation is not None:
+        linux["rootfsPropagation"] = command.rootfs_propagation
     if command.sysctls:
         linux["sysctl"] = dict(command.sysctls)
     if command.cgroup_parent is not None:
@@ -115,7 +121,7 @@ def to_oci(command: Command) -> dict[str, Any]:
     return spec
 
 
-def process_to_oci(process: Process, rootfs: str | HostView | None) -> dict[str, Any]:
+def process_to_oci(process: Process, rootfs: str | HostView | Overlay | None) -> dict[str, Any]:
     """The specification's ``process``, its user looked up in *rootfs*: for a Command, and for ``exec``.
 
     *rootfs* is a directory, or None or a HostView for the host's own users.
@@ -275,12 +281,18 @@ def _mount(mount: Mount) -> dict[str, Any]:
             options.append(f"mode={mount.mode:04o}")
         if mount.size is not None:
             options.append(f"size={mount.size}")
-    return {
+    if mount.propagation is not None:
+        options.append(mount.propagation)
+    oci: dict[str, Any] = {
         "destination": mount.target,
         "type": mount.type,
         "source": "tmpfs" if mount.source is None else mount.source,
         "options": options,
     }
+    if mount.uid_mappings:
+        for name, mappings in (("uidMappings", mount.uid_mappings), ("gidMappings", mount.gid_mappings)):
+            oci[name] = [{"containerID": disk, "hostID": shown, "size": size} for disk, shown, size in mappings]
+    return oci
 
 
 @functools.cache

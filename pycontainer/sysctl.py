@@ -66,9 +66,8 @@ def check_sysctls(sysctls: Mapping[str, Any]) -> FrozenMapping:
 
 def check_namespaces(command: Command) -> None:
     """Every parameter belongs to a namespace that is *command*'s own. Raises InvalidCommandError."""
-    network = command.network
     shared = {
-        "network": network is not None and network.mode not in ("none", "bridge"),
+        "network": any(network.mode not in ("none", "bridge") for network in command.networks),
         "ipc": command.ipc is not None,
         "uts": command.uts is not None,
     }

@@ -22,6 +22,7 @@ from pycontainer.errors import (
     UnsupportedError,
 )
 from pycontainer.network import named
+from pycontainer.rootfs import Overlay
 from pycontainer.spec import process_to_oci, resources_to_oci, to_oci
 from pycontainer_lxc import cgroups, config
 from pycontainer_lxc.client import GuardClient, GuardGoneError, sweep
@@ -80,7 +81,9 @@ class LxcDriver(ExecutionDriver):
         def refuse(field: str, problem: str) -> None:
             problems.append(InvalidCommandError(field, problem))
 
-        if type(command.rootfs) is not str:
+        if isinstance(command.rootfs, Overlay):
+            problems.append(UnsupportedError(self.name, Feature.OVERLAY))
+        elif type(command.rootfs) is not str:
             problems.append(UnsupportedError(self.name, Feature.HOST_ROOTFS))
         elif not os.path.isdir(command.rootfs):
             refuse("rootfs", f"{command.rootfs} is not a directory")
@@ -88,7 +91,7 @@ class LxcDriver(ExecutionDriver):
             refuse("rootfs", "is the host's own root")
         if command.init:
             problems.append(UnsupportedError(self.name, Feature.INIT))
-        for field in ("oom_score_adj", "cpu_affinity"):
+        for field in ("oom_score_adj", "cpu_affinity", "rootfs_propagation"):
             if getattr(command, field) is not None:
                 refuse(field, "this driver has no way to set it yet")
         problems += self._check_process(command.process)
@@ -101,6 +104,10 @@ class LxcDriver(ExecutionDriver):
                 refuse("mounts.source", f"{mount.source} does not exist")
             if mount.type == "bind" and mount.options and not mount.read_only:
                 refuse("mounts.options", "LXC silently leaves them out of a bind mount that is not read-only")
+            if mount.propagation is not None:
+                refuse("mounts.propagation", "this driver has no way to set it yet")
+            if mount.uid_mappings:
+                refuse("mounts.uid_mappings", "this driver does not map ids")
             if "nosymfollow" in mount.options:
                 refuse("mounts.options", "LXC does not know nosymfollow")
         for network in named(command.networks):

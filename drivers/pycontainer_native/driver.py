@@ -36,6 +36,7 @@ from pycontainer.errors import (
     UnsupportedError,
 )
 from pycontainer.process import capability_numbers
+from pycontainer.rootfs import Overlay
 from pycontainer.spec import process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
 from pycontainer_native import namespaces, plan
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
@@ -57,6 +58,7 @@ FEATURES = frozenset(
         Feature.TTY,
         Feature.INIT,
         Feature.HOST_ROOTFS,
+        Feature.OVERLAY,
         Feature.MEMORY,
         Feature.CPU,
         Feature.CPUSET,
@@ -111,6 +113,11 @@ class NativeDriver(ExecutionDriver):
             problems.append(InvalidCommandError("rootfs", f"{command.rootfs} is not a directory"))
         if command.rootfs == "/":
             problems.append(InvalidCommandError("rootfs", "is the host's own root: None gives a safe view of it"))
+        if isinstance(command.rootfs, Overlay):
+            for path in command.rootfs.layers:
+                if not os.path.isdir(path):
+                    name = "upper" if path == command.rootfs.upper else "lower"
+                    problems.append(InvalidCommandError(f"rootfs.{name}", f"{path} is not a directory"))
         for mount in command.mounts:
             if mount.source is None:
                 continue
@@ -118,6 +125,13 @@ class NativeDriver(ExecutionDriver):
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} does not exist"))
             elif os.path.realpath(mount.source).startswith("/proc/") or os.path.realpath(mount.source) == "/proc":
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} leads into /proc"))
+        if command.rootfs_propagation is not None:
+            problems.append(InvalidCommandError("rootfs_propagation", "native has only private mounts yet"))
+        for mount in command.mounts:
+            if mount.propagation not in (None, "private", "rprivate"):
+                problems.append(InvalidCommandError("mounts.propagation", "native has only private mounts yet"))
+            if mount.uid_mappings:
+                problems.append(InvalidCommandError("mounts.uid_mappings", "native does not map ids yet"))
         held = command.process.capabilities or ()
         if command.init and "CAP_SYS_PTRACE" in held and not command.process.privileged:
             reason = "with CAP_SYS_PTRACE the payload could read the init's memory, which was the launcher's"

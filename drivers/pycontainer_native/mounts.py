@@ -146,6 +146,48 @@ def host_view(k: Recorder, view: Mapping[str, Any], *, writable: bool) -> Slot:
     return root
 
 
+def overlay_root(k: Recorder, lower: Sequence[str], upper: str | None, *, nodev: bool) -> Slot:
+    """Directories of the host one upon the other, the first on top; changes go to *upper*, or to memory.
+
+    Each is cloned into the scratch tmpfs under a name of ours, and overlayfs
+    is given those names: it resolves no path of the host a second time, and
+    what it would take for a separator in one does not matter.
+    """
+    below, scratch = abi.O_PATH | abi.O_DIRECTORY | abi.O_NOFOLLOW, (abi.SCRATCH,)
+    names = [str(number) for number in range(len(lower))]  # short: all of them are one argument
+    for name, path in zip(names, lower, strict=True):
+        with k.step(f"open layer {path}"):
+            _clone_onto_scratch(k, name.encode(), path, recursive=False)
+    if upper is None:
+        with k.step("make the root of its layers"):
+            k.mkdirat(scratch, b"upper", 0o755)
+            k.mkdirat(scratch, b"work", 0o700)
+    else:
+        parent, _, last = upper.rpartition("/")
+        with k.step(f"open layer {upper}"):
+            # Both have to be of one mount, so what is cloned is where they are.  With what is mounted there: if they
+            # are not, overlayfs is to say so.
+            kept = _clone_onto_scratch(k, b"kept", parent or "/", recursive=True)
+            k.mkdirat(kept, encode(f"{last}.work"), 0o700, accept={errno.EEXIST: 0})
+            for name, path in (("upper", last), ("work", f"{last}.work")):
+                k.openat2(kept, encode(path), below, _AS_IS)
+                k.symlinkat(encode(f"kept/{path}"), scratch, name.encode())
+    with k.step("mount overlay on /"):
+        k.call("fchdir", scratch)
+        options = {"lowerdir": ":".join(names), "upperdir": "upper", "workdir": "work"}
+        root = k.new_mount("overlay", options, abi.MOUNT_ATTR_NODEV if nodev else 0)
+    _attach(k, root, b"root")
+    return root
+
+
+def _clone_onto_scratch(k: Recorder, name: bytes, path: str, *, recursive: bool) -> Slot:
+    """A clone of the host's directory *path* as *name* of the scratch mount."""
+    source = k.openat2(abi.AT_FDCWD, encode(path), abi.O_PATH | abi.O_DIRECTORY, abi.RESOLVE_NO_MAGICLINKS)
+    tree = k.open_tree(source, recursive=recursive)
+    _attach(k, tree, name)
+    return tree
+
+
 def seal_root(k: Recorder, root: Slot) -> None:
     """Make the root read-only, now that every mount point is there."""
     with k.step("make rootfs read-only"):

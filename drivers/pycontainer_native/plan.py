@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pycontainer_native.seccomp import Filter
 
 ROOTFS_ANNOTATION = "org.pycontainer.rootfs"
+OVERLAY_ANNOTATION = "org.pycontainer.overlay"
 INIT_ANNOTATION = "org.pycontainer.init"
 NETWORK_ANNOTATION = "org.pycontainer.network"
 
@@ -185,12 +186,12 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         (process.get("consoleSize"), user["uid"]) if terminal else None,
     )  # fmt: skip
     name = spec.get("hostname") if abi.CLONE_NEWUTS in wanted else None
-    own = _record(_kernel_parameters, setup.slots, name, spec["linux"].get("sysctl", {}), *_standing(process))
-    final = _section(finish, own.slots, *_identity(process, filter, host), hold, init)
+    tuned = _record(_kernel_parameters, setup.slots, name, spec["linux"].get("sysctl", {}), *_standing(process))
+    final = _section(finish, tuned.slots, *_identity(process, filter, host), hold, init)
     return Plan(
         flags=flags,
         groups=tuple(groups),
-        sections=(begin, setup, own, final, _last(process, filter, final.slots)),
+        sections=(begin, setup, tuned, final, _last(process, filter, final.slots)),
         program=_program(process),
         namespaces=namespaces,
         entered=entered,
@@ -263,12 +264,13 @@ def _record(build: Callable[..., None], first_slot: int, *inputs: Any) -> Sectio
 
 
 def _root_of(spec: Mapping[str, Any], host: Host) -> tuple[Any, ...]:
-    """What the root file system is made from: (path, host view, read-only, on the host too, without devices)."""
+    """What the root file system is made from: (path, host view, overlay, read-only, on the host too, no devices)."""
     path, read_only = spec["root"]["path"], bool(spec["root"].get("readonly"))
-    view = spec.get("annotations", {}).get(ROOTFS_ANNOTATION)
+    view, overlay = map(spec.get("annotations", {}).get, (ROOTFS_ANNOTATION, OVERLAY_ANNOTATION))
     # Device nodes in a rootfs are for those who could make them anyway.
     nodev = "CAP_MKNOD" not in spec["process"]["capabilities"]["bounding"]
-    return path, view, read_only, read_only and view is None and host.is_read_only(path), nodev
+    plain = view is None and overlay is None
+    return path, view, overlay, read_only, read_only and plain and host.is_read_only(path), nodev
 
 
 def _mounts_of(spec: Mapping[str, Any], host: Host) -> list[tuple[str, str, str, list[str], bool]]:
@@ -298,8 +300,10 @@ def _set_up(
     if prepared is not None:
         _prepare(k, *prepared)
     _take_stdio(k, init)
-    path, view, read_only, host_read_only, nodev = root_of
-    if view is not None:
+    path, view, overlay, read_only, host_read_only, nodev = root_of
+    if overlay is not None:
+        root = mounts.overlay_root(k, **json.loads(overlay), nodev=nodev)
+    elif view is not None:
         root = mounts.host_view(k, json.loads(view), writable=not read_only)
     else:
         root = mounts.root_directory(k, path, writable=not read_only, host_read_only=host_read_only, nodev=nodev)

@@ -85,7 +85,7 @@ def _feature(feature: Feature, layout: Layout, cause: str, remedy: str) -> Featu
         return FeatureProbe(True, f"cgroups: {layout.mode}")
     if feature is Feature.SECCOMP:
         return _seccomp()
-    if feature is Feature.HOST_ROOTFS:
+    if feature in (Feature.HOST_ROOTFS, Feature.OVERLAY):
         with open("/proc/filesystems", encoding="ascii") as file:
             if "\toverlay\n" in file.read():
                 return FeatureProbe(True, "overlay is in /proc/filesystems")

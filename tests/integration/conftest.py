@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -136,6 +137,20 @@ def hostile(tmp_path: Path, busybox_rootfs: Path) -> Iterator[Rootfs]:
     before = rootfs.canary_state()
     yield rootfs
     assert rootfs.canary_state() == before
+
+
+@pytest.fixture
+def host_mount() -> Iterator[Any]:
+    """Mounts a tmpfs on the host, for the length of the test."""
+    with contextlib.ExitStack() as undo:
+
+        def mount(path: Path, options: str = "defaults") -> Path:
+            path.mkdir(exist_ok=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "canary", path], check=True)
+            undo.callback(subprocess.run, ["umount", "-R", path], check=True)
+            return path
+
+        yield mount
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +39,6 @@ DEVICES = [
 
 def umount(path: Path) -> None:
     subprocess.run(["umount", "-R", path], check=True)
-
-
-@pytest.fixture
-def host_mount() -> Iterator[Any]:
-    """Mounts a tmpfs on the host, for the length of the test."""
-    with contextlib.ExitStack() as undo:
-
-        def mount(path: Path, options: str = "defaults") -> Path:
-            path.mkdir(exist_ok=True)
-            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "canary", path], check=True)
-            undo.callback(umount, path)
-            return path
-
-        yield mount
 
 
 # -- what is there

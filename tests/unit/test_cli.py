@@ -33,6 +33,7 @@ from pycontainer.errors import (
 )
 from pycontainer.mount import Mount
 from pycontainer.process import Rlimit
+from pycontainer.rootfs import Overlay
 
 from .doubles import SpawnDriver
 
@@ -91,6 +92,9 @@ def refusal(flags: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("-h box", "hostname", "box"),
         ("--hostname box", "hostname", "box"),
         ("--rootfs /usr", "rootfs", "/usr"),
+        ("--rootfs /usr --rootfs /etc --overlay", "rootfs", Overlay(("/usr", "/etc"))),
+        ("--rootfs /usr --overlay-upper /tmp", "rootfs", Overlay(("/usr",), upper="/tmp")),
+        ("--rootfs-propagation slave", "rootfs_propagation", "slave"),
         ("", "rootfs", None),
         ("--read-only", "read_only", True),
         ("--init", "init", True),
@@ -200,7 +204,10 @@ def test_variables_add_to_what_there_would_be(tmp_path: Path, monkeypatch: pytes
         ("--ulimit bogus=1 true", "bogus"),
         ("-v name:/data true", "named volume"),
         ("--mount type=volume,target=/x true", "volume"),
-        ("--tmpfs /x:colour=red true", "size and mode"),
+        ("--tmpfs /x:colour=red true", "colour=red"),
+        ("--rootfs /usr --rootfs /bin true", "--overlay"),
+        ("--overlay true", "--rootfs"),
+        ("--rootfs /usr --overlay-upper /no/such/directory true", "rootfs.upper"),
         ("--tmpfs /x:mode=abc true", "mode=abc"),
         ("--security-opt label=disable true", "seccomp=unconfined"),
         ("--security-opt seccomp= true", "seccomp=unconfined"),

@@ -458,6 +458,51 @@ def test_an_impossible_mount(field: str, keywords: dict[str, Any]) -> None:
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["uid=1000", "gid=0", "nr_inodes=1k", "nr_blocks=9", "huge=never", "mpol=bind:0-1", "noswap", "inode64", "noexec"],
+)
+def test_options_of_a_tmpfs(option: str) -> None:
+    assert Mount.tmpfs("/t", options=[option]).options == (option,)
+    if option != "noexec":
+        with pytest.raises(InvalidCommandError):
+            Mount("/a", "/b", options=[option])
+
+
+@pytest.mark.parametrize("option", ["uid=", "uid=-1", "uid=0,ro", "huge=no", "mpol=a\nb", "size=1", "mode=777", "x=y"])
+def test_impossible_options_of_a_tmpfs(option: str) -> None:
+    with pytest.raises(InvalidCommandError) as caught:
+        Mount.tmpfs("/t", options=[option])
+    assert caught.value.field == "mounts.options"
+
+
+@pytest.mark.parametrize(
+    ("field", "keywords"),
+    [
+        ("mounts.propagation", {"propagation": "public"}),
+        ("mounts.propagation", {"propagation": True}),
+        ("mounts.propagation", {"source": None, "type": "tmpfs", "propagation": "slave"}),
+        ("mounts.uid_mappings", {"uid_mappings": [(0, 0, 0)], "gid_mappings": [(0, 0, 1)]}),
+        ("mounts.uid_mappings", {"uid_mappings": [(0, -1, 1)], "gid_mappings": [(0, 0, 1)]}),
+        ("mounts.uid_mappings", {"uid_mappings": [(0, 0)], "gid_mappings": [(0, 0, 1)]}),
+        ("mounts.uid_mappings", {"uid_mappings": ["0:0:1"], "gid_mappings": [(0, 0, 1)]}),
+        ("mounts.uid_mappings", {"uid_mappings": 3, "gid_mappings": [(0, 0, 1)]}),
+        ("mounts.uid_mappings", {"uid_mappings": [(0, 2**32 - 2, 2)], "gid_mappings": [(0, 0, 1)]}),
+        ("mounts.uid_mappings", {"uid_mappings": [(0, 0, 5), (9, 4, 2)], "gid_mappings": [(0, 0, 1)]}),
+        ("mounts.uid_mappings", {"uid_mappings": [(n, n, 1) for n in range(341)], "gid_mappings": [(0, 0, 1)]}),
+        ("mounts.gid_mappings", {"uid_mappings": [(0, 0, 1)]}),
+        (
+            "mounts.uid_mappings",
+            {"source": None, "type": "tmpfs", "uid_mappings": [(0, 0, 1)], "gid_mappings": [(0, 0, 1)]},
+        ),
+    ],
+)
+def test_an_impossible_propagation_or_mapping(field: str, keywords: dict[str, Any]) -> None:
+    with pytest.raises(InvalidCommandError) as caught:
+        Mount(**{"source": "/a", "target": "/b", **keywords})
+    assert caught.value.field == field
+
+
 def test_tmpfs() -> None:
     mount = Mount.tmpfs("/x", size="1m", mode=0o1777, options=["noexec"])
     assert mount == Mount(None, "/x", type="tmpfs", size=1 << 20, mode=0o1777, options=("noexec",))
@@ -474,6 +519,7 @@ def test_tmpfs() -> None:
         ("/a:/b", Mount("/a", "/b")),
         ("/a:/b:ro", Mount("/a", "/b", read_only=True)),
         ("/a:/b:rw", Mount("/a", "/b")),
+        ("/a:/b:rslave,ro", Mount("/a", "/b", read_only=True, propagation="rslave")),
         ("./a:/b:ro,nosuid,nodev", Mount("./a", "/b", read_only=True, options=("nosuid", "nodev"))),
     ],
 )
@@ -495,6 +541,11 @@ def test_an_impossible_short_form(text: Any) -> None:
         ("src=/a,destination=/b,ro=false", Mount("/a", "/b")),
         ("src=/a,dst=/b,ro=1,bind-nonrecursive", Mount("/a", "/b", read_only=True, recursive=False)),
         ("src=/a,dst=/b,bind-nonrecursive=false", Mount("/a", "/b")),
+        ("src=/a,dst=/b,bind-propagation=rshared", Mount("/a", "/b", propagation="rshared")),
+        (
+            "src=/a,dst=/b,idmap=uids=0-1000-1#5-6-7;gids=0-0-9",
+            Mount("/a", "/b", uid_mappings=((0, 1000, 1), (5, 6, 7)), gid_mappings=((0, 0, 9),)),
+        ),
         ('"src=/a,b",dst=/c', Mount("/a,b", "/c")),
         ("type=tmpfs,dst=/b,tmpfs-size=1m,tmpfs-mode=1777", Mount.tmpfs("/b", size=1 << 20, mode=0o1777)),
     ],
@@ -730,10 +781,15 @@ def full(**keywords: Any) -> Command:
         "pids_limit": 10,
         "cpuset_cpus": "0-1",
         "cpuset_mems": "0",
-        "mounts": [Mount("/a", "/b", read_only=True, options=["nodev"]), Mount.tmpfs("/c", size="1m", mode=0o700)],
+        "mounts": [
+            Mount("/a", "/b", read_only=True, options=["nodev"]),
+            Mount.tmpfs("/c", size="1m", mode=0o700),
+            Mount("/a", "/m", propagation="rslave", uid_mappings=[(0, 1000, 1), (5, 6, 7)], gid_mappings=[(0, 0, 9)]),
+        ],
         "network": Network(address="10.0.0.2", prefix_length=24),
         "tty": True,
         "read_only": True,
+        "rootfs_propagation": "rslave",
         "cap_add": ["net_raw"],
         "rlimits": {"nofile": (1, -1)},
         "init": True,
@@ -814,6 +870,7 @@ def change(data: dict[str, Any], path: str, value: Any) -> str:
         ("rootfs", {"overlays": ["/"]}, "rootfs.overlays"),
         ("rootfs", {"overlay": []}, "rootfs.overlay"),
         ("resources.memory", True, "resources.memory"),
+        ("rootfs_propagation", "x", "rootfs_propagation"),
         ("sysctls", {"kernel.core_pattern": "x"}, "sysctls"),
         ("sysctls", ["net.ipv4.ip_forward"], "sysctls"),
         ("oom_score_adj", 1001, "oom_score_adj"),
