@@ -19,6 +19,8 @@ import pytest
 import pycontainer
 from pycontainer import PIPE
 from pycontainer.errors import ContainerError, ContainerLostError, NotRunningError, SetupError
+from pycontainer_native import plan
+from pycontainer_native.syscalls import Recorder
 
 from . import host
 
@@ -504,3 +506,26 @@ def test_the_spare_is_made_ahead_and_alone(native: Any, start: Any, until: Any) 
     box.close()
     with pytest.raises(NotRunningError):
         native.kill(box.id, 9)
+
+
+def test_a_step_that_fails_before_the_request_is_named_and_not_tried_for_ever(
+    own_driver: Any, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(["true"], driver=own_driver).wait(30)
+
+    def broken(k: Recorder) -> None:
+        with k.step("bring lo up"):
+            k.call("close", -1)
+
+    with monkeypatch.context() as context:
+        context.setattr(plan, "_loopback", broken)
+        context.setattr(plan, "_sections", {})
+        for _ in range(20):  # it may have failed before the request reaches it, or after
+            with pytest.raises(SetupError, match="bring lo up: EBADF"):
+                start(["true"], driver=own_driver)
+        seen: set[int] = set()
+        for _ in range(50):
+            time.sleep(0.001)
+            seen.update(host.children(own_driver._launcher.pid))
+        assert len(seen) <= 1
+    assert start(["true"], driver=own_driver).wait(30) == 0
