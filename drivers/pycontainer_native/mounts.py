@@ -9,6 +9,7 @@ path in between leads elsewhere (CVE-2021-30465 and its many relatives).
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -196,6 +197,7 @@ def seal_root(k: Recorder, root: Slot) -> None:
 
 #: type, source, destination, options, whether it is to be mounted on a directory
 Mount: TypeAlias = tuple[str, str, str, Sequence[str], bool]
+Paths: TypeAlias = tuple[str, ...]
 
 #: Where the file systems go that every container has, and the slots of those that are mounted on the root.
 _SYSTEM = {"/proc": (abi.PROC,), "/sys": (abi.SYS,), "/dev": (abi.DEV,)}
@@ -208,9 +210,17 @@ def is_system(mount: Mount) -> bool:
     return fstype != "bind" and (destination in _SYSTEM or destination in _BELOW_DEV)
 
 
-def is_below_system(path: str) -> bool:
-    """Whether *path* is inside /proc or /sys, whatever root they are mounted in."""
-    return path.startswith(("/proc/", "/sys/")) and ".." not in path.split("/")
+@functools.lru_cache(maxsize=16)
+def split_hidden(masked: Paths, readonly: Paths) -> tuple[tuple[Paths, Paths], tuple[Paths, Paths]]:
+    """Those inside /proc and /sys, whatever root these are mounted in, and the others."""
+
+    def ahead(path: str) -> bool:
+        return path.startswith(("/proc/", "/sys/")) and ".." not in path.split("/")
+
+    both = masked, readonly
+    first, second = (tuple(filter(ahead, paths)) for paths in both)
+    third, fourth = (tuple(path for path in paths if not ahead(path)) for paths in both)
+    return (first, second), (third, fourth)
 
 
 def make_system(k: Recorder, mounts: Iterable[Mount], masked: Sequence[str], readonly: Sequence[str]) -> None:

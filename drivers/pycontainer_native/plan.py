@@ -171,8 +171,9 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     init = annotations.get(INIT_ANNOTATION) == "true"
     all_mounts = _mounts_of(spec, host)
     system, own = [m for m in all_mounts if mounts.is_system(m)], [m for m in all_mounts if not mounts.is_system(m)]
-    hidden = [spec["linux"].get(key, ()) for key in ("maskedPaths", "readonlyPaths")]
-    inside = [[path for path in paths if mounts.is_below_system(path)] for paths in hidden]
+    inside, elsewhere = mounts.split_hidden(
+        *(tuple(spec["linux"].get(key, ())) for key in ("maskedPaths", "readonlyPaths"))
+    )
     prepared = ((system, *inside), abi.CLONE_NEWNET in wanted)
     begin = _section(
         _begin, abi.FIRST_SLOT,
@@ -181,8 +182,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     setup = _section(
         _set_up, begin.slots,
         list(dict(entered)), prepared if entered else None,
-        init, _root_of(spec, host), system, own,
-        [[path for path in paths if not mounts.is_below_system(path)] for paths in hidden],
+        init, _root_of(spec, host), system, own, elsewhere,
         (process.get("consoleSize"), user["uid"]) if terminal else None,
     )  # fmt: skip
     name = spec.get("hostname") if abi.CLONE_NEWUTS in wanted else None
