@@ -512,7 +512,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("--mac-address", dest="network_mac", metavar="MAC", help="of its interface on the bridge")
     add("-h", "--hostname", metavar="NAME", help="default: its id")
     for namespace in ("pid", "ipc", "uts"):
-        add(f"--{namespace}", metavar="host", help=f"share this host's {namespace} namespace")
+        add(f"--{namespace}", metavar="host", help=f"share the {namespace} namespace of host, container:ID or ns:PATH")
 
     add = parser.add_argument_group("what it may use").add_argument
     add("-m", "--memory", metavar="BYTES", help="memory, with a unit if you like: 64m")

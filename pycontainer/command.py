@@ -126,7 +126,9 @@ class Command:
     *rootfs* is an absolute path, None for a throw-away view of the host's own
     programs, or a value of :mod:`pycontainer.rootfs`.  *hostname* None is the
     *id*.  *network*, *pid*, *ipc* and *uts* None are namespaces of the
-    container's own; *network* may be several, all of the mode bridge.
+    container's own, ``"host"`` the host's, ``"container:ID"`` those of a running
+    container of the same driver object, ``"ns:/path"`` those at a path like
+    ``/proc/PID/ns/ipc``; *network* may be several, all of the mode bridge.
     *masked_paths* and *readonly_paths* None are the OCI defaults.  *seccomp* None is the default profile of
     :mod:`pycontainer.seccomp`, or with *privileged* no filter;
     ``"unconfined"`` is none, a mapping is a profile in the form of OCI's
@@ -176,8 +178,8 @@ class Command:
                 check.instance("rootfs", self.rootfs, HostView)
         if self.hostname is not None:
             check.matching("hostname", self.hostname, _HOSTNAME)
-            if self.uts == "host":
-                refuse("hostname", "would change the host's name, for uts is 'host'")
+            if self.uts is not None:
+                refuse("hostname", f"would change the name of others, for uts is {self.uts!r}")
         if check.items("mounts", self.mounts):
             check.instances("mounts", self.mounts, Mount)
             for mount in self.mounts:
@@ -190,7 +192,7 @@ class Command:
             check_networks(self.networks)
         for name in ("pid", "ipc", "uts"):
             if getattr(self, name) not in (None, "host"):
-                refuse(name, f"{getattr(self, name)!r} is neither None nor 'host'")
+                _check_shared(name, getattr(self, name))
         check.boolean("read_only", self.read_only)
         check.boolean("init", self.init)
         if self.rootfs_propagation is not None and self.rootfs_propagation not in PROPAGATIONS:
@@ -372,6 +374,17 @@ class Command:
 
 #: The keywords of :meth:`Command.of`, and so those of ``run`` and ``Container`` that describe the container.
 COMMAND_KEYWORDS = frozenset(Command.of.__func__.__kwdefaults__)  # type: ignore[attr-defined]
+
+
+def _check_shared(field: str, value: object) -> None:
+    """``ns:/path`` and ``container:ID``: a namespace that exists."""
+    kind, _, what = check.line(field, value).partition(":")
+    if kind == "ns":
+        check.path(field, what)
+    elif kind == "container":
+        check.matching(field, what, _ID)
+    else:
+        refuse(field, f"{value!r} is none of 'host', 'container:ID' and 'ns:/path'")
 
 
 def _unknown_keyword(name: str) -> str:

@@ -69,8 +69,10 @@ def to_oci(command: Command) -> dict[str, Any]:
     directory for its root (``root.path`` is then ``"rootfs"``, which the
     driver has to fill), ``org.pycontainer.overlay`` likewise the Overlay,
     ``org.pycontainer.network`` the Network as JSON, or a list of them, where
-    more than a namespace has to be made, ``org.pycontainer.init`` ``"true"``
-    for an init before the payload.
+    more than a namespace has to be made, ``org.pycontainer.namespaces`` the ids
+    of the containers whose pid, ipc or uts namespace it is to share, as a JSON
+    object by their kind, ``org.pycontainer.init`` ``"true"`` for an init before
+    the payload.
 
     Raises InvalidCommandError: the user or a group is not known in the rootfs.
     """
@@ -89,6 +91,8 @@ def to_oci(command: Command) -> dict[str, Any]:
     if command.network is not None and command.networks[0].mode in ("bridge", "container"):
         several = [attrs.asdict(network) for network in command.networks]
         annotations["org.pycontainer.network"] = json.dumps(several if len(several) > 1 else several[0])
+    if containers := _containers_of(command):
+        annotations["org.pycontainer.namespaces"] = json.dumps(containers)
     masked, readonly = command.masked_paths, command.readonly_paths
     if masked is None:
         masked = () if privileged else MASKED_PATHS + _thermal_throttle()
@@ -223,10 +227,20 @@ def _unsigned(limit: int) -> int:
     return RLIM_INFINITY if limit == -1 else limit
 
 
+def _containers_of(command: Command) -> dict[str, str]:
+    """The namespaces that are another container's, by their kind: its id."""
+    shared = ((name, getattr(command, name) or "") for name in ("pid", "ipc", "uts"))
+    return {name: value[10:] for name, value in shared if value.startswith("container:")}
+
+
 def _namespaces(command: Command) -> list[dict[str, Any]]:
-    types = ["mount", "cgroup"]
-    types += [name for name in ("pid", "ipc", "uts") if getattr(command, name) is None]
-    namespaces = [{"type": name} for name in types]
+    namespaces = [{"type": "mount"}, {"type": "cgroup"}]
+    for name in ("pid", "ipc", "uts"):
+        where: str | None = getattr(command, name)
+        if where != "host":
+            namespaces.append({"type": name})
+        if where is not None and where.startswith("ns:"):
+            namespaces[-1]["path"] = where[3:]
     network = command.networks[0] if command.network is not None else None
     if network is None or network.mode != "host":
         namespaces.append({"type": "network"})

@@ -94,6 +94,9 @@ class LxcDriver(ExecutionDriver):
         for field in ("oom_score_adj", "cpu_affinity", "rootfs_propagation"):
             if getattr(command, field) is not None:
                 refuse(field, "this driver has no way to set it yet")
+        for field in ("pid", "ipc", "uts"):
+            if getattr(command, field) not in (None, "host"):
+                refuse(field, "this driver shares only the host's yet")
         problems += self._check_process(command.process)
         for line in command.config:
             problem = config.check_raw(line)

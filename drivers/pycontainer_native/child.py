@@ -202,19 +202,22 @@ def child(begin: list[Bound]) -> NoReturn:
     try:
         run_steps([begin], 0)
         index = len(begin)
-        (_, _, _, sections, (paths, argv, env), fork, _, _), fds = receive(abi.CHANNEL_FD)
+        (_, _, _, sections, (paths, argv, env), fork, outside, _, _), fds = receive(abi.CHANNEL_FD)
         fill({"init": 1, "join": 2}.get(fork, 0), fds)
         rest = [bind(section) for section in sections[1:]]
         arguments, environment = words([*argv, 0], {}), words([*env, 0], {})  # memory first, the filter later
         total = index + sum(map(len, rest))
-        # The last section is for whoever executes the program, the one before it only for a process that is forked off.
-        own = len(rest) - (2 if fork == "join" else 1)
-        index = run_steps(rest[:own], index)
-        if fork:
+        if outside:
+            after = run_steps(rest[:outside], index)
             index = total + 1
-            become_init(rest[-1]) if fork == "init" else fork_into_pid_namespace()
-            index = total - sum(map(len, rest[own:]))
-        index = run_steps(rest[own:-1], index)
+            fork_into_pid_namespace()
+            index = after
+        # The last section is for whoever executes the program.
+        index = run_steps(rest[outside:-1], index)
+        if fork == "init":
+            index = total + 1
+            become_init(rest[-1])
+            index = total - len(rest[-1])
         report(EXEC)  # before the filter, which may forbid it; what fails from here on is reported all the same
         run_steps(rest[-1:], index)
         index = total

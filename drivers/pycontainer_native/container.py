@@ -211,7 +211,7 @@ class Container:
 
         Raises StepFailed, DiedError.
         """
-        _, _, groups, _, _, fork, talks, _ = request
+        _, _, groups, _, _, fork, _, talks, _ = request
         for base, _, _, _, writes, _ in groups:
             root = self.launcher.cgroups[base]
             for name, value in writes:

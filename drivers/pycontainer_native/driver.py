@@ -45,7 +45,7 @@ from pycontainer_native.process import NativeProcess
 from pycontainer_native.seccomp import Filter, compile_filter
 
 if TYPE_CHECKING:
-    from pycontainer.command import Command, Network, Process, Resources
+    from pycontainer.command import Command, Process, Resources
     from pycontainer.stats import Stats
 
 FEATURES = frozenset(
@@ -159,8 +159,9 @@ class NativeDriver(ExecutionDriver):
             self._filter(command)
         except (InvalidCommandError, UnsupportedError) as error:
             problems.append(error)
-        if command.pid == "host" and not any(place.writable for place in self.layout.hierarchies):
-            problems.append(InvalidCommandError("pid", "'host' needs a cgroup: without one its processes can get away"))
+        if command.pid is not None and not any(place.writable for place in self.layout.hierarchies):
+            reason = f"{command.pid!r} needs a cgroup: without one its processes can get away"
+            problems.append(InvalidCommandError("pid", reason))
         return problems
 
     @property
@@ -274,21 +275,29 @@ class NativeDriver(ExecutionDriver):
             if path is not None:
                 fds.append(namespaces.open_path(path, kind, "network.path" if kind == "network" else kind))
             else:
-                fds.append(self._network_of(command.networks[0]))
+                network = kind == "network"
+                shared = (command.networks[0].container or "") if network else getattr(command, kind).partition(":")[2]
+                fds.append(self._namespace_of(shared, kind, "network.container" if network else kind))
             stack.callback(os.close, fds[-1])
         return fds
 
-    def _network_of(self, network: Network) -> int:
-        """A descriptor of the network namespace that *network* is about. Raises NotRunningError."""
-        assert network.container is not None  # as in Docker, of the same maker
-        process = self._running(network.container)
-        fd = os.open(f"/proc/{process.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    def _namespace_of(self, id: str, kind: str, field: str) -> int:
+        """A descriptor of a namespace of the container *id*, as in Docker of the same maker.
+
+        Raises InvalidCommandError, for *field*, and NotRunningError.
+        """
+        process = self._running(id)
+        name, _ = namespaces.TYPES[kind]
+        fd = os.open(f"/proc/{process.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
         problem: Exception | None = None
         if process.has_ended():  # then the pid may have been another process's
-            problem = NotRunningError(network.container)
-        elif namespaces.is_hosts(fd, "net"):
-            reason = f"{network.container!r} has the host's own network: say 'host' if that is meant"
-            problem = InvalidCommandError("network.container", reason)
+            problem = NotRunningError(id)
+        elif namespaces.is_hosts(fd, name):
+            reason = f"{id!r} has the host's own {kind} namespace: say 'host' if that is meant"
+            problem = InvalidCommandError(field, reason)
+        elif kind == "pid" and _may_trace(process.command):
+            reason = f"with CAP_SYS_PTRACE {id!r} could read what sets this one up, which was the launcher"
+            problem = InvalidCommandError(field, reason)
         if problem is not None:
             os.close(fd)
             raise problem
@@ -487,6 +496,11 @@ def _close_all() -> None:
     """When the interpreter ends in peace, everything is gone before it has; otherwise a moment later."""
     for driver in list(_drivers):
         driver.close()
+
+
+def _may_trace(command: Command) -> bool:
+    """Whether it has CAP_SYS_PTRACE, and is not as good as root on the host anyway."""
+    return "CAP_SYS_PTRACE" in (command.process.capabilities or ()) and not command.process.privileged
 
 
 def _limits() -> tuple[tuple[int, int], ...]:

@@ -33,6 +33,8 @@ def describe(plan: Plan) -> Iterator[str]:
     for number, section in enumerate(plan.sections):
         for step in section.steps:
             yield f"child: {_line(step)}"
+        if number == plan.outside > 0:
+            yield "child: fork; the parent ends, the child is in the pid namespace"
         if number == 0:
             for group in plan.groups:
                 for name, value in group.writes:

@@ -121,7 +121,7 @@ class Launcher:
             request = unpack(message, fds[-1])
             for section in request[3][1:]:
                 bind(section)  # here rather than in each child anew
-            _, namespaces, groups, sections, _, _, _, target = request
+            _, namespaces, groups, sections, _, _, _, _, target = request
             if target:
                 container = self.join(target, sections[0])
             else:

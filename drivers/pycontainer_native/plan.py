@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 ROOTFS_ANNOTATION = "org.pycontainer.rootfs"
 OVERLAY_ANNOTATION = "org.pycontainer.overlay"
+NAMESPACES_ANNOTATION = "org.pycontainer.namespaces"
 INIT_ANNOTATION = "org.pycontainer.init"
 NETWORK_ANNOTATION = "org.pycontainer.network"
 
@@ -127,7 +128,8 @@ class Plan:
     program: Program
     namespaces: tuple[str, ...]  #: the OCI names of those that are not the launcher's
     entered: tuple[tuple[str, str | None], ...]  #: those of them that it enters: descriptors come along in this order
-    fork: str  #: "init": a small init forks before execve; "join": the parent stays out of the pid namespace; or ""
+    fork: str  #: "init": a small init forks before execve; "join": it is for a running container; or ""
+    outside: int  #: so many sections, after the first, are for the parent of who is seen in the pid namespace entered
     talks: bool  #: the child has more to say than that it failed: gates, a terminal
 
     def step_at(self, index: int) -> tuple[str, str | None]:
@@ -148,7 +150,9 @@ class Plan:
             for g in self.groups
         ]
         program = (list(self.program.paths), list(self.program.argv), list(self.program.env))
-        return marshal.dumps((ident, self.flags, groups, sections, program, self.fork, self.talks, target))
+        return marshal.dumps(
+            (ident, self.flags, groups, sections, program, self.fork, self.outside, self.talks, target)
+        )
 
 
 def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | None = None, *,
@@ -179,9 +183,12 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         _begin, abi.FIRST_SLOT,
         joins, bool(joins) and abi.CLONE_NEWCGROUP in wanted, None if entered else prepared,
     )  # fmt: skip
+    names = list(dict(entered))
+    enter = (_section(_enter_given, begin.slots, names),) if names else ()
+    born = (_section(_be_born, begin.slots, False),) if "pid" in names else ()
     setup = _section(
         _set_up, begin.slots,
-        list(dict(entered)), prepared if entered else None,
+        prepared if entered else None,
         init, _root_of(spec, host), system, own, elsewhere,
         (process.get("consoleSize"), user["uid"]) if terminal else None,
     )  # fmt: skip
@@ -191,12 +198,13 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     return Plan(
         flags=flags,
         groups=tuple(groups),
-        sections=(begin, setup, tuned, final, _last(process, filter, final.slots)),
+        sections=(begin, *enter, *born, setup, tuned, final, _last(process, filter, final.slots)),
         program=_program(process),
         namespaces=namespaces,
         entered=entered,
         fork="init" if init else "",
-        talks=hold or terminal,
+        outside=len(born),
+        talks=hold or terminal or bool(born),
     )
 
 
@@ -205,11 +213,14 @@ def entered_namespaces(spec: Mapping[str, Any]) -> tuple[tuple[str, str | None],
 
     No path: the caller makes it, or knows which it is.
     """
-    network = NETWORK_ANNOTATION in spec.get("annotations", {})
+    annotations = spec.get("annotations", {})
+    shared = set(json.loads(annotations.get(NAMESPACES_ANNOTATION, "[]")))
+    if NETWORK_ANNOTATION in annotations:
+        shared.add("network")
     return tuple(
         (namespace["type"], namespace.get("path"))
         for namespace in spec["linux"]["namespaces"]
-        if namespace.get("path") or (network and namespace["type"] == "network")
+        if namespace.get("path") or namespace["type"] in shared
     )
 
 
@@ -281,9 +292,16 @@ def _mounts_of(spec: Mapping[str, Any], host: Host) -> list[tuple[str, str, str,
     ]
 
 
+def _enter_given(k: Recorder, entered: Sequence[str]) -> None:
+    """Into the namespaces that the caller has opened; of a pid namespace only the children will be."""
+    for number, name in enumerate(entered):
+        # Before anything is mounted: a sysfs shows the network of whoever mounts it.
+        with k.step(f"enter the {name} namespace"):
+            k.call("setns", (abi.GIVEN + number,), _NAMESPACES[name])
+
+
 def _set_up(
     k: Recorder,
-    entered: Sequence[str],
     prepared: tuple[Any, ...] | None,
     init: bool,
     root_of: tuple[Any, ...],
@@ -293,10 +311,6 @@ def _set_up(
     terminal: tuple[Any, ...] | None,
 ) -> None:
     """From the request's arrival to inside the new root."""
-    for number, name in enumerate(entered):
-        # Before anything is mounted: a sysfs shows the network of whoever mounts it.
-        with k.step(f"enter the {name} namespace"):
-            k.call("setns", (abi.GIVEN + number,), _NAMESPACES[name])
     if prepared is not None:
         _prepare(k, *prepared)
     _take_stdio(k, init)
@@ -344,6 +358,7 @@ def compile_exec(
         namespaces=(),
         entered=(),
         fork="join",
+        outside=2,
         talks=True,
     )
 

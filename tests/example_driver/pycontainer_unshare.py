@@ -22,7 +22,10 @@ from pycontainer.command import DEFAULT_CAPABILITIES, DEFAULT_PATH
 from pycontainer.rootfs import lookup_user, open_in_rootfs
 
 TOOLS = {name: shutil.which(name) or "" for name in ("unshare", "prlimit", "setpriv", "chroot", "sh", "cat", "pgrep")}
-REFUSED = ("mounts", "read_only", "hostname", "pid", "ipc", "uts", "cgroup_parent", "config")
+REFUSED = (
+    *("mounts", "read_only", "rootfs_propagation", "hostname", "pid", "ipc", "uts", "cgroup_parent", "config"),
+    *("oom_score_adj", "cpu_affinity"),
+)
 
 
 class UnshareProcess(pycontainer.ContainerProcess):

@@ -721,7 +721,9 @@ def test_an_impossible_network(field: str, keywords: dict[str, Any]) -> None:
 def test_namespaces(name: str) -> None:
     keywords: dict[str, Any] = {name: "host"}
     assert getattr(Command.of(["true"], **keywords), name) == "host"
-    for value in ("private", "", True, "container:x"):
+    for value in ("container:box", "ns:/proc/1/ns/ipc"):
+        assert getattr(Command.of(["true"], **{name: value}), name) == value  # type: ignore[arg-type]
+    for value in ("private", "", True, "container:", "container:../x", "ns:", "ns:relative", "ns:/a\nb", "host:x"):
         refused(name, **{name: value})
 
 

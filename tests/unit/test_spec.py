@@ -64,6 +64,14 @@ def test_parameters_and_treatment(box: Path) -> None:
     assert spec["process"]["execCPUAffinity"] == {"initial": "0-1", "final": "0-1"}
 
 
+def test_namespaces_that_exist(box: Path) -> None:
+    spec = spec_of(box, pid="ns:/run/pid", ipc="container:other", uts="container:third")
+    assert {"type": "pid", "path": "/run/pid"} in spec["linux"]["namespaces"]
+    assert {"type": "ipc"} in spec["linux"]["namespaces"]
+    assert json.loads(spec["annotations"]["org.pycontainer.namespaces"]) == {"ipc": "other", "uts": "third"}
+    assert "hostname" not in spec
+
+
 def test_it_is_json_and_new_each_time(box: Path) -> None:
     command = Command.of(["true"], rootfs=box)
     one, two = to_oci(command), to_oci(command)

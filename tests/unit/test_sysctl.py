@@ -95,7 +95,10 @@ def test_one_parameter_under_both_names() -> None:
     [
         ("net.ipv4.ip_forward", {"network": "host"}),
         ("net.ipv4.ip_forward", {"network": "container:other"}),
+        ("net.ipv4.ip_forward", {"network": "ns:/run/netns/x"}),
         ("kernel.shmmax", {"ipc": "host"}),
+        ("kernel.shmmax", {"ipc": "container:other"}),
+        ("kernel.shmmax", {"ipc": "ns:/run/ipc"}),
         ("fs.mqueue.msg_max", {"ipc": "host"}),
         ("kernel.domainname", {"uts": "host"}),
     ],
