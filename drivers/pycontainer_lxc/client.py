@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pycontainer_lxc.job import REMOVAL_TIMEOUT, kill_members, remove_cgroups
+from pycontainer_lxc.removal import REMOVAL_TIMEOUT, kill_members, remove_cgroups
 
 #: A guard's directory: its LXCPATH, where LXC looks for nothing, and the lock that tells that it lives.
 RUN = "/run"

@@ -25,7 +25,10 @@ import resource
 import select
 import sys
 
-from pycontainer_lxc.job import Attached, Job, Monitor, Tool, descriptors, remove_cgroups
+from pycontainer_lxc.attached import Attached
+from pycontainer_lxc.job import Job, Tool, descriptors
+from pycontainer_lxc.monitor import Monitor
+from pycontainer_lxc.removal import remove_cgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -153,7 +153,7 @@ def test_a_start_costs_little_more_than_lxc_start(driver: LxcDriver, busybox_roo
             process.close()
             times[0].append(middle - begin)
             times[1].append(time.perf_counter() - middle)
-    from pycontainer_lxc.job import remove_cgroups
+    from pycontainer_lxc.removal import remove_cgroups
 
     for base in {*driver.bases.values()}:
         remove_cgroups(f"{base}/{client.PREFIX}bare")

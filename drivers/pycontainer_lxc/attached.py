@@ -1,0 +1,72 @@
+"""``lxc-attach``: a further process in a container."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+
+from pycontainer_lxc.job import Job
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Attached(Job):
+    """Started once its execve has happened, ended with the status that the kernel kept."""
+
+    level = "TRACE"  # the only level that tells the process's pid
+
+    def on_event(self, kind: str, *values: Any) -> None:
+        if kind == "attached":
+            self.adopt(values[0], self.pid)
+            self.guard.impatient.add(self)
+        else:
+            super().on_event(kind, *values)
+
+    def look_again(self) -> None:
+        """Whether execve has happened: the kernel tells nobody but a tracer, so this looks at its image."""
+        try:
+            if os.readlink(f"/proc/{self.child}/exe") == os.readlink(f"/proc/{self.pid}/exe"):
+                return
+        except OSError:
+            pass  # ended: how, finish() says
+        else:
+            self.started()
+        self.guard.impatient.discard(self)
+
+    def started(self) -> None:
+        if not self.told:
+            self.told = True
+            self.tell("started", self.child, fd=self.childfd)
+
+    def finish(self) -> None:
+        assert self.result is not None
+        exited = self.result[0] == os.CLD_EXITED
+        if self.child < 0 or any(function == "lxc_attach_run_command" for function, _ in self.errors):
+            self.fail()
+            return
+        self.started()
+        status = _exit_status(self.childfd)
+        if status is not None:
+            code = os.waitstatus_to_exitcode(status)
+            self.tell("exited", *((code, None) if code >= 0 else (None, -code)), False, "")
+        elif exited:  # a kernel before 6.15: 128 and the signal's number, or an exit code like that
+            self.tell("exited", self.result[1], None, False, "")
+        else:
+            self.tell("lost", f"lxc-attach was killed by signal {self.result[1]}")
+        self.close()
+
+
+def _exit_status(pidfd: int) -> int | None:
+    """The wait status of a process that its parent has reaped: PIDFD_GET_INFO, ioctl_pidfd(2), Linux 6.15."""
+    if pidfd < 0:
+        return None
+    info = bytearray(64)
+    info[0] = 1 << 3  # PIDFD_INFO_EXIT
+    try:
+        fcntl.ioctl(pidfd, 0xC040FF0B, info)
+    except OSError:
+        return None
+    return int.from_bytes(info[60:64], sys.byteorder) if info[0] & 1 << 3 else None
