@@ -21,7 +21,10 @@ class Attached(Job):
     def on_event(self, kind: str, *values: Any) -> None:
         if kind == "attached":
             self.adopt(values[0], self.pid)
-            self.guard.impatient.add(self)
+            if self.request["terminal"]:
+                self.started()
+            else:
+                self.guard.impatient.add(self)
         else:
             super().on_event(kind, *values)
 
@@ -37,14 +40,19 @@ class Attached(Job):
         self.guard.impatient.discard(self)
 
     def started(self) -> None:
-        if not self.told:
+        if self.child >= 0 and self.report < 0 and not self.has_failed() and not self.told:
             self.told = True
             self.tell("started", self.child, fd=self.childfd)
 
     def finish(self) -> None:
         assert self.result is not None
         exited = self.result[0] == os.CLD_EXITED
-        if self.child < 0 or any(function == "lxc_attach_run_command" for function, _ in self.errors):
+        self.on_report()
+        if (
+            self.child < 0
+            or self.has_failed()
+            or any(function == "lxc_attach_run_command" for function, _ in self.errors)
+        ):
             self.fail()
             return
         self.started()

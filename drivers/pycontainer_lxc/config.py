@@ -78,12 +78,14 @@ def render(
     where: Mapping[str, str],
     directory: str,
     network: str = "",
+    terminal: str = "",
 ) -> bytes:
     """The configuration of *command*, whose OCI runtime specification is *spec*.
 
     *where* are the cgroup hierarchies (:func:`pycontainer_lxc.cgroups.bases`),
     *directory* the cgroup that containers' are made in, below the caller's own;
-    *network* the path of a network namespace to share.  Makes the mount points
+    *network* the path of a network namespace to share, *terminal* that of the
+    pseudo-terminal that is to be its console.  Makes the mount points
     that the rootfs lacks.  Raises InvalidCommandError, SetupError.
     """
     config = Config()
@@ -113,6 +115,8 @@ def render(
         _network(config, command.networks)
     with Targets(spec["root"]["path"]) as targets:
         _mounts(config, command, spec, targets)
+        if terminal:
+            config.mount(terminal, "/dev/console", "none", ["bind", "create=file"])
         _masks(config, linux, targets)
         _process(config, spec["process"], targets)
     config.add("lxc.cap.keep", _capabilities(spec["process"]["capabilities"]["bounding"]), "process.capabilities")

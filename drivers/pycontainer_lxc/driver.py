@@ -7,6 +7,8 @@ import fcntl
 import os
 import signal as signals
 import socket
+import struct
+import termios
 import threading
 import weakref
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ from pycontainer.errors import (
 from pycontainer.network import named
 from pycontainer.rootfs import Overlay
 from pycontainer.spec import process_to_oci, resources_to_oci, to_oci
-from pycontainer_lxc import cgroups, config
+from pycontainer_lxc import cgroups, config, terminal
 from pycontainer_lxc.client import GuardClient, GuardGoneError, sweep
 from pycontainer_lxc.process import LxcProcess
 from pycontainer_lxc.stats import take
@@ -44,6 +46,7 @@ FEATURES = frozenset(
         Feature.CPU,
         Feature.CPUSET,
         Feature.PIDS,
+        Feature.TTY,
     }
 )
 
@@ -131,8 +134,8 @@ class LxcDriver(ExecutionDriver):
 
     def _check_process(self, process: Process) -> list[InvalidCommandError | UnsupportedError]:
         problems: list[InvalidCommandError | UnsupportedError] = []
-        if process.tty:
-            problems.append(UnsupportedError(self.name, Feature.TTY))
+        if process.tty and not terminal.is_known():
+            problems.append(InvalidCommandError("process.tty", terminal.UNKNOWN))
         if "\n" in process.entrypoint:
             problem = "cannot have a line break: LXC names it in its log, which tells how it ended"
             problems.append(InvalidCommandError("process.entrypoint", problem))
@@ -179,19 +182,26 @@ class LxcDriver(ExecutionDriver):
         guard = self._live_guard()
         parent = f"{command.cgroup_parent.strip('/')}/" if command.cgroup_parent else ""
         network = self._shared_network(command, guard)
-        text = config.render(command, spec, self.bases, parent + guard.token, network)
-        argv = [tools["lxc-start"], "-F", "-q", "-C", "-n", command.id, "-P", guard.lxcpath, "-f"]
+        tty, argv = command.process.tty, list(command.process.argv)
+        options = ["-F", "-q", "-n", command.id, "-P", guard.lxcpath, "-f"]
+        if tty:
+            argv = terminal.arguments(argv, spec["process"]["env"])
+        else:
+            options.insert(0, "-C")  # close what it inherits
         request = {
             "id": command.id,
             "program": command.process.entrypoint,
-            "argv": argv,  # the name of the configuration comes here
-            "rest": ["--", *command.process.argv],
-            "config": text,
+            "argv": [tools["lxc-start"], *options],  # the name of the configuration comes here
+            "rest": ["--", *argv],
             "parent": parent,
             "host_pid": command.pid == "host",
             "isolated": bool(network),
+            "terminal": tty,
         }
-        process = self._begin("start", request, stdio, guard)
+        with _Terminal(stdio, spec["process"]["user"]["uid"]) if tty else contextlib.nullcontext() as own:
+            name = own.name if own is not None else ""
+            request["config"] = config.render(command, spec, self.bases, parent + guard.token, network, name)
+            process = self._begin("start", request, stdio, guard, own)
         with self._lock:
             self._commands[process] = command
         directory = f"{parent}{guard.token}/payload.{command.id}"
@@ -215,8 +225,11 @@ class LxcDriver(ExecutionDriver):
         assert network.container is not None
         return f"/proc/{self._running(network.container).pid}/ns/net"
 
-    def _begin(self, kind: str, request: dict[str, Any], stdio: Stdio, guard: GuardClient) -> LxcProcess:
-        """Have the guard run a tool; the process once it runs."""
+    def _begin(
+        self, kind: str, request: dict[str, Any], stdio: Stdio, guard: GuardClient, own: _Terminal | None = None
+    ) -> LxcProcess:
+        """Have the guard run a tool, with *own* as its stdio if it is to have a terminal; the process once it runs."""
+        streams = [stdio.stdin, stdio.stdout, stdio.stderr] if own is None else [own.slave] * 3
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         id = request["id"]
         with theirs:
@@ -229,7 +242,7 @@ class LxcDriver(ExecutionDriver):
                         raise AlreadyExistsError(id)
                     self._processes[id] = process
             try:
-                guard.request(kind, request, [theirs.fileno(), stdio.stdin, stdio.stdout, stdio.stderr])
+                guard.request(kind, request, [theirs.fileno(), *streams])
             except GuardGoneError:
                 self._drop(guard)  # the end-of-file on the status socket tells the rest
             except BaseException:
@@ -237,11 +250,13 @@ class LxcDriver(ExecutionDriver):
                 process.close()
                 raise
         try:
-            process.wait_for_start()
+            process.wait_for_start(stdio.deadline)
         except BaseException:
             process.state = State.STOPPED
             process.close()
             raise
+        if own is not None:
+            process.terminal = own.take()
         return process
 
     def _live_guard(self) -> GuardClient:
@@ -314,10 +329,12 @@ class LxcDriver(ExecutionDriver):
             "id": id,
             "program": process.entrypoint,
             "argv": [*argv, "-f"],
-            "rest": ["--", *process.argv],
+            "rest": ["--", *(terminal.arguments(list(process.argv), spec["env"]) if process.tty else process.argv)],
             "config": config.render_exec(spec),
+            "terminal": process.tty,
         }
-        return self._begin("attach", request, stdio, guard)
+        with _Terminal(stdio, user["uid"]) if process.tty else contextlib.nullcontext() as own:
+            return self._begin("attach", request, stdio, guard, own)
 
     def pause(self, id: str) -> None:
         process = self._running(id)
@@ -370,6 +387,31 @@ class LxcDriver(ExecutionDriver):
         self._lock = threading.Lock()
         self._processes = weakref.WeakValueDictionary()
         self._commands = weakref.WeakKeyDictionary()
+
+
+class _Terminal:
+    """A new pseudo-terminal, which nobody has kept once this is left unless its master was taken."""
+
+    def __init__(self, stdio: Stdio, uid: int) -> None:
+        self.master, self.slave = os.openpty()
+        os.fchown(self.slave, uid, -1)
+        os.fchmod(self.slave, 0o620)  # as grantpt(3) leaves it
+        self.name = os.ttyname(self.slave)
+        if stdio.size is not None:
+            fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("=4H", *stdio.size, 0, 0))
+
+    def take(self) -> int:
+        """The master, the caller's from here on."""
+        master, self.master = self.master, -1
+        return master
+
+    def __enter__(self) -> _Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in (self.master, self.slave):
+            if fd >= 0:
+                os.close(fd)
 
 
 def _ended(process: LxcProcess) -> bool:

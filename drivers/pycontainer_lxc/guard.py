@@ -61,6 +61,8 @@ class Guard:
         self.jobs: set[Job] = set()
         self.impatient: set[Job] = set()  # those that are to be asked again after INTERVAL
         self.running = True
+        self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self.terminal = -1  # the program that takes a terminal, made when the first wants it
         self.errnos = {os.strerror(number): number for number in errno.errorcode}
         self.watch(control.fileno(), self.on_request)
         self.watch(CALLER_FD, self.stop)
@@ -99,7 +101,12 @@ class Guard:
                 os.close(fd)
 
     def spawn(
-        self, argv: list[str], keep: list[int], network: int = -1, new_network: bool = False, keyring: bool = False
+        self,
+        argv: list[str],
+        keep: list[int],
+        network: int = -1,
+        new_network: bool = False,
+        keyring: bool = False,
     ) -> int:
         """Run *argv* with the descriptors *keep* as its 0, 1, 2...; the pid.
 
@@ -121,7 +128,7 @@ class Guard:
                 os._exit(1)
             if network >= 0 and libc.setns(network, _CLONE_NEWNET):
                 os._exit(1)
-            for number, fd in enumerate(keep):  # 0 to 4 are the guard's own: none of these is below 5
+            for number, fd in enumerate(keep):  # 0 to 6 are the guard's own: none of these is below 7
                 os.dup2(fd, number)
             os.closerange(len(keep), self.most_descriptors())
             os.execve(argv[0], argv, {})

@@ -10,6 +10,7 @@ import marshal
 import os
 import sys
 
+from pycontainer_lxc import terminal
 from pycontainer_lxc.log import failed_step, parse
 
 TYPE_CHECKING = False
@@ -51,6 +52,8 @@ class Job:
         self.exit: tuple[int | None, int | None] | None = None  # the payload's exit code, signal
         self.result: tuple[int, int] | None = None  # the tool's si_code, si_status
         self.told = False
+        self.report = self.report_end = -1  # what takes the terminal writes there: see pycontainer_lxc.terminal
+        self.said: list[int] = []
 
     # -- begin
 
@@ -73,9 +76,21 @@ class Job:
         guard.watch(self.log, self.on_log)
         guard.watch(self.status.fileno(), self.on_status)
 
+    def prepare_terminal(self, third: int, slave: int) -> list[int]:
+        """The descriptors of a tool whose payload is to have the terminal *slave*; *third* is what 3 is to be."""
+        guard = self.guard
+        if guard.terminal < 0:
+            guard.terminal = terminal.make()
+        self.report, self.report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.fchmod(self.report, 0o666)  # the payload's user opens it
+        guard.watch(self.report, self.on_report)
+        return [guard.null, guard.null, guard.null, third, guard.terminal, self.report, slave]
+
     def begin(self, fds: list[int]) -> None:
         """Start the tool with *fds* as its stdio. Raises OSError."""
         self.prepare(LOG)
+        if self.request.get("terminal"):
+            fds = self.prepare_terminal(self.config, fds[0])
         argv = [*self.request["argv"], f"/proc/{self.guard.pid}/fd/{self.config}", *self.request["rest"]]
         monitor = self.guard.monitors[self.request["id"]]
         network = -1
@@ -105,6 +120,30 @@ class Job:
                 event: Any = parse(line.decode(errors="surrogateescape"))
                 if event is not None:
                     self.on_event(*event)
+
+    def on_report(self) -> None:
+        """What takes the terminal has said something, or has become the payload."""
+        while self.report >= 0:
+            try:
+                data = os.read(self.report, 4096)
+            except BlockingIOError:
+                return
+            self.said += terminal.numbers(data)
+            end, self.report_end = self.report_end, -1
+            if end >= 0:  # it has opened its own
+                os.close(end)
+            if not data:
+                report, self.report = self.report, -1
+                self.guard.forget(report)
+                os.close(report)
+                self.started()
+
+    def has_failed(self) -> bool:
+        """Whether what takes the terminal could not become the payload."""
+        return terminal.FAILED in self.said
+
+    def started(self) -> None:
+        """What there is to do once the payload runs."""
 
     def on_event(self, kind: str, *values: Any) -> None:
         """One thing that the log tells."""
@@ -169,6 +208,9 @@ class Job:
 
     def fail(self, step: str = "", number: int = 0, path: str = "") -> None:
         """Report that it did not start, as *step* or in LXC's words, and forget it."""
+        if not step and self.has_failed():
+            step, number = terminal.fault(self.said)
+            path = self.request["program"]
         if not step:
             step, number, path = failed_step(self.errors, self.guard.errnos, self.request["program"])
         name = os.path.basename(self.request["argv"][0])
@@ -192,11 +234,11 @@ class Job:
         guard.impatient.discard(self)
         guard.forget(self.status.fileno())
         self.status.close()
-        for fd in (self.pidfd, self.log, self.log_end, self.config, self.childfd):
+        for fd in (self.pidfd, self.log, self.log_end, self.config, self.childfd, self.report, self.report_end):
             if fd >= 0:
                 guard.forget(fd)
                 os.close(fd)
-        self.pidfd = self.log = self.log_end = self.config = self.childfd = -1
+        self.pidfd = self.log = self.log_end = self.config = self.childfd = self.report = self.report_end = -1
 
 
 class Tool(Job):

@@ -43,11 +43,15 @@ class Monitor(Job):
         self.gate = os.pipe2(os.O_CLOEXEC)
         self.prepare(LOG + _STOP, stopping=STOPPING, answer=self.gate[0])
         argv = [*self.request["argv"], "/proc/self/fd/3", *self.request["rest"]]
-        for fd in fds:
-            info = os.fstat(fd)
-            if info.st_rdev != _NULL:
-                self.before.append((os.dup(fd), info))
-        self.pid = guard.spawn(argv, [*fds, self.config], new_network=self.request["isolated"])
+        if self.request["terminal"]:
+            keep = self.prepare_terminal(self.config, fds[0])
+        else:
+            keep = [*fds, self.config]
+            for fd in fds:
+                info = os.fstat(fd)
+                if info.st_rdev != _NULL:
+                    self.before.append((os.dup(fd), info))
+        self.pid = guard.spawn(argv, keep, new_network=self.request["isolated"])
         guard.monitors[self.request["id"]] = self
         self.watch()
 
@@ -55,13 +59,11 @@ class Monitor(Job):
 
     def on_event(self, kind: str, *values: Any) -> None:
         if kind == "started":
-            if self.exit is None and not self.told:
+            if self.exit is None and self.child < 0:
                 self.adopt(values[0], self.pid)
-                self.told = True
-                self.give_back_stdio()
                 if self.childfd >= 0:
                     self.guard.watch(self.childfd, self.on_child)
-                self.tell("started", self.child, fd=self.childfd)
+                self.started()
         elif kind == "cgroup":
             self.payload = values[0]
         elif kind == "stopping":
@@ -75,6 +77,13 @@ class Monitor(Job):
                     signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         else:
             super().on_event(kind, *values)
+
+    def started(self) -> None:
+        """Tell it, when LXC has said so and the payload is itself."""
+        if self.child >= 0 and self.report < 0 and not self.has_failed():
+            self.told = True
+            self.give_back_stdio()
+            self.tell("started", self.child, fd=self.childfd)
 
     def give_back_stdio(self) -> None:
         """LXC gives stdio to the container's user and makes it rwx for him alone, be it the caller's own file."""
@@ -113,6 +122,7 @@ class Monitor(Job):
         if not self.deadline:
             self.deadline = monotonic() + REMOVAL_TIMEOUT
             self.give_back_stdio()
+            self.on_report()
             if self.oom_killed is None:  # LXC was killed before it came to the hook: then the cgroups are all there
                 self.read_memory()
             if self.childfd >= 0 and self.exit is None:  # LXC died of something: its PR_SET_PDEATHSIG has killed it

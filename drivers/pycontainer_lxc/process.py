@@ -91,11 +91,18 @@ class LxcProcess(ContainerProcess):
         else:
             self._exit = ExitStatus(values[0] if values[0] >= 0 else None, None, reason=values[1])
 
-    def wait_for_start(self) -> None:
-        """Block until it runs or has failed. Raises SetupError, AlreadyExistsError, ContainerLostError."""
+    def wait_for_start(self, deadline: float | None = None) -> None:
+        """Block until it runs or has failed. Raises SetupError, AlreadyExistsError, ContainerLostError.
+
+        WaitTimeoutError when it is not over at *deadline*, of time.monotonic().
+        """
+        began = time.monotonic()
         while self.state is State.CREATING:
             if not self._receive():
-                wait_readable(self._status.fileno(), None)
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise WaitTimeoutError(self.id, max(0.0, (deadline or 0.0) - began))
+                wait_readable(self._status.fileno(), left)
         if self._error is not None:
             if isinstance(self._error, SetupError) and self._error.step == "name the container":
                 raise AlreadyExistsError(self.id)
@@ -136,11 +143,15 @@ class LxcProcess(ContainerProcess):
         return self._status.fileno()
 
     def close(self) -> None:
+        if os.getpid() == self._owner:  # whoever else has copies of this end
+            with contextlib.suppress(OSError):
+                self._status.shutdown(socket.SHUT_RDWR)
         self._status.close()
-        for fd in (self.pidfd, self.terminal):
+        pidfd, self.pidfd = self.pidfd, -1
+        terminal, self.terminal = self.terminal, None
+        for fd in (pidfd, terminal):
             if fd is not None and fd >= 0:
                 os.close(fd)
-        self.pidfd, self.terminal = -1, None
 
     def __del__(self) -> None:
         if hasattr(self, "_status") and not sys.is_finalizing():

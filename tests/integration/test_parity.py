@@ -120,7 +120,8 @@ def test_stdin(both: Both, data: bytes) -> None:
         "stat -c '%n %F %a %t:%T' /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty",
         "readlink /dev/fd /dev/stdin /dev/stdout /dev/stderr",
         "cut -d: -f3 /proc/self/cgroup | sort -u",
-        "grep -E ' /(proc|sys|proc/sys|proc/irq|proc/bus|dev/shm|dev/mqueue) ' /proc/self/mounts | cut -d' ' -f2,3,4",
+        "grep -E ' /(proc|sys|proc/sys|proc/irq|proc/bus|dev/shm|dev/mqueue) ' /proc/self/mounts |"
+        "cut -d' ' -f2,3,4 | sort",
         "for f in /proc/kcore /proc/keys /proc/timer_list /proc/interrupts; do [ -e $f ] && wc -c < $f; done",
         "ls -A /proc/acpi /sys/firmware 2>/dev/null | wc -l",
         "for f in /proc/sysrq-trigger /proc/sys/kernel/core_pattern /sys/kernel/uevent_seqnum; do "
@@ -250,6 +251,20 @@ def test_a_limit_that_is_kept_is_no_out_of_memory(both: Both) -> None:
 def test_pids_limit(both: Both) -> None:
     script = "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done 2>/dev/null; echo done"
     assert both(sh(script), pids_limit=4, look=lambda done: done.stdout) is not None
+
+
+@pytest.mark.parametrize("user", ["root", "alice"])
+def test_a_terminal(both: Both, user: str) -> None:
+    script = (
+        "for fd in 0 1 2; do test -t $fd && echo $fd; done; stty size; echo by name >/dev/tty; echo err >&2; exit 7"
+    )
+    status, out, err = both(sh(script), tty=True, user=user, capture_output=False, stdout=PIPE)
+    assert (status.exit_code, err) == (7, None)
+    assert out.endswith(b"by name\r\nerr\r\n")
+
+
+def test_no_terminal_for_what_cannot_be_executed(both: Both) -> None:
+    assert both(["/etc/passwd"], tty=True, capture_output=False, stdout=PIPE)[1:] == ("execve", 13)
 
 
 # -- verbs
