@@ -116,11 +116,13 @@ class LxcDriver(ExecutionDriver):
                 refuse("mounts.uid_mappings", "this driver does not map ids")
             if "nosymfollow" in mount.options:
                 refuse("mounts.options", "LXC does not know nosymfollow")
-        for network in named(command.networks):
+        for network in command.networks:
             if network.mode == "bridge" and network.create_bridge:
                 problems.append(UnsupportedError(self.name, Feature.NETWORK, "LXC makes no bridge"))
-            elif network.mode == "bridge" and not os.path.isdir(f"/sys/class/net/{network.bridge}/bridge"):
-                refuse("network.bridge", f"there is no bridge {network.bridge!r}")
+            elif network.mode == "bridge" and not os.path.isdir(
+                f"/sys/class/net/{(bridge := named([network])[0].bridge)}/bridge"
+            ):
+                refuse("network.bridge", f"there is no bridge {bridge!r}")
             if network.path is not None and not _is_network_namespace(network.path):
                 refuse("network.path", f"{network.path} is not a network namespace, or the host's own")
         if command.cgroup_parent is not None:
