@@ -179,3 +179,15 @@ def instead(label: str, call: str, other: str, *arguments: Any) -> Edit:
         return step._replace(call=other, arguments=arguments, check=None) if _is(step, label, call) else None
 
     return edit
+
+
+def not_mounted(path: str) -> Edit:
+    """What was made for /proc, /sys or /dev stays where it was made, and the image's own is used."""
+
+    def edit(step: Step) -> Step | None:
+        is_move = step.call == "move_mount" and step.label.startswith("mount ") and step.label.endswith(f" on {path}")
+        if not is_move or step.arguments[3] != b"":  # it has a name where it is made
+            return None
+        return step._replace(call="prctl", arguments=(3, 0, 0, 0, 0), accept={})
+
+    return edit
