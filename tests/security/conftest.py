@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 import pycontainer
-from pycontainer.driver import ExecutionDriver
+from pycontainer.driver import ContainerProcess, ExecutionDriver, Stdio
+from pycontainer.process import Process
 from pycontainer_native.driver import NativeDriver
 
 from ..integration import conftest as integration
@@ -160,6 +162,24 @@ def held(driver: ExecutionDriver, start: Any, monkeypatch: pytest.MonkeyPatch) -
         return box
 
     return held
+
+
+@pytest.fixture
+def held_exec(driver: ExecutionDriver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ContainerProcess]]:
+    """Like held, a further process in a container. It is killed at the end of the test."""
+    processes = []
+    null = os.open(os.devnull, os.O_RDWR)
+
+    def held_exec(box: pycontainer.Container, stage: str, argv: tuple[str, ...] = ("sleep", "100")) -> ContainerProcess:
+        with monkeypatch.context() as patched:
+            wait_at(stage, patched)
+            processes.append(driver.exec(box.id, Process.of(argv), Stdio(null, null, null)))
+        return processes[-1]
+
+    yield held_exec
+    os.close(null)
+    for process in processes:
+        process.close()
 
 
 # -- what is at stake

@@ -71,10 +71,11 @@ class PlanMutant(Mutant):
 class Patch(Mutant):
     """Replaces what *target* names ("package.module.attribute") by *value*."""
 
-    def __init__(self, name: str, target: str, value: object) -> None:
+    def __init__(self, name: str, target: str, value: object, *, own_launcher: bool = False) -> None:
         super().__init__(name)
         self.target = target
         self.value = value
+        self.own_launcher = own_launcher
 
     def apply(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
         monkeypatch.setattr(self.target, self.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -30,9 +31,7 @@ def wait_at(stage: str | tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> No
     class Held(plan.Recorder):  # type: ignore[name-defined,misc]
         held = False
 
-        def __init__(self, first_slot: int) -> None:
-            super().__init__(first_slot)
-            self.is_ahead = first_slot == abi.FIRST_SLOT  # before there is a request, nobody would open a gate
+        is_ahead = False
 
         def call(self, call: str, *arguments: Any, **keywords: Any) -> None:
             if self._label == "wait for the start":
@@ -43,8 +42,52 @@ def wait_at(stage: str | tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> No
                 super().call("recvfrom", abi.CHANNEL_FD, ("buffer", 1), 1, 0, 0, 0, check=(b"s", errno.EPIPE))
             super().call(call, *arguments, **keywords)
 
+    begin = plan._begin
+
+    @functools.wraps(begin)
+    def ahead(k: Any, *inputs: Any) -> None:
+        k.is_ahead = True  # before there is a request, nobody would open a gate
+        begin(k, *inputs)
+
+    monkeypatch.setattr(plan, "_begin", ahead)
     monkeypatch.setattr(plan, "Recorder", Held)
     monkeypatch.setattr(plan, "_sections", {})
+
+
+def observed_at(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like wait_at, and the process's dumpable flag (PR_GET_DUMPABLE) is what its umask shows then."""
+
+    class Observed(plan.Recorder):  # type: ignore[name-defined,misc]
+        def call(self, call: str, *arguments: Any, **keywords: Any) -> None:
+            if call == "sendto" and arguments[1] == b"g":
+                flag = self.slot()
+                super().call("prctl", 3, 0, 0, 0, 0, out=flag)
+                super().call("umask", flag)
+            super().call(call, *arguments, **keywords)
+
+    monkeypatch.setattr(plan, "Recorder", Observed)
+    wait_at(stage, monkeypatch)
+
+
+class Faults:
+    """Makes the *number*-th step of the next plan fail, with a system call that does not exist: ENOSYS."""
+
+    def __init__(self, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.label = ""  #: of the step that fails
+        faults = self
+
+        class Failing(plan.Recorder):  # type: ignore[name-defined,misc]
+            def call(self, call: str, *arguments: Any, **keywords: Any) -> None:
+                super().call(call, *arguments, **keywords)
+                if faults.count == number:
+                    faults.label = self.steps[-1].label
+                    self.steps[-1] = self.steps[-1]._replace(call="none")
+                faults.count += 1
+
+        monkeypatch.setitem(abi.NR, "none", 9999)
+        monkeypatch.setattr(plan, "Recorder", Failing)
+        monkeypatch.setattr(plan, "_sections", {})
 
 
 def exchange(first: Path, second: Path) -> None:

@@ -1,0 +1,533 @@
+"""C: what the launcher holds, and what of it the payload could reach."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import subprocess
+from pathlib import Path
+
+import attrs
+import pytest
+
+import pycontainer
+from pycontainer import PIPE, Mount
+from pycontainer.errors import ContainerError, ContainerLostError, InvalidCommandError, SetupError
+from pycontainer_native import abi, capabilities, plan
+from pycontainer_native.driver import NativeDriver
+
+from ..integration import host
+from .catalogue import row
+from .mutants import LauncherMutant, Patch, PlanMutant, Several, given, instead, left_out
+from .stages import Faults, in_own_mounts, libc, observed_at
+
+pytestmark = pytest.mark.root
+
+NONE = "0" * 16
+DUMPABLE = "    libc.prctl(abi.PR_SET_DUMPABLE, 0, 0, 0, 0)\n"
+dumpable = LauncherMutant("the launcher is dumpable", "launcher", DUMPABLE, "")
+
+_posix_spawn = os.posix_spawn
+
+
+def _with_environment(path, argv, env, **rest):
+    return _posix_spawn(path, argv, dict(os.environ), **rest)
+
+
+environment = Patch("the launcher has its caller's environment", "os.posix_spawn", _with_environment, own_launcher=True)
+
+
+def run_in(driver, busybox_rootfs, script, **keywords):
+    return pycontainer.run(["sh", "-c", script], driver=driver, capture_output=True, text=True, timeout=60,
+                           **{"rootfs": busybox_rootfs, **keywords})  # fmt: skip
+
+
+@row(
+    "C1",
+    mutants=[
+        Several(
+            "nothing is closed",
+            LauncherMutant(
+                "", "launcher", "os.closerange(CALLER_FD + 1, ", "os.closerange(CALLER_FD + 1, CALLER_FD + 2 or "
+            ),
+            PlanMutant("", lambda step: left_out("", "close_range")(step)),
+        )
+    ],
+)
+def test_c1_cve_2024_21626_no_descriptor_comes_along(case, busybox_rootfs, own_driver, hostile):
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    leaked = range(200, 240)
+    for fd in leaked:
+        os.dup2(root, fd, inheritable=True)
+    try:
+        done = run_in(own_driver, busybox_rootfs, "ls /proc/$$/fd; :")
+        assert done.stdout.split() == ["0", "1", "2"]
+        for number in (*range(3, 20), *leaked):
+            hostile.link("job", f"/proc/self/fd/{number}")
+            for keywords in ({"cwd": f"/proc/self/fd/{number}"}, {"cwd": "/job", "rootfs": hostile}):
+                with pytest.raises(ContainerError):
+                    run_in(own_driver, busybox_rootfs, "true", **keywords)
+            (hostile.path / "job").unlink()
+    finally:
+        for fd in (root, *leaked):
+            os.close(fd)
+
+
+LOOK = """
+readlink /proc/{pid}/exe /proc/{pid}/cwd /proc/{pid}/root
+for link in /proc/{pid}/fd/* /proc/{pid}/map_files/*; do readlink $link; done; cat /proc/{pid}/environ
+head -c 1 /proc/{pid}/mem
+[ -e /proc/{pid}/status ] && echo there
+"""
+
+
+@row("C2", mutants=[dumpable])
+def test_c2_cve_2016_9962_who_comes_in_cannot_be_looked_at(start, held_exec):
+    box = start(["sleep", "100"])
+    outside = held_exec(box, "set groups and ids")
+    shown = box.exec(["sh", "-c", "echo /proc/[0-9]*"], capture_output=True, text=True).stdout
+    assert len(shown.split()) == 2, shown  # the first process and the shell
+    assert len(host.status(outside.pid)["NSpid"].split()) == 1
+    inside = held_exec(box, "setsid")
+    pid = host.status(inside.pid)["NSpid"].split()[-1]
+    done = box.exec(["sh", "-c", LOOK.format(pid=pid)], capture_output=True, text=True)
+    assert done.stdout == "there\n"
+
+
+@row(
+    "C3",
+    mutants=[LauncherMutant("the image can be executed again", "launcher", "    protect_image()\n    os", "    os")],
+)
+def test_c3_cve_2019_5736_the_launchers_image_is_out_of_reach(start, sh, hostile, tmp_path):
+    # In a view of the host's programs it would find its libraries, and run.
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    for number, target in enumerate(("/proc/self/exe", "/proc/1/exe", "/proc/self/fd/3", "/proc/thread-self/exe")):
+        (scripts / f"script{number}").write_text(f"#!{target}\n")
+        (scripts / f"script{number}").chmod(0o755)
+        (scripts / f"link{number}").symlink_to(target)
+        for program in (f"/s/script{number}", f"/s/link{number}", target):
+            for keywords in ({"rootfs": None}, {"rootfs": hostile}, {"rootfs": None, "init": True}):
+                with pytest.raises(SetupError, match="execve"):
+                    start([program], mounts=[Mount(str(scripts), "/s")], **keywords)
+    done = sh("for p in /proc/[0-9]*; do (: >>$p/exe) 2>/dev/null && echo $p; done; echo on", init=True)
+    assert done.stdout == "on\n"
+
+
+@row("C4", "K2", mutants=[dumpable])
+def test_c4_cve_2022_0847_no_way_from_inside_to_the_interpreter(sh):
+    done = sh(LOOK.format(pid=1), init=True)
+    assert done.stdout == "there\n"
+
+
+STAGES = (
+    *("take stdio", "clone rootfs", "pivot_root", "close the set-up's descriptors", "set groups and ids"),
+    *("enter /", "set capabilities", "set no_new_privs", "close descriptors on execve"),
+)
+
+
+@row("C6", mutants=[dumpable])
+def test_c6_cve_2016_8659_at_no_stage_is_it_dumpable(start, monkeypatch):
+    for stage in STAGES:
+        with monkeypatch.context() as patched:
+            observed_at(stage, patched)
+            box = start(["sleep", "100"], start=False)
+            box.create()
+        assert host.status(box.pid)["Umask"] == "0000", stage
+        box.close()
+
+
+@row(
+    "C7",
+    mutants=[
+        LauncherMutant(
+            *("it forks before it has given up its rights", "child"),
+            *('len(rest) - (2 if fork == "join" else 1)', 'len(rest) - (len(rest) - 1 if fork == "join" else 1)'),
+        )
+    ],
+)  # fmt: skip
+def test_c7_the_pid_namespace_is_the_last(start, held_exec):
+    box = start(["sleep", "100"])
+    ours = os.stat("/proc/self/ns/pid").st_ino
+    process = held_exec(box, "set groups and ids")
+    assert os.stat(f"/proc/{process.pid}/ns/pid").st_ino == ours
+    assert os.stat(f"/proc/{process.pid}/ns/mnt").st_ino == os.stat(f"/proc/{box.pid}/ns/mnt").st_ino
+    process = held_exec(box, "setsid")
+    status, init = host.status(process.pid), host.status(box.pid)
+    assert len(status["NSpid"].split()) == 2
+    for name in ("CapEff", "CapPrm", "CapBnd", "NoNewPrivs"):
+        assert status[name] == init[name]
+
+
+_compile_exec = plan.compile_exec
+
+
+def _exec_without(number, value):
+    def compile_exec(*arguments):
+        changed = list(arguments)
+        changed[number] = value
+        return _compile_exec(*changed)
+
+    return compile_exec
+
+
+def _exec_without_limits(process, *rest):
+    return _compile_exec({**process, "rlimits": []}, *rest)
+
+
+def facts(pid):
+    status = host.status(pid)
+    kept = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Groups")
+    return {
+        **{name: status[name] for name in kept},
+        **{name: os.readlink(f"/proc/{pid}/ns/{name}") for name in ("mnt", "pid", "net", "ipc", "uts", "cgroup")},
+        "cgroup file": Path(f"/proc/{pid}/cgroup").read_text(),
+        "limits": Path(f"/proc/{pid}/limits").read_text(),
+        "root": os.readlink(f"/proc/{pid}/root"),
+    }
+
+
+@row(
+    "C8",
+    "F11",
+    mutants=[
+        Patch("without the filter", "pycontainer_native.plan.compile_exec", _exec_without(3, None)),
+        Patch("without the cgroups", "pycontainer_native.plan.compile_exec", _exec_without(1, 0)),
+        Patch("in fewer namespaces", "pycontainer_native.plan.compile_exec", _exec_without(2, ("mount", "pid"))),
+        Patch("without its limits", "pycontainer_native.plan.compile_exec", _exec_without_limits),
+    ],
+)
+def test_c8_cve_2019_10144_exec_is_confined_as_the_first_process_is(driver, start, until):
+    box = start(["sleep", "100"], memory="64m", pids_limit=50, rlimits={"cpu": 1000, "nofile": 100})
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        process = driver.exec(
+            box.id, attrs.evolve(driver._running(box.id).command.process), pycontainer.Stdio(*[null] * 3)
+        )
+    finally:
+        os.close(null)
+    try:
+        assert facts(process.pid) == facts(box.pid)
+    finally:
+        process.close()
+
+
+one = 1 << 10
+_kept = (
+    lambda step: instead("set groups and ids", "setgroups", "prctl", 8, 1, 0, 0, 0)(step),  # PR_SET_KEEPCAPS
+    lambda step: (
+        instead("set capabilities", "capset", "prctl", abi.PR_CAP_AMBIENT, 2, 10, 0, 0)(step)
+        or instead("set capabilities", "prctl", "capset", *capabilities.capset_data(one, one, one))(step)
+    ),
+)
+
+
+@row("C9", mutants=[PlanMutant("some are kept, and ambient", *_kept)])
+def test_c9_cve_2025_27612_who_is_not_root_has_no_capabilities(start, sh):
+    for user in ("1000", "alice", "65534:0"):
+        box = start(["sleep", "100"], user=user)
+        root = start(["sleep", "100"])
+        inside = [
+            root.exec(["grep", "^Cap", "/proc/self/status"], user=user, capture_output=True, text=True).stdout,
+            "".join(f"{name}:\t{host.status(box.pid)[name]}\n" for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")),
+        ]
+        for text in inside:
+            found = dict(line.split(":\t") for line in text.splitlines())
+            assert {found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {NONE}
+        box.close()
+        root.close()
+
+
+def _asking_ps(self, id):
+    """As others find the processes of a container: by a program that it brought along."""
+    rootfs = self._processes[id].command.rootfs
+    subprocess.run([f"{rootfs}/bin/ps"], check=True)
+    return [self._processes[id].pid]
+
+
+@row(
+    "C10",
+    mutants=[Patch("its own ps is asked", "pycontainer_native.driver.NativeDriver.get_pids_for_container", _asking_ps)],
+)
+def test_c10_cve_2022_1227_no_program_of_the_container_is_run(start, hostile):
+    for name in ("ps", "top", "nsenter", "sh", "id", "cat", "python3", "unshare", "newuidmap"):
+        hostile.file(f"bin/{name}", f"#!/bin/sh\necho >{hostile.canary}/ran\n", 0o755)
+    box = start(["sleep", "100"], rootfs=hostile)
+    assert box.pids() == [box.pid]
+    assert [process.pid for process in box.processes()] == [box.pid]
+    assert box.stats().pids in (1, None) or box.stats()
+    box.pause()
+    box.unpause()
+
+
+_shared = {}
+
+
+def _from_one_map(process, user):
+    _shared.update(process.env or {"PATH": "/bin"})
+    return _shared
+
+
+@row("C13", mutants=[Patch("one map for all", "pycontainer.spec._environment", _from_one_map)])
+def test_c13_cve_2020_14370_an_environment_is_one_containers(sh):
+    given = {"PATH": "/bin", "FOO": "1"}
+    assert "FOO=1" in sh("env", env=given).stdout
+    assert "FOO" not in sh("env", env={"PATH": "/bin"}).stdout
+    assert "FOO" not in sh("env").stdout
+    assert given == {"PATH": "/bin", "FOO": "1"}
+
+
+@row("C14", mutants=[environment])
+def test_c14_cve_2021_3602_no_environment_on_the_way(driver, held, start, sh, until):
+    def names(pid):
+        return {item.partition(b"=")[0] for item in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if item}
+
+    loader = {b"LD_LIBRARY_PATH"} if "LD_LIBRARY_PATH" in os.environ else set()
+    start(["true"]).wait(30)
+    launcher = driver._launcher.pid
+    until(lambda: host.children(launcher))
+    for pid in (launcher, *host.children(launcher)):
+        assert names(pid) == loader
+    assert names(held("set groups and ids").pid) == loader
+    done = sh("cat /proc/*/environ | tr '\\0' '\\n'; :", env={"PATH": "/bin"}, init=True)
+    assert {*done.stdout.split("\n")} <= {"PATH=/bin", "SHLVL=1", "PWD=/", ""}
+
+
+def _not_isolated(path, argv, env, **rest):
+    return _posix_spawn(path, [argv[0], *argv[3:]], dict(os.environ), **rest)  # without -I and -S
+
+
+@row("C16", "K3", mutants=[Patch("without -I and -S", "os.posix_spawn", _not_isolated)])
+def test_c16_nothing_of_the_callers_environment_is_believed(monkeypatch, tmp_path, own_driver, busybox_rootfs):
+    marker = tmp_path / "ran"
+    for name in ("sitecustomize", "usercustomize", "marshal", "resource", "pycontainer_native/__init__"):
+        path = tmp_path / "planted" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"open({str(marker)!r}, 'a').write({name!r})\n")
+    monkeypatch.chdir(path.parent.parent)
+    for name in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONBREAKPOINT"):
+        monkeypatch.setenv(name, str(tmp_path / "planted"))
+    monkeypatch.setenv("_LIBCONTAINER_INITPIPE", "3")
+    try:
+        assert run_in(own_driver, busybox_rootfs, "exit 3").returncode == 3
+    except ContainerError as error:
+        pytest.fail(str(error))
+    finally:
+        assert not marker.exists()
+
+
+def _inheriting(path, argv, env, **rest):
+    return _posix_spawn(path, argv, env, file_actions=rest["file_actions"], setsid=True)
+
+
+_DEFAULTS = "    for number in range(1, 65):  # by"
+
+
+@row(
+    "C17",
+    "K8",
+    mutants=[
+        Several(
+            "what was ignored and blocked stays so",
+            Patch("", "os.posix_spawn", _inheriting),
+            LauncherMutant("", "launcher", "range(1, 65):  # by", "range(0):  # by"),
+        )
+    ],
+)
+def test_c17_signals_are_as_in_a_new_process(native, busybox_rootfs):
+    def body():
+        for number in signal.valid_signals() - {9, 19, 32, 33}:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        driver = NativeDriver()
+        try:
+            for init in (False, True):
+                with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=driver, init=init) as box:
+                    [pid] = {*box.pids()} - ({box.pid} if init else set())
+                    status = host.status(pid)
+                    assert (status["SigBlk"], status["SigIgn"]) == (NONE, NONE)
+        except ContainerLostError as error:
+            pytest.fail(str(error))  # a launcher that ignores SIGCHLD
+        finally:
+            driver.close()
+
+    in_own_mounts(body)
+
+
+@row(
+    "C18",
+    mutants=[LauncherMutant("the personality stays", "launcher", '    syscall(abi.NR["personality"], 0)\n', "")],
+)
+def test_c18_no_personality_is_inherited(native, busybox_rootfs):
+    # Affinity and niceness are inherited, as by every process; without randomisation exploits would get easy.
+    def body():
+        libc.personality(0x0040000 | 0x0400000)  # ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC
+        driver = NativeDriver()
+        try:
+            with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=driver) as box:
+                assert Path(f"/proc/{box.pid}/personality").read_text() == "00000000\n"
+        finally:
+            driver.close()
+
+    in_own_mounts(body)
+
+
+@row(
+    "C19",
+    mutants=[
+        PlanMutant(
+            "it stays as it was", lambda step: given("umask", "umask", 0o077)(step) if step.arguments == (0,) else None
+        ),
+        PlanMutant("the payload has the set-up's", lambda step: given("umask", "umask", 0)(step)),
+    ],
+)
+def test_c19_the_callers_umask_changes_nothing(native, busybox_rootfs):
+    def body():
+        for mask in (0o000, 0o077):
+            os.umask(mask)
+            driver = NativeDriver()
+            try:
+                done = run_in(driver, busybox_rootfs, "umask; stat -c %a /dev/null /dev/shm /dev/pts /dev/mqueue")
+                assert done.stdout.split() == ["0022", "666", "1777", "755", "1777"]
+            finally:
+                driver.close()
+
+    in_own_mounts(body)
+
+
+@row("C20", mutants=[dumpable])
+def test_c20_no_core_is_dumped(case, native, hostile, monkeypatch, until):
+    assert Path("/proc/sys/kernel/core_pattern").read_text() == "core\n"
+
+    def body():
+        hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+        resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+        driver = NativeDriver()
+        try:
+            with monkeypatch.context() as patched:
+                observed_at("set groups and ids", patched)
+                box = pycontainer.Container(["true"], rootfs=hostile, driver=driver, pid="host", start=False)
+                box.create()
+            os.kill(box.pid, signal.SIGABRT)
+            until(lambda: not host.is_alive(box.pid))
+            box.close()
+        finally:
+            driver.close()
+        assert hard == 0 or [*hostile.path.glob("core*")] == []
+
+    in_own_mounts(body)
+
+
+@row("C21", mutants=[environment])
+def test_c21_the_launcher_knows_no_secret_of_its_caller(monkeypatch, busybox_rootfs, own_driver):
+    secret = "-".join(("the", "callers", "own", os.urandom(8).hex()))
+    monkeypatch.setenv("SECRET", secret)
+    assert run_in(own_driver, busybox_rootfs, "true", env={}).returncode == 0
+    pid = own_driver._launcher.pid
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            start, end = (int(text, 16) for text in line.split(" ")[0].split("-"))
+            if line.split(" ")[1].startswith("rw") and "[v" not in line:
+                memory.seek(start)
+                assert secret.encode() not in memory.read(end - start), line
+
+
+@row("C22", mutants=[PlanMutant("nobody says when to die", left_out("die with the launcher", "prctl"))])
+def test_c22_nothing_outlives_a_killed_launcher(own_driver, busybox_rootfs, monkeypatch, until):
+    for stage in ("take stdio", "pivot_root", "set groups and ids", "close descriptors on execve", None):
+        with monkeypatch.context() as patched:
+            if stage is not None:
+                observed_at(stage, patched)
+            box = pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=own_driver, start=False)
+            box.create()
+            if stage is None:
+                box.start()
+        os.kill(own_driver._launcher.pid, signal.SIGKILL)
+        try:
+            until(lambda pid=box.pid: not host.is_alive(pid), seconds=5)
+        finally:
+            if host.is_alive(box.pid):
+                os.kill(box.pid, signal.SIGKILL)
+            box.close()
+        assert run_in(own_driver, busybox_rootfs, "true").returncode == 0  # and its cgroups are swept
+
+
+@row("C23", mutants=[Patch("anything is taken", "pycontainer._fields.refuse", lambda *_: None)])
+def test_c23_cve_2021_4034_an_argv_is_checked(start):
+    for argv in ([], ["true", "a\0b"], ["\0"], ["a\0"], [b"a\0b"], [""]):
+        try:
+            with pytest.raises(InvalidCommandError):
+                start(argv)
+        except (ValueError, IndexError, TypeError, SetupError) as error:
+            pytest.fail(f"{argv}: {error!r}")
+
+
+@row(
+    "C25",
+    mutants=[
+        PlanMutant(
+            "it is given away", instead("set groups and ids", "setgroups", "fchownat", 1, b"", 1000, 1000, 0x1000)
+        )
+    ],
+)
+def test_c25_the_hosts_stdio_keeps_its_owner(start, hostile):
+    with open(hostile.canary / "file", "rb") as read, open(os.devnull, "wb") as write:
+        before = os.stat("/dev/null")
+        assert start(["true"], user="alice", stdin=read, stdout=read, stderr=write).wait(30) == 0
+        after = os.stat("/dev/null")
+        assert (before.st_mode, before.st_uid, before.st_gid) == (after.st_mode, after.st_uid, after.st_gid)
+    box = start(["true"], user="alice", tty=True, stdout=PIPE)
+    box.communicate(timeout=30)
+
+
+CLOSING = "        for fd in (self.pidfd, self.terminal, self.report):\n            if fd >= 0:"
+
+
+@row(
+    "C26",
+    mutants=[LauncherMutant("a pidfd stays open", "container", "for fd in (self.pidfd, self.t", "for fd in (self.t")],
+)
+def test_c26_no_fault_leaks_a_descriptor(driver, start, monkeypatch, tmp_path, until):
+    keywords = {"mounts": [Mount(str(tmp_path), "/a/b")], "user": "alice", "read_only": True, "hostname": "other"}
+    start(["true"], **keywords).wait(30)
+    launcher = driver._launcher.pid
+
+    def opened():
+        gc.collect()
+        return len(host.descriptors()), len(host.descriptors(launcher)) - 3 * len(host.children(launcher))
+
+    until(lambda: host.children(launcher))
+    before = opened()
+    number, failed = 1, set()  # the first step makes the way by which failures are told
+    while True:
+        with monkeypatch.context() as patched:
+            faults = Faults(number, patched)
+            try:
+                start(["true"], **keywords).wait(30)
+            except SetupError as error:
+                assert error.step == faults.label  # noqa: PT017
+                failed.add(error.step)
+        if number >= faults.count:
+            break
+        number += 1
+    assert {"make mounts private", "pivot_root", "set capabilities", "load the seccomp filter"} <= failed
+    start(["true"], **keywords).wait(30)
+    until(lambda: opened() <= before, seconds=5)
+    assert opened() <= before
+
+
+@row(
+    "C27",
+    "K7",
+    mutants=[PlanMutant("the channel stays open", left_out("close descriptors on execve", "close_range"), lambda step: (
+        given("", "dup3", None, None, 0)(step) if step.arguments[1:] == (abi.CHANNEL_FD, abi.O_CLOEXEC) else None))],
+)  # fmt: skip
+def test_c27_no_socket_of_the_launcher_reaches_the_payload(sh, start):
+    for keywords in ({}, {"init": True}, {"tty": True, "capture_output": False, "stdout": PIPE}):
+        done = sh("for fd in /proc/self/fd/*; do readlink $fd; done; :", **keywords)
+        assert "socket:" not in done.stdout
+    box = start(["sleep", "100"])
+    done = box.exec(["sh", "-c", "for fd in /proc/self/fd/*; do readlink $fd; done"], capture_output=True, text=True)
+    assert "socket:" not in done.stdout
