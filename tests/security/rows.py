@@ -206,5 +206,7 @@ ROWS = _parsed()
 #: Rows with N or P that cannot be tested here: why not.
 UNTESTABLE: dict[str, str] = {
     "A18": "there are no volumes with a first content: nothing of an image is copied",
+    "C12": "nothing is unpacked or compressed, and no program looked up for it: there is no copy, export or commit",
+    "C24": "no descriptors but the three of stdio can be handed on",
     "A20": "tmpfs mounts start empty: tmpcopyup is not offered",
 }

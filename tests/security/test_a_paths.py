@@ -99,7 +99,11 @@ def masked(pid: int) -> set[str]:
 @row(
     "A5",
     mutants=[
-        Patch("masks are looked up by path, in the root", "pycontainer_native.mounts.is_below_system", lambda _: False)
+        Patch(
+            "masks are looked up by path, in the root",
+            "pycontainer_native.mounts.split_hidden",
+            lambda *both: (((), ()), both),
+        )
     ],
 )
 def test_a5_cve_2019_19921_proc_is_swapped_before_it_is_masked(start, held, hostile):

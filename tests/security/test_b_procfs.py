@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -10,13 +11,14 @@ import pytest
 
 from pycontainer import Mount
 from pycontainer.command import Command
-from pycontainer.errors import ContainerError, InvalidCommandError
+from pycontainer.errors import ContainerError, InvalidCommandError, SetupError
 from pycontainer.spec import to_oci
 from pycontainer_native import abi, capabilities, mounts, plan
 
 from ..integration import host
 from .catalogue import row
 from .mutants import Patch, PlanMutant, Several, given, left_out, not_mounted, resolving
+from .stages import MS_BIND, enter, in_own_mounts, libc
 
 pytestmark = pytest.mark.root
 
@@ -34,6 +36,9 @@ KNOBS = (
     *("/sys/kernel/uevent_helper", "/sys/power/state", "/sys/kernel/mm/ksm/run", "/sys/module/printk/parameters/time"),
     *("/sys/kernel/profiling", "/sys/fs/cgroup/release_agent", "/sys/kernel/debug/sched_features"),
 )
+
+
+masked_by_path = Patch("", "pycontainer_native.mounts.split_hidden", lambda *both: (((), ()), both))
 
 
 def lost(path):
@@ -132,13 +137,44 @@ def _null_of_the_image(step):
     return step._replace(arguments=(abi.AT_FDCWD, b"/proc/root/dev/null", *step.arguments[2:]))
 
 
+_LABEL = "set net.ipv4.ip_default_ttl"
+
+
+def _by_path(step):
+    if not (step.label.startswith(_LABEL) and step.call == "openat2"):
+        return None
+    _, path, how, size = step.arguments
+    return step._replace(arguments=(abi.AT_FDCWD, b"/proc/" + path, how[:16] + bytes(8), size))
+
+
+@row("B4", mutants=[PlanMutant("written by its path", _by_path)])
+def test_b4_cve_2025_52881_another_file_of_proc_over_the_one_that_is_written(held):
+    box = held(_LABEL, sysctls={"net.ipv4.ip_default_ttl": "42"}, readonly_paths=())
+    other, wanted = b"/proc/sys/net/ipv4/tcp_fin_timeout", b"/proc/sys/net/ipv4/ip_default_ttl"
+
+    def cover():
+        enter(box.pid, "net", "mnt")  # each network namespace has names of its own there
+        assert libc.mount(other, wanted, None, MS_BIND, None) == 0
+
+    in_own_mounts(cover)
+    with contextlib.suppress(SetupError):  # as good
+        box.start()
+
+        def look():
+            enter(box.pid, "net")  # /proc/sys/net is that of who looks
+            assert Path(os.fsdecode(other)).read_text() == "60\n"
+            assert Path(os.fsdecode(wanted)).read_text() == "42\n"
+
+        in_own_mounts(look)
+
+
 @row(
     "B5",
     mutants=[
         Several(
             "masked with the image's /dev/null",
             PlanMutant("", _null_of_the_image, not_mounted("/dev")),
-            Patch("", "pycontainer_native.mounts.is_below_system", lambda _: False),
+            masked_by_path,
         )
     ],
 )
@@ -238,6 +274,43 @@ def test_b10_masks_lie_over_the_users_mounts(sh, tmp_path, hostile):
     assert sh("cat /data/secret", masked_paths=["/data/secret"], **keywords).stdout == ""
     done = sh("echo x >/data/secret", readonly_paths=["/data"], **keywords)
     assert "Read-only file system" in done.stderr
+
+
+@row("B11", "B12", mutants=[Patch("any key is taken", "pycontainer.sysctl.refuse", lambda *_: None)])
+def test_b11_cve_2022_0811_sysctls_are_the_containers_own(busybox_rootfs):
+    def refused(sysctls, **keywords):
+        try:
+            with pytest.raises(InvalidCommandError):
+                Command.of(["true"], rootfs=busybox_rootfs, sysctls=sysctls, **keywords)
+        except (ValueError, TypeError) as error:
+            pytest.fail(repr(error))
+
+    for key in (
+        *("kernel.core_pattern", "kernel/core_pattern", "net/../kernel/core_pattern", "net.ipv4/../../kernel/modprobe"),
+        *(
+            "vm.overcommit_memory",
+            "fs.suid_dumpable",
+            "fs.mqueue/../suid_dumpable",
+            "kernel.hostname",
+            "user.max_user_namespaces",
+        ),
+        *(
+            "/net/ipv4/ip_forward",
+            "net",
+            "net.",
+            ".net",
+            "net..ipv4",
+            "kernel.shm_rmid_forced+kernel.core_pattern",
+            "net.a\0b",
+        ),
+    ):
+        refused({key: "1"})
+    for value in ("1\n", "a\nb", "a\0b"):
+        refused({"net.ipv4.ip_forward": value})
+    refused({"net.ipv4.ip_forward": "1"}, network="host")
+    refused({"kernel.shmmax": "1"}, ipc="host")
+    refused({"fs.mqueue.msg_max": "1"}, ipc="host")
+    refused({"kernel.domainname": "x"}, uts="host")
 
 
 _no_pid_namespace = {**plan._NAMESPACES, "pid": 0}

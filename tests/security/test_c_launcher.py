@@ -356,18 +356,20 @@ def test_c17_signals_are_as_in_a_new_process(native, busybox_rootfs):
     in_own_mounts(body)
 
 
-@row(
-    "C18",
-    mutants=[LauncherMutant("the personality stays", "launcher", '    syscall(abi.NR["personality"], 0)\n', "")],
-)
-def test_c18_no_personality_is_inherited(native, busybox_rootfs):
-    # Affinity and niceness are inherited, as by every process; without randomisation exploits would get easy.
+@row("C18", mutants=[LauncherMutant("the launcher stays as its caller was", "launcher", "    take_defaults()\n", "")])
+def test_c18_how_the_caller_is_treated_is_not_inherited(native, busybox_rootfs):
     def body():
-        libc.personality(0x0040000 | 0x0400000)  # ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC
+        libc.personality(0x0040000 | 0x0400000)  # ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC: exploits get easy
+        every = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(every)})
+        os.nice(5)
         driver = NativeDriver()
         try:
             with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=driver) as box:
                 assert Path(f"/proc/{box.pid}/personality").read_text() == "00000000\n"
+                assert os.sched_getaffinity(box.pid) == every
+                assert os.getpriority(os.PRIO_PROCESS, box.pid) == 0
+                assert Path(f"/proc/{box.pid}/oom_score_adj").read_text() == "0\n"
         finally:
             driver.close()
 
@@ -435,7 +437,11 @@ def test_c21_the_launcher_knows_no_secret_of_its_caller(monkeypatch, busybox_roo
 
 
 @row("C22", mutants=[PlanMutant("nobody says when to die", left_out("die with the launcher", "prctl"))])
-def test_c22_nothing_outlives_a_killed_launcher(own_driver, busybox_rootfs, monkeypatch, until):
+def test_c22_nothing_outlives_a_killed_launcher(own_driver, busybox_rootfs, monkeypatch, until, python, start):
+    # Asked, and not only tried: somebody else's clean-up of what a dead launcher has left would kill it as well.
+    code = "import ctypes; n = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(n)); print(n.value)"
+    assert python(code).stdout == "9\n"  # PR_GET_PDEATHSIG
+    assert python(code, user="nobody").stdout == "9\n"
     for stage in ("take stdio", "pivot_root", "set groups and ids", "close descriptors on execve", None):
         with monkeypatch.context() as patched:
             if stage is not None:
