@@ -90,7 +90,7 @@ def compile_floor(directory: Path, *flags: str) -> Path:
 
 def default_filter(target: Path) -> Path:
     """Write the filter that pycontainer loads by default, for the floor to load the same."""
-    from pycontainer_native.seccomp import compile
+    from pycontainer.seccomp_filter import compile
 
     target.write_bytes(compile(default_profile([f"CAP_{name}" for name in CAPABILITIES])))
     return target

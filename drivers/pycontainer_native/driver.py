@@ -37,12 +37,12 @@ from pycontainer.errors import (
 )
 from pycontainer.process import capability_numbers
 from pycontainer.rootfs import Overlay
+from pycontainer.seccomp_filter import Filter, compile_filter
 from pycontainer.spec import process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
 from pycontainer_native import namespaces, plan
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
 from pycontainer_native.client import LauncherClient, LauncherGoneError
 from pycontainer_native.process import NativeProcess
-from pycontainer_native.seccomp import Filter, compile_filter
 
 if TYPE_CHECKING:
     from pycontainer.command import Command, Process, Resources

@@ -23,14 +23,14 @@ from attrs import field, frozen
 
 from pycontainer.errors import InvalidCommandError
 from pycontainer.process import capability_numbers
+from pycontainer.seccomp_filter import compile_filter
 from pycontainer.sysctl import path_of
 from pycontainer_native import abi, capabilities, mounts
-from pycontainer_native.seccomp import compile_filter
 from pycontainer_native.syscalls import Recorder, Slot, Step
 
 if TYPE_CHECKING:
+    from pycontainer.seccomp_filter import Filter
     from pycontainer_native.cgroups import Group
-    from pycontainer_native.seccomp import Filter
 
 ROOTFS_ANNOTATION = "org.pycontainer.rootfs"
 OVERLAY_ANNOTATION = "org.pycontainer.overlay"

@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterator
 
 from pycontainer.driver import Feature, FeatureProbe, Probe
+from pycontainer.seccomp_filter import load_library
 from pycontainer_native import abi
 from pycontainer_native.cgroups import Layout
-from pycontainer_native.seccomp import load_library
 
 _CONTROLLERS = {Feature.MEMORY: "memory", Feature.CPU: "cpu", Feature.CPUSET: "cpuset", Feature.PIDS: "pids"}
 #: What verbs need of the hierarchies: one of each tuple. cgroup2 freezes and counts CPU time without any controller.

@@ -15,8 +15,8 @@ import pytest
 
 import pycontainer
 from pycontainer.errors import SetupError, UnsupportedError
+from pycontainer.seccomp_filter import load_library
 from pycontainer_native.driver import NativeDriver
-from pycontainer_native.seccomp import load_library
 
 from .conftest import Sh
 
@@ -244,7 +244,7 @@ def test_a_filter_that_the_kernel_refuses_ends_the_start(
 def test_without_libseccomp_nothing_starts(
     own_driver: NativeDriver, busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pycontainer_native.seccomp.RUN", "/nonexistent")
+    monkeypatch.setattr("pycontainer.seccomp_filter.RUN", "/nonexistent")
     monkeypatch.setitem(sys.modules, "pyseccomp", None)
     with pytest.raises(UnsupportedError, match="install libseccomp"):
         pycontainer.run(["true"], rootfs=busybox_rootfs, driver=own_driver)

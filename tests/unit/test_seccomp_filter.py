@@ -1,4 +1,4 @@
-"""pycontainer_native.seccomp: the compiled filter says what the profile says."""
+"""pycontainer.seccomp_filter: the compiled filter says what the profile says."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from pycontainer import seccomp_filter as seccomp
 from pycontainer.command import DEFAULT_CAPABILITIES
 from pycontainer.errors import InvalidCommandError
 from pycontainer.process import capability_numbers
 from pycontainer.seccomp import default_profile
-from pycontainer_native import plan, seccomp
+from pycontainer_native import plan
 
 from . import bpf
 

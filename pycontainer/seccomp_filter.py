@@ -1,6 +1,6 @@
 """Compiling a seccomp profile into the kernel's filter, with libseccomp's tables and, for foreign calls, its compiler.
 
-The caller does it, before the launcher is asked; what it costs (pyseccomp's
+Drivers do it in the caller's process; what it costs (pyseccomp's
 import alone takes 60 ms, the compilation 5) is paid once for a profile on a
 host: drivers keep filters in memory, and root's are kept below /run.
 """
@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pycontainer.errors import InvalidCommandError
-from pycontainer_native import abi
 
 if TYPE_CHECKING:
     import pyseccomp
@@ -102,7 +101,7 @@ def compile(profile: Mapping[str, Any]) -> bytes:
     pass.)  Other architectures are left to libseccomp's program at the end.
     """
     lib = load_library()
-    native = getattr(lib.Arch, _ARCHITECTURES[abi.MACHINE])
+    native = getattr(lib.Arch, _ARCHITECTURES[os.uname().machine])
     default = _action(lib, "seccomp.defaultAction", profile["defaultAction"], profile.get("defaultErrnoRet"))
     with _refused("seccomp", "libseccomp cannot compile it"):
         program = lib.SyscallFilter(default)
