@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         WaitTimeoutError,
     )
+    from pycontainer.hooks import Hook, Hooks
     from pycontainer.hookspecs import hookimpl
     from pycontainer.options import Option
     from pycontainer.overlay import Overlay
@@ -82,6 +83,8 @@ __all__ = [
     "Feature",
     "FeatureProbe",
     "Finding",
+    "Hook",
+    "Hooks",
     "HostView",
     "InstalledDriver",
     "InterfaceStats",
@@ -128,6 +131,7 @@ _HOMES = {
     "errors": "AlreadyExistsError ContainerError ContainerExitError ContainerLostError DriverConflictError "
     "DriverNotFoundError DriverUnavailableError InvalidCommandError NotRunningError RequirementError SetupError "
     "UnsupportedError WaitTimeoutError",
+    "hooks": "Hook Hooks",
     "hookspecs": "hookimpl",
     "options": "Option",
     "plugins": "InstalledDriver drivers get_driver",

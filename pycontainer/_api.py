@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import psutil  # type: ignore[import-untyped]
     from typing_extensions import Self, Unpack
 
+    from pycontainer.hooks import Hooks
     from pycontainer.rootfs import HostView, Overlay
     from pycontainer.stats import Stats
     from pycontainer.stdio import Input, Output
@@ -85,6 +86,7 @@ class CommandKeywords(LimitKeywords, total=False):
     sysctls: Mapping[str, str | int] | None
     oom_score_adj: int | None
     cpu_affinity: str | None
+    hooks: Hooks | None
     config: Iterable[str]
     annotations: Mapping[str, str] | None
 

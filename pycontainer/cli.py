@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pycontainer import Container
     from pycontainer.command import Command
     from pycontainer.driver import ExecutionDriver
+    from pycontainer.hooks import Hooks
     from pycontainer.mount import Mount
     from pycontainer.network import Network
     from pycontainer.plugins import InstalledDriver
@@ -225,6 +226,8 @@ def command_keywords(options: argparse.Namespace) -> dict[str, Any]:
             keywords[name] = dict(keywords[name])
     if any(name.startswith("network") for name in vars(options)):
         keywords["network"] = _networks(options)
+    if options.hooks_file is not None:
+        keywords["hooks"] = _hooks(options.hooks_file)
     if "rootfs" in keywords:
         keywords["rootfs"] = _root(keywords["rootfs"], options)
     elif options.overlay or options.overlay_upper is not None:
@@ -258,6 +261,23 @@ def _networks(options: argparse.Namespace) -> list[Network]:
         if slash:
             given[f"prefix_length{name[7:]}"] = int(bits) if bits.isdecimal() else bits
     return [attrs.evolve(networks[0], **given)]
+
+
+def _hooks(path: str) -> Hooks:
+    """The hooks in the file *path*, which is OCI's ``hooks`` as JSON. Raises OSError, InvalidCommandError."""
+    import json
+
+    from pycontainer.errors import InvalidCommandError
+    from pycontainer.hooks import Hooks
+
+    with open(path, "rb") as file:
+        text = file.read()
+    try:
+        return Hooks.from_oci(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InvalidCommandError):
+            raise
+        raise InvalidCommandError("hooks", f"{path} is not JSON: {error}") from None
 
 
 def _root(directories: Sequence[str], options: argparse.Namespace) -> Any:
@@ -488,6 +508,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--rm", **yes, help="accepted for docker's sake: it is always removed")
     add("-d", "--detach", action=_NotYet, nargs=0, help="not there yet")
+    add(
+        "--hooks-file", default=None, metavar="FILE", help="programs to run at points of its life: OCI's hooks, as JSON"
+    )
     add("--annotation", dest="annotations", **many, type=_assignment, metavar="NAME=VALUE", help="an OCI annotation")
     add("--help", action="help", help="show this and exit")
 

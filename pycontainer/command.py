@@ -24,6 +24,7 @@ from pycontainer.network import Network, as_network, check_networks
 from pycontainer.process import DEFAULT_CAPABILITIES, DEFAULT_PATH, Process, Rlimit
 
 if TYPE_CHECKING:
+    from pycontainer.hooks import Hooks
     from pycontainer.rootfs import HostView, Overlay
 
 __all__ = [
@@ -138,7 +139,8 @@ class Command:
     or sooner (proc_pid_oom_score_adj(5)); *cpu_affinity* is the list of
     processors that they start on, which unlike *cpuset_cpus* they may change
     (sched_setaffinity(2)).  None are the kernel's defaults for both, whatever
-    the caller's are.  *config* holds driver-specific raw values, as in 0.9.
+    the caller's are.  *hooks* are programs run at points of its life.
+    *config* holds driver-specific raw values, as in 0.9.
 
     :meth:`of` makes one from flat keywords.  Raises InvalidCommandError.
     """
@@ -163,6 +165,7 @@ class Command:
     sysctls: Mapping[str, str] = _NOTHING
     oom_score_adj: int | None = None
     cpu_affinity: str | None = None
+    hooks: Hooks | None = None
     config: tuple[str, ...] = field(default=(), converter=check.as_texts)
     annotations: Mapping[str, str] = _NOTHING
 
@@ -218,6 +221,10 @@ class Command:
             check.integer("oom_score_adj", self.oom_score_adj, -1000, 1000)
         if self.cpu_affinity is not None:
             check.cpuset("cpu_affinity", self.cpu_affinity)
+        if self.hooks is not None:
+            from pycontainer.hooks import Hooks
+
+            check.instance("hooks", self.hooks, Hooks)
         for value in check.items("config", self.config):
             check.line("config", value)
         if self.annotations is not _NOTHING:
@@ -277,6 +284,7 @@ class Command:
         sysctls: Mapping[str, str | int] | None = None,
         oom_score_adj: int | None = None,
         cpu_affinity: str | None = None,
+        hooks: Hooks | None = None,
         config: Iterable[str] = (),
         annotations: Mapping[str, str] | None = None,
         **unknown: NoReturn,
@@ -344,6 +352,7 @@ class Command:
             sysctls=_NOTHING if sysctls is None else sysctls,  # type: ignore[arg-type]
             oom_score_adj=oom_score_adj,
             cpu_affinity=cpu_affinity,
+            hooks=hooks,
             config=check.several("config", config),
             annotations=_NOTHING if annotations is None else annotations,
         )
@@ -459,6 +468,10 @@ def _from_data(cls: type[Any], data: Any, where: str) -> Any:
             values[name] = tuple(_from_data(inner, item, f"{where}{name}.") if inner else item for item in value)
         elif inner is not None and type(value) is dict:
             values[name] = _from_data(inner, value, f"{where}{name}.")
+        elif name == "hooks" and type(value) is dict:
+            from pycontainer.hooks import Hooks
+
+            values[name] = Hooks.from_data(value)
         elif name == "rootfs" and type(value) is dict:
             from pycontainer.rootfs import HostView, Overlay
 

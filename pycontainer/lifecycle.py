@@ -437,6 +437,7 @@ def required_features(command: Command) -> list[Feature]:
         (Feature.CPU, (limits.cpu_shares, limits.cpu_quota, limits.cpu_period) != (None, None, None)),
         (Feature.CPUSET, (limits.cpuset_cpus, limits.cpuset_mems) != (None, None)),
         (Feature.PIDS, limits.pids_limit is not None),
+        (Feature.HOOKS, command.hooks is not None),
         (Feature.SYSCTLS, bool(command.sysctls)),
         (Feature.SECCOMP, isinstance(command.seccomp, Mapping)),
     )

@@ -122,6 +122,8 @@ def to_oci(command: Command) -> dict[str, Any]:
     }
     if command.uts is None:
         spec["hostname"] = command.hostname or command.id[:64]  # sethostname(2): HOST_NAME_MAX
+    if command.hooks is not None:
+        spec["hooks"] = command.hooks.to_oci()
     return spec
 
 

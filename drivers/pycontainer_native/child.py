@@ -36,6 +36,8 @@ GATE = b"g"  # waits for one byte
 FORKED = b"p"  # another process goes on: its pid, four bytes, and carries its pidfd
 TERMINAL = b"t"  # carries the pseudo-terminal's master
 FAILED = b"f"  # step and errno, four bytes each
+HOOKS = b"h"  # it is time for the hooks outside; waits for one byte
+HOOK_FAILED = b"k"  # errno, four bytes, and in words which and how
 
 #: In place of a request: it is in a memfd, which is the last descriptor of the message.
 MEMFD = b"memfd"
@@ -202,7 +204,7 @@ def child(begin: list[Bound]) -> NoReturn:
     try:
         run_steps([begin], 0)
         index = len(begin)
-        (_, _, _, sections, (paths, argv, env), fork, outside, _, _), fds = receive(abi.CHANNEL_FD)
+        (_, _, _, sections, (paths, argv, env), fork, outside, _, _, hooks), fds = receive(abi.CHANNEL_FD)
         fill({"init": 1, "join": 2}.get(fork, 0), fds)
         rest = [bind(section) for section in sections[1:]]
         arguments, environment = words([*argv, 0], {}), words([*env, 0], {})  # memory first, the filter later
@@ -212,8 +214,16 @@ def child(begin: list[Bound]) -> NoReturn:
             index = total + 1
             fork_into_pid_namespace()
             index = after
+        if hooks:
+            gate, state, programs = hooks
+            index = run_steps(rest[outside:gate], index)
+            wait_for_hooks()
+            run_hooks("createContainer", programs, state, "creating")
+            outside = gate
         # The last section is for whoever executes the program.
         index = run_steps(rest[outside:-1], index)
+        if hooks:
+            run_hooks("startContainer", programs, state, "created")
         if fork == "init":
             index = total + 1
             become_init(rest[-1])
@@ -228,6 +238,28 @@ def child(begin: list[Bound]) -> NoReturn:
         error = failed.errno or error
     finally:
         fail(index, error)
+
+
+def wait_for_hooks() -> None:
+    """Until the launcher has run those on the host; if one of them fails, this process ends here."""
+    report(HOOKS)
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, abi.CHANNEL_FD)
+    if not channel.recv(1):
+        os._exit(0)
+    channel.detach()
+
+
+def run_hooks(point: str, programs: dict[str, Any], state: bytes, status: str) -> None:
+    """Run the hooks of *point* here; if one of them fails, tell the launcher, and end."""
+    if point not in programs:
+        return
+    from pycontainer_native import hooks  # as the launcher has it: nothing is looked up any more
+
+    try:
+        hooks.run(point, programs[point], hooks.state_of(state, status, os.getpid()))
+    except hooks.HookError as error:
+        report(HOOK_FAILED + error.errno.to_bytes(4, "little") + error.text.encode("utf-8", "replace"))
+        os._exit(1)
 
 
 def fork_into_pid_namespace() -> None:

@@ -11,6 +11,7 @@ import marshal
 import os
 import select
 import sys
+from functools import partial
 from time import monotonic, sleep
 
 from pycontainer_native import abi
@@ -19,6 +20,8 @@ from pycontainer_native.child import (
     FAILED,
     FORKED,
     GATE,
+    HOOK_FAILED,
+    HOOKS,
     TERMINAL,
     bind,
     child,
@@ -27,11 +30,14 @@ from pycontainer_native.child import (
     slots,
     syscall,
 )
+from pycontainer_native.hooks import HookError, Running, state_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
+    from pycontainer_native.hooks import Program
     from pycontainer_native.launcher import Launcher
 
 #: How long a container's cgroups may refuse to go away (seconds).
@@ -131,6 +137,10 @@ class Container:
         self.oom_file: tuple[CgroupRoot, str] | None = None
         self.oom_kills = 0
         self.failed: tuple[int | str, int] | None = None
+        self.state = b""  # what every hook is told
+        self.programs: dict[str, list[Program]] = {}  # the hooks, by their point
+        self.hook: Running | None = None  # the one that runs now
+        self.hooked = False  # it has got as far as its hooks, so those after its end are to come
         self.at_gate = False
         self.at_exec = False
         self.started = False
@@ -211,7 +221,9 @@ class Container:
 
         Raises StepFailed, DiedError.
         """
-        _, _, groups, _, _, fork, _, talks, _ = request
+        _, _, groups, _, _, fork, _, talks, _, hooks = request
+        if hooks:
+            _, self.state, self.programs = hooks
         for base, _, _, _, writes, _ in groups:
             root = self.launcher.cgroups[base]
             for name, value in writes:
@@ -257,7 +269,7 @@ class Container:
         """The child said something before execve, or closed its end."""
         while self.channel is not None:
             try:
-                message, control, _, _ = self.channel.recvmsg(16, 64, abi.MSG_DONTWAIT | abi.MSG_CMSG_CLOEXEC)
+                message, control, _, _ = self.channel.recvmsg(2048, 64, abi.MSG_DONTWAIT | abi.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             except ConnectionResetError:
@@ -277,6 +289,11 @@ class Container:
                 self.terminal = descriptors(control)[0]
             elif kind == FAILED:
                 self.failed = (int.from_bytes(message[1:5], "little"), int.from_bytes(message[5:9], "little"))
+            elif kind == HOOKS:
+                self.hooked = True
+                self._run_hooks("createRuntime", "creating", self._go_on)
+            elif kind == HOOK_FAILED:
+                self.failed = (message[5:].decode("utf-8", "replace"), int.from_bytes(message[1:5], "little"))
             elif not message:
                 self.launcher.forget(self.channel.fileno())
                 self.channel.close()
@@ -288,7 +305,59 @@ class Container:
         """It executes its program, unless it has said that something failed after all."""
         if self.at_exec and self.failed is None and not self.started:
             self.started = True
-            self._tell_up("started")
+            self._run_hooks("poststart", "running", lambda: self._tell_up("started"))
+
+    # -- hooks
+
+    def _go_on(self) -> None:
+        """Open the gate at which the first process waits for the hooks on the host."""
+        if self.channel is not None:
+            send(self.channel.fileno(), b"s")
+
+    def _run_hooks(self, point: str, status: str, then: Callable[[], None]) -> None:
+        """Run the hooks of *point* on the host, one after the other, and *then* go on."""
+        self._next_hook(point, self.programs.get(point, [])[:], status, then)
+
+    def _next_hook(self, point: str, programs: list[Program], status: str, then: Callable[[], None]) -> None:
+        while programs:
+            try:
+                self.hook = Running(point, programs.pop(0), state_of(self.state, status, self.pid))
+            except HookError as error:
+                if self._hook_failed(point, error):
+                    return
+                continue
+            ended = partial(self._hook_ended, self.hook, point, programs, status, then)
+            self.launcher.watch(self.hook.pidfd, ended)
+            if self.hook.deadline is not None:
+                self.launcher.deadlines[self.hook] = self.hook.deadline
+            return
+        then()
+
+    def _hook_ended(
+        self, hook: Running, point: str, programs: list[Program], status: str, then: Callable[[], None]
+    ) -> None:
+        self.hook = None
+        self.launcher.forget(hook.pidfd)
+        self.launcher.deadlines.pop(hook, None)
+        failed = False
+        try:
+            hook.result()
+        except HookError as error:
+            failed = self._hook_failed(point, error)
+        if not failed and not (point == "createRuntime" and self.exit is not None):
+            self._next_hook(point, programs, status, then)
+        if self.exit is not None and self.hook is None and point != "poststop":
+            self.finish()  # it has ended meanwhile
+
+    def _hook_failed(self, point: str, error: HookError) -> bool:
+        """Whether that is the container's end; else it is a warning."""
+        if point != "createRuntime":
+            self.tell("warning", error.text, error.errno)
+            return False
+        if self.failed is None:
+            self.failed = (error.text, error.errno)
+        self.kill()
+        return True
 
     def _tell_up(self, kind: str) -> None:
         """Say that it is there, and hand over its pidfd and, the first time, its terminal."""
@@ -361,10 +430,14 @@ class Container:
                 if line.startswith("oom_kill "):
                     self.oom_kills = int(line.split()[1])
         self.deadline = monotonic() + REMOVAL_TIMEOUT
+        if self.hook is not None and not self.started:
+            self.hook.kill()
         self.finish()
 
     def finish(self) -> None:
-        """Remove the cgroups; then, and only then, say how it ended."""
+        """Remove the cgroups and run the hooks after that; then, and only then, say how it ended."""
+        if self.hook is not None:
+            return  # its end comes here again
         note = ""
         if not self.remove_cgroups():
             if monotonic() < self.deadline:
@@ -372,6 +445,10 @@ class Container:
                 return
             note = "its cgroups could not be removed: " + ", ".join(root.path for root in self.roots)
         self.launcher.unfinished.discard(self)
+        if self.hooked:
+            self.hooked = False
+            self._run_hooks("poststop", "stopped", self.finish)
+            return
         if self.failed is not None:
             self.tell("failed", *self.failed, note)
         else:
@@ -397,6 +474,8 @@ class Container:
     def kill(self) -> None:
         """SIGKILL to the first process, and so to its pid namespace; finish() ends the others."""
         if self.pidfd >= 0 and self.exit is None:
+            if self.hook is not None:
+                self.hook.kill()
             try:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             except ProcessLookupError:

@@ -35,6 +35,7 @@ from pycontainer.errors import (
     SetupError,
     UnsupportedError,
 )
+from pycontainer.hooks import POINTS
 from pycontainer.process import capability_numbers
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp_filter import Filter, compile_filter
@@ -66,6 +67,7 @@ FEATURES = frozenset(
         Feature.SECCOMP,
         Feature.NETWORK,
         Feature.SYSCTLS,
+        Feature.HOOKS,
     }
 )
 
@@ -132,6 +134,7 @@ class NativeDriver(ExecutionDriver):
                 problems.append(InvalidCommandError("mounts.propagation", "native has only private mounts yet"))
             if mount.uid_mappings:
                 problems.append(InvalidCommandError("mounts.uid_mappings", "native does not map ids yet"))
+        problems += _check_hooks(command)
         held = command.process.capabilities or ()
         if command.init and "CAP_SYS_PTRACE" in held and not command.process.privileged:
             reason = "with CAP_SYS_PTRACE the payload could read the init's memory, which was the launcher's"
@@ -496,6 +499,14 @@ def _close_all() -> None:
     """When the interpreter ends in peace, everything is gone before it has; otherwise a moment later."""
     for driver in list(_drivers):
         driver.close()
+
+
+def _check_hooks(command: Command) -> Iterator[InvalidCommandError]:
+    """What is wrong with the hooks' programs; those of the container are looked for when it is there."""
+    for point in POINTS if command.hooks is not None else ():
+        for hook in getattr(command.hooks, point) if point != "start_container" else ():
+            if not (os.path.isfile(hook.path) and os.access(hook.path, os.X_OK)):
+                yield InvalidCommandError(f"hooks.{point}", f"{hook.path} is not a program that can be executed")
 
 
 def _may_trace(command: Command) -> bool:

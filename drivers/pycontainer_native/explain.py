@@ -33,6 +33,11 @@ def describe(plan: Plan) -> Iterator[str]:
     for number, section in enumerate(plan.sections):
         for step in section.steps:
             yield f"child: {_line(step)}"
+        if plan.hooks is not None and number == plan.hooks[0]:
+            for point, programs in plan.hooks[2].items():
+                if point in ("createRuntime", "createContainer"):
+                    who = "launcher" if point == "createRuntime" else "child"
+                    yield from (f"{who}: {point} hook: {_shown(list(argv))}" for _, argv, _, _ in programs)
         if number == plan.outside > 0:
             yield "child: fork; the parent ends, the child is in the pid namespace"
         if number == 0:

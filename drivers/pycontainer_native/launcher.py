@@ -37,6 +37,7 @@ import os
 import resource
 import select
 import sys
+from time import monotonic
 
 from pycontainer_native import abi
 from pycontainer_native.child import bind, descriptors, libc, send, syscall, unpack
@@ -46,6 +47,8 @@ TYPE_CHECKING = False  # typing would double the time that the import of this mo
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from pycontainer_native.hooks import Running
 
 CONTROL_FD, CALLER_FD, IMAGE_FD = 3, 4, 5
 
@@ -69,6 +72,7 @@ class Launcher:
         self.prepared: tuple[Any, ...] = ()  # what the spare is
         self.count = 0
         self.unfinished: set[Container] = set()
+        self.deadlines: dict[Running, float] = {}  # of hooks, by time.monotonic()
         self.cgroups: dict[str, CgroupRoot] = {}
         self.running = True
         self.watch(control.fileno(), self.on_request)
@@ -121,7 +125,7 @@ class Launcher:
             request = unpack(message, fds[-1])
             for section in request[3][1:]:
                 bind(section)  # here rather than in each child anew
-            _, namespaces, groups, sections, _, _, _, _, target = request
+            _, namespaces, groups, sections, _, _, _, _, target, _ = request
             if target:
                 container = self.join(target, sections[0])
             else:
@@ -209,7 +213,11 @@ class Launcher:
         while self.running or self.containers:
             # Not while a container is starting: it would have to wait for its turn.
             makes_spare = self.running and self.spare is None and bool(self.wanted) and not self.starting
-            events = self.epoll.poll(INTERVAL if self.unfinished or makes_spare else None)
+            patience = INTERVAL if self.unfinished or makes_spare else None
+            if self.deadlines:
+                left = max(0.0, min(self.deadlines.values()) - monotonic())
+                patience = left if patience is None else min(left, patience)
+            events = self.epoll.poll(patience)
             if makes_spare and not events:
                 self.make_spare()
             for fd, _ in events:
@@ -218,6 +226,9 @@ class Launcher:
                     handler()
             for container in list(self.unfinished):
                 container.finish()
+            for hook in [hook for hook, deadline in self.deadlines.items() if deadline <= monotonic()]:
+                del self.deadlines[hook]
+                hook.kill(late=True)
             rounds += 1
             if rounds % 4096 == 0:
                 gc.collect()  # an exception's traceback may be a cycle, and nobody else collects here

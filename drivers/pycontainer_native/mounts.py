@@ -358,6 +358,13 @@ def _attach(k: Recorder, mount: Slot, name: bytes) -> None:
     k.call("move_mount", mount, b"", (abi.SCRATCH,), name, abi.MOVE_MOUNT_F_EMPTY_PATH)
 
 
+def pivot_to_prepared(k: Recorder) -> None:
+    """:func:`pivot` in a section of its own, after whatever hooks have done to the root."""
+    with k.step("pivot_root"):
+        root = k.openat2((abi.SCRATCH,), b"root", abi.O_PATH | abi.O_DIRECTORY, _AS_IS)
+    pivot(k, root)
+
+
 def pivot(k: Recorder, root: Slot) -> None:
     """Make *root* the root, and let go of the old one (pivot_root(2), "." on ".")."""
     with k.step("pivot_root"):

@@ -130,6 +130,8 @@ class Plan:
     entered: tuple[tuple[str, str | None], ...]  #: those of them that it enters: descriptors come along in this order
     fork: str  #: "init": a small init forks before execve; "join": it is for a running container; or ""
     outside: int  #: so many sections, after the first, are for the parent of who is seen in the pid namespace entered
+    #: the section, of those after the first, before which hooks are run; the state's fixed parts; the hooks by point
+    hooks: tuple[int, dict[str, Any], dict[str, list[Any]]] | None
     talks: bool  #: the child has more to say than that it failed: gates, a terminal
 
     def step_at(self, index: int) -> tuple[str, str | None]:
@@ -150,9 +152,12 @@ class Plan:
             for g in self.groups
         ]
         program = (list(self.program.paths), list(self.program.argv), list(self.program.env))
-        return marshal.dumps(
-            (ident, self.flags, groups, sections, program, self.fork, self.outside, self.talks, target)
-        )
+        hooks = None
+        if self.hooks is not None:
+            gate, state, programs = self.hooks
+            hooks = (gate, json.dumps({"id": ident, **state})[:-1].encode(), programs)
+        forks = (self.fork, self.outside)
+        return marshal.dumps((ident, self.flags, groups, sections, program, *forks, self.talks, target, hooks))
 
 
 def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | None = None, *,
@@ -190,21 +195,28 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         _set_up, begin.slots,
         prepared if entered else None,
         init, _root_of(spec, host), system, own, elsewhere,
-        (process.get("consoleSize"), user["uid"]) if terminal else None,
+        (process.get("consoleSize"), user["uid"]) if terminal else None, not spec.get("hooks"),
     )  # fmt: skip
+    hooks = None
+    setups: tuple[Section, ...] = (setup,)
+    if spec.get("hooks"):
+        hooks = (len(enter) + len(born) + 1, *_hooks_of(spec))
+        setup = _section(mounts.pivot_to_prepared, setup.slots)
+        setups += (setup,)
     name = spec.get("hostname") if abi.CLONE_NEWUTS in wanted else None
     tuned = _record(_kernel_parameters, setup.slots, name, spec["linux"].get("sysctl", {}), *_standing(process))
     final = _section(finish, tuned.slots, *_identity(process, filter, host), hold, init)
     return Plan(
         flags=flags,
         groups=tuple(groups),
-        sections=(begin, *enter, *born, setup, tuned, final, _last(process, filter, final.slots)),
+        sections=(begin, *enter, *born, *setups, tuned, final, _last(process, filter, final.slots)),
         program=_program(process),
         namespaces=namespaces,
         entered=entered,
         fork="init" if init else "",
         outside=len(born),
-        talks=hold or terminal or bool(born),
+        hooks=hooks,
+        talks=hold or terminal or bool(born) or hooks is not None,
     )
 
 
@@ -222,6 +234,24 @@ def entered_namespaces(spec: Mapping[str, Any]) -> tuple[tuple[str, str | None],
         for namespace in spec["linux"]["namespaces"]
         if namespace.get("path") or namespace["type"] in shared
     )
+
+
+def _hooks_of(spec: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """What the hooks are told that does not change, and the hooks by OCI's names of their points."""
+    path = spec["root"]["path"]
+    annotations = {k: v for k, v in spec.get("annotations", {}).items() if not k.startswith("org.pycontainer.")}
+    state = {
+        "ociVersion": spec["ociVersion"],
+        "bundle": path if path.startswith("/") else "/",
+        "annotations": annotations,
+    }
+    programs = {point: list(map(_hook_of, hooks)) for point, hooks in spec["hooks"].items()}
+    return state, programs
+
+
+def _hook_of(hook: Mapping[str, Any]) -> tuple[bytes, list[bytes], list[bytes], float | None]:
+    argv, env = (list(map(mounts.encode, hook.get(key, ()))) for key in ("args", "env"))
+    return mounts.encode(hook["path"]), argv, env, hook.get("timeout")
 
 
 def _standing(process: Mapping[str, Any]) -> tuple[int | None, str | None]:
@@ -309,8 +339,9 @@ def _set_up(
     own: Sequence[mounts.Mount],
     hidden: Sequence[Sequence[str]],
     terminal: tuple[Any, ...] | None,
+    pivots: bool,
 ) -> None:
-    """From the request's arrival to inside the new root."""
+    """From the request's arrival to inside the new root, or with *pivots* false right before."""
     if prepared is not None:
         _prepare(k, *prepared)
     _take_stdio(k, init)
@@ -328,7 +359,8 @@ def _set_up(
         _terminal(k, root, *terminal)
     # Last, so that nothing is mounted over a mask; before the old root goes, where their source is mounted.
     mounts.mask_and_protect(k, root, *hidden)
-    mounts.pivot(k, root)
+    if pivots:
+        mounts.pivot(k, root)
 
 
 def compile_exec(
@@ -359,6 +391,7 @@ def compile_exec(
         entered=(),
         fork="join",
         outside=2,
+        hooks=None,
         talks=True,
     )
 

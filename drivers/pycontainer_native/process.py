@@ -90,6 +90,11 @@ class NativeProcess(ContainerProcess):
             if note:
                 self._error.__notes__ = [note]  # type: ignore[attr-defined]
             return
+        if kind == "warning":
+            import logging
+
+            logging.getLogger("pycontainer.hooks").warning("container %r: %s", self.id, message[1])
+            return
         if kind == "exited":
             code, signal, oom_kills, note = message[1:5]
             self.state = State.STOPPED
