@@ -60,9 +60,12 @@ class Caller:
             raise ContenderError(line.removeprefix("error: ") or f"ended with exit status {self._process.wait()}")
         return line
 
-    def start(self) -> str:
-        self.ask("start")
+    def call(self, line: str) -> str:
+        self.ask(line)
         return self.answer()
+
+    def start(self) -> str:
+        return self.call("start")
 
     def close(self) -> None:
         self._process.communicate()

@@ -15,6 +15,8 @@ from typing import Any
 
 from pycontainer.seccomp import default_profile
 
+#: What a container does that stays.
+SLEEP = ("/bin/sleep", "1000000")
 CGROUPS = Path("/sys/fs/cgroup")
 CAPABILITIES = (
     *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "SETGID", "SETUID"),
@@ -67,7 +69,8 @@ def make_rootfs(directory: Path) -> Path:
     for name in ("bin", "dev", "etc", "proc", "sys", "tmp"):
         (directory / name).mkdir(parents=True)
     shutil.copy(busybox, directory / "bin" / "busybox")
-    (directory / "bin" / "true").symlink_to("busybox")
+    for applet in ("true", "sleep"):
+        (directory / "bin" / applet).symlink_to("busybox")
     (directory / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     (directory / "etc" / "group").write_text("root:x:0:\n")
     return directory
@@ -120,9 +123,7 @@ def contenders(work: Path, rootfs: Path, prefix: str, seccomp: Path | None = Non
         yield Contender("floor", {"argv": [*floor, str(rootfs), "{id}"], "id": prefix})
         yield Contender("floor, in-process", command=(*floor, "-n", "0", str(rootfs), f"{prefix}-pure"))
 
-    bundle = work / "bundle"
-    bundle.mkdir()
-    (bundle / "config.json").write_text(json.dumps(oci_config(rootfs)))
+    bundle = make_bundle(work / "bundle", rootfs, "/bin/true")
     for name in ("crun", "runc"):
         state = ["--root", str(work / name), "run", "--bundle", str(bundle), "{id}"]
         yield peer(name, state, prefix, hide_cgroup2=name == "crun" and cgroup_mode() == "hybrid")
@@ -131,6 +132,31 @@ def contenders(work: Path, rootfs: Path, prefix: str, seccomp: Path | None = Non
     (work / "lxc").mkdir()
     lxc = ["-F", "-q", "-C", "-n", "{id}", "-P", str(work / "lxc"), "-f", str(work / "lxc.conf"), "--", "/bin/true"]
     yield peer("lxc-start", lxc, prefix)
+
+
+def holders(work: Path, rootfs: Path, prefix: str) -> Iterator[Contender]:
+    """Those that can keep containers running, and run further processes in them; *work* is an empty directory."""
+    ours = {"driver": "native", "rootfs": str(rootfs), "id": prefix}
+    yield Contender("pycontainer", ours)
+    yield Contender("pycontainer, detached", {**ours, "detach": True})
+    quick, lasting = (make_bundle(work / argv[0][5:], rootfs, *argv) for argv in (("/bin/true",), SLEEP))
+    for name in ("crun", "runc"):
+        hide = name == "crun" and cgroup_mode() == "hybrid"
+        state = ["--root", str(work / name)]
+        found = peer(name, [*state, "run", "--bundle", str(quick), "{id}"], prefix, hide_cgroup2=hide)
+        if not found.missing:
+            path = found.task["argv"][0]
+            found.task["hold"] = [path, *state, "run", "--detach", "--bundle", str(lasting), "{id}"]
+            found.task["exec"] = [path, *state, "exec", "{id}", "/bin/true"]
+            found.task["drop"] = [[path, *state, "delete", "--force", "{id}"]]
+        yield found
+
+
+def make_bundle(directory: Path, rootfs: Path, *argv: str) -> Path:
+    """An OCI bundle that runs *argv* in *rootfs*."""
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(oci_config(rootfs, *argv)))
+    return directory
 
 
 def peer(name: str, arguments: Sequence[str], prefix: str, hide_cgroup2: bool = False) -> Contender:
@@ -143,14 +169,14 @@ def peer(name: str, arguments: Sequence[str], prefix: str, hide_cgroup2: bool = 
     return Contender(name, task, version=found[0] if found else "")
 
 
-def oci_config(rootfs: Path) -> dict[str, Any]:
+def oci_config(rootfs: Path, *argv: str) -> dict[str, Any]:
     """config.json (OCI runtime spec 1.0.2) of what the native driver starts by default."""
     kept = [f"CAP_{name}" for name in CAPABILITIES]
     return {
         "ociVersion": "1.0.2",
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": ["/bin/true"],
+            "args": argv or ("/bin/true",),
             "env": ["PATH=/bin"],
             "cwd": "/",
             "capabilities": {"bounding": kept, "effective": kept, "permitted": kept},
