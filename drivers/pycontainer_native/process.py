@@ -75,7 +75,11 @@ class NativeProcess(ContainerProcess):
                 self._error = SetupError("receive descriptors", errno.EMFILE)
                 self._hang_up()
                 return True
-            self._take(marshal.loads(data), fds)
+            try:
+                self._take(marshal.loads(data), fds)
+            finally:
+                while fds:  # "started" after "created" carries them again
+                    os.close(fds.pop())
             return True
 
     def _take(self, message: tuple[Any, ...], fds: list[int]) -> None:
@@ -105,8 +109,6 @@ class NativeProcess(ContainerProcess):
             self.pidfd = fds.pop(0)
             if fds:
                 self.terminal = fds.pop(0)
-        for fd in fds:  # "started" after "created" carries them again
-            os.close(fd)
         self.state = State.RUNNING if kind == "started" else State.CREATED
         if kind == "started":
             self._plan = None
