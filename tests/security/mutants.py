@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pycontainer_native import abi, client, plan
+from pycontainer_native import abi, capabilities, client, plan
 from pycontainer_native.syscalls import Step
 
 Edit = Callable[[Step], "Step | None"]
@@ -84,22 +84,22 @@ class Patch(Mutant):
 
 
 class LauncherMutant(Mutant):
-    """Starts a launcher in whose *module* the text *old* is *new*."""
+    """Starts a launcher in whose *module* the text *old* is *new*, and so on for *more*."""
 
     own_launcher = True
 
-    def __init__(self, name: str, module: str, old: str, new: str) -> None:
+    def __init__(self, name: str, module: str, old: str, new: str, *more: tuple[str, str, str]) -> None:
         super().__init__(name)
-        self.change = (module, old, new)
+        self.changes = ((module, old, new), *more)
 
     def apply(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
-        module, old, new = self.change
         package = directory / "mutant" / "pycontainer_native"
         shutil.copytree(Path(client.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-        path = package / f"{module}.py"
-        text = path.read_text()
-        assert text.count(old) == 1, f"{module} has {text.count(old)} times {old!r}"
-        path.write_text(text.replace(old, new))
+        for module, old, new in self.changes:
+            path = package / f"{module}.py"
+            text = path.read_text()
+            assert text.count(old) == 1, f"{module} has {text.count(old)} times {old!r}"
+            path.write_text(text.replace(old, new))
         monkeypatch.setattr(client, "__file__", str(package / "client.py"))  # its launcher's home
         self.used = True
 
@@ -192,3 +192,32 @@ def not_mounted(path: str) -> Edit:
         return step._replace(call="prctl", arguments=(3, 0, 0, 0, 0), accept={})
 
     return edit
+
+
+# -- mutants of more than one section
+
+#: No seccomp filter.
+no_filter = PlanMutant("no filter", left_out("load the seccomp filter"))
+
+
+def with_capability(number: int, name: str) -> PlanMutant:
+    """It is granted after all, alone, and there is no filter."""
+    return PlanMutant(
+        f"{name}, and no filter",
+        left_out(f"drop {name} from the bounding set"),
+        given("set capabilities", "capset", None, capabilities.capset_data(1 << number, 1 << number, 0)[1]),
+        left_out("load the seccomp filter"),
+    )
+
+
+def _keeping(step: Step) -> Step | None:
+    bit = capabilities.capset_data(1 << 10, 1 << 10, 1 << 10)  # CAP_NET_BIND_SERVICE
+    return (
+        instead("set groups and ids", "setgroups", "prctl", 8, 1, 0, 0, 0)(step)  # PR_SET_KEEPCAPS
+        or instead("set capabilities", "capset", "prctl", abi.PR_CAP_AMBIENT, 2, 10, 0, 0)(step)  # PR_CAP_AMBIENT_RAISE
+        or instead("set capabilities", "prctl", "capset", *bit)(step)
+    )
+
+
+#: Who is not root keeps a capability, which gets inheritable and ambient.
+ambient = PlanMutant("one is kept, and ambient", _keeping)

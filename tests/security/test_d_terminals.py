@@ -21,14 +21,12 @@ from pycontainer.spec import seccomp_to_oci
 from pycontainer_native.driver import NativeDriver
 
 from .catalogue import row
-from .mutants import Patch, PlanMutant, Several, left_out, not_mounted
+from .mutants import Patch, PlanMutant, Several, left_out, no_filter, not_mounted
 from .stages import in_own_mounts
 
 pytestmark = pytest.mark.root
 
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
-
-no_filter = PlanMutant("no filter", left_out("load the seccomp filter"))
 
 #: Makes stdin its controlling terminal, and then the requests; prints the errno of each.
 INJECT = """
