@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pycontainer import aio, rootfs
     from pycontainer._api import CompletedContainer, Container, run
     from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
+    from pycontainer.detached import containers, gc, get
     from pycontainer.diagnosis import Diagnosis, Finding, doctor
     from pycontainer.driver import (
         ContainerInfo,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         ExitStatus,
         Feature,
         FeatureProbe,
+        LogLimits,
         Probe,
         State,
         Stdio,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
         ContainerError,
         ContainerExitError,
         ContainerLostError,
+        ContainerNotFoundError,
         DriverConflictError,
         DriverNotFoundError,
         DriverUnavailableError,
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     )
     from pycontainer.hooks import Hook, Hooks
     from pycontainer.hookspecs import hookimpl
+    from pycontainer.logs import LogRecord
     from pycontainer.options import Option
     from pycontainer.overlay import Overlay
     from pycontainer.plugins import InstalledDriver, drivers, get_driver
@@ -72,6 +76,7 @@ __all__ = [
     "ContainerExitError",
     "ContainerInfo",
     "ContainerLostError",
+    "ContainerNotFoundError",
     "ContainerProcess",
     "CpuStats",
     "Diagnosis",
@@ -90,6 +95,8 @@ __all__ = [
     "InterfaceStats",
     "InvalidCommandError",
     "IoStats",
+    "LogLimits",
+    "LogRecord",
     "MemoryStats",
     "Mount",
     "Network",
@@ -114,8 +121,11 @@ __all__ = [
     "WaitTimeoutError",
     "__version__",
     "aio",
+    "containers",
     "doctor",
     "drivers",
+    "gc",
+    "get",
     "get_driver",
     "hookimpl",
     "rootfs",
@@ -126,13 +136,16 @@ _HOMES = {
     "aio": "aio",  # a module that is public as it is
     "_api": "CompletedContainer Container run",
     "command": "Command Mount Network Process Resources Rlimit",
+    "detached": "containers gc get",
     "diagnosis": "Diagnosis Finding doctor",
-    "driver": "ContainerInfo ContainerProcess ExecutionDriver ExitStatus Feature FeatureProbe Probe State Stdio",
-    "errors": "AlreadyExistsError ContainerError ContainerExitError ContainerLostError DriverConflictError "
-    "DriverNotFoundError DriverUnavailableError InvalidCommandError NotRunningError RequirementError SetupError "
-    "UnsupportedError WaitTimeoutError",
+    "driver": "ContainerInfo ContainerProcess ExecutionDriver ExitStatus Feature FeatureProbe LogLimits "
+    "Probe State Stdio",
+    "errors": "AlreadyExistsError ContainerError ContainerExitError ContainerLostError ContainerNotFoundError "
+    "DriverConflictError DriverNotFoundError DriverUnavailableError InvalidCommandError NotRunningError "
+    "RequirementError SetupError UnsupportedError WaitTimeoutError",
     "hooks": "Hook Hooks",
     "hookspecs": "hookimpl",
+    "logs": "LogRecord",
     "options": "Option",
     "plugins": "InstalledDriver drivers get_driver",
     "overlay": "Overlay",

@@ -21,7 +21,7 @@ from attrs import evolve, frozen
 
 from pycontainer._exchange import Exchange
 from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
-from pycontainer.driver import ContainerProcess, ExecutionDriver, ExitStatus, Feature, Stdio
+from pycontainer.driver import ContainerProcess, ExecutionDriver, ExitStatus, Feature, LogLimits, State, Stdio
 from pycontainer.errors import ContainerError, ContainerExitError, NotRunningError, WaitTimeoutError, add_note
 from pycontainer.lifecycle import ExecLifecycle, Lifecycle
 from pycontainer.plugins import get_driver
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     import psutil  # type: ignore[import-untyped]
     from typing_extensions import Self, Unpack
 
+    from pycontainer.detached import DetachedLifecycle
     from pycontainer.hooks import Hooks
+    from pycontainer.logs import LogRecord
     from pycontainer.rootfs import HostView, Overlay
     from pycontainer.stats import Stats
     from pycontainer.stdio import Input, Output
@@ -216,6 +218,12 @@ class Container:
     As a context manager it is killed, if it still runs, when the block is
     left, and so it is when the object is no longer used.
 
+    With ``detach=True`` (Feature.RESTORE) it outlives all that, and this
+    process too, however that ends: :func:`pycontainer.get` finds it by its id,
+    from any process.  Its stdin is /dev/null, and what it prints is in
+    :meth:`logs`, of which *log_limits* says how much is kept.  It is there,
+    with its status, until :meth:`remove`.
+
     Raises InvalidCommandError, UnsupportedError, AlreadyExistsError,
     SetupError and what :func:`pycontainer.get_driver` raises.
     """
@@ -234,25 +242,43 @@ class Container:
         require: Iterable[Feature | str] | None = None,
         output_limit: int | str | None = None,
         start: bool = True,
+        detach: bool = False,
+        log_limits: LogLimits | None = None,
         **fields: Unpack[CommandKeywords],
     ) -> None:
         command = Command.of(argv, **fields)  # pyright: ignore[reportArgumentType]  # a TypedDict may hold more
-        self._set_up(
-            Lifecycle(_driver(driver, require), command), stdin, stdout, stderr, text, encoding, errors, output_limit
-        )
+        life: Lifecycle
+        if detach:
+            if not (stdin is stdout is stderr is None):
+                raise ValueError("a detached container has no stdin, stdout and stderr but /dev/null and its log")
+            from pycontainer.detached import DetachedLifecycle
+
+            life = DetachedLifecycle(_driver(driver, require), command, log_limits)
+        elif log_limits is not None:
+            raise ValueError("log_limits are for a detached container: only that has a log")
+        else:
+            life = Lifecycle(_driver(driver, require), command)
+        self._set_up(life, stdin, stdout, stderr, text, encoding, errors, output_limit)
         if start:
             self.start()
+
+    @classmethod
+    def _of(cls, life: Lifecycle) -> Container:
+        """The container that has this *life* already, without streams."""
+        container = object.__new__(cls)
+        container._set_up(life)
+        return container
 
     def _set_up(
         self,
         life: Lifecycle,
-        stdin: Input,
-        stdout: Output,
-        stderr: Output,
-        text: bool | None,
-        encoding: str | None,
-        errors: str | None,
-        output_limit: int | str | None,
+        stdin: Input = None,
+        stdout: Output = None,
+        stderr: Output = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        output_limit: int | str | None = None,
     ) -> None:
         self.args = list(life.command.process.argv)
         self.stdin: IO[Any] | None = None
@@ -292,6 +318,16 @@ class Container:
     def terminal(self) -> TtyTerminal | None:
         """Its terminal, with ``tty=True``."""
         return None if self._streams is None else self._streams.terminal
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life, looked up now."""
+        return self._life.state
+
+    @property
+    def detached(self) -> bool:
+        """Whether it outlives this process."""
+        return self._life.detached
 
     @property
     def truncated(self) -> bool:
@@ -336,6 +372,9 @@ class Container:
             raise WaitTimeoutError(self.id, timeout) from None
 
     def _begin(self, verb: Callable[[Stdio], ContainerProcess], deadline: float | None = None) -> None:
+        if self._life.detached:  # its streams are its monitor's
+            verb(Stdio(-1, -1, -1, deadline=deadline))
+            return
         streams = Streams(*self._wanted, tty=self._life.command.process.tty)
         try:
             streams.started(verb(evolve(streams.stdio, deadline=deadline)))
@@ -427,7 +466,10 @@ class Container:
         return self.status
 
     def close(self) -> None:
-        """Kill it if it still runs, wait for its end, and close its pipes. Twice is no error."""
+        """Kill it if it still runs, wait for its end, and close its pipes. Twice is no error.
+
+        A detached one goes on without this object, until :meth:`restore`.
+        """
         try:
             self._life.close()
         finally:
@@ -456,6 +498,40 @@ class Container:
             return  # never made, or at the interpreter's exit: the driver ends what is attached to this process
         if alive and not sys.is_finalizing():
             warnings.warn(f"container {self.id} was still running", ResourceWarning, stacklevel=2, source=self)
+
+    # -- of a detached one ---------------------------------------------------
+
+    def _detached(self) -> DetachedLifecycle:
+        from pycontainer.detached import DetachedLifecycle
+
+        if not isinstance(self._life, DetachedLifecycle):
+            raise ContainerError(f"container {self.id!r} is not detached")
+        return self._life
+
+    def restore(self) -> None:
+        """Attach this object to it again, after :meth:`close` or in a forked child.
+
+        Raises ContainerNotFoundError; ContainerError for one that is not detached.
+        """
+        self._detached().restore()
+
+    def logs(self, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:
+        """What it has printed, in the order in which it came; with *follow* until it has ended.
+
+        *tail* is how many of the lines that are there come first; None is all.
+        ``b"".join(record.data for record in box.logs())`` are the bytes.
+        Raises ContainerNotFoundError; ContainerError for one that is not detached.
+        """
+        if tail is not None and tail < 0:
+            raise ValueError(f"tail must be 0 or more, not {tail!r}")
+        return self._detached().logs(follow, tail)
+
+    def remove(self, force: bool = False) -> None:
+        """Remove it when it has ended, its status and its log: its id is free. With *force* it is killed first.
+
+        Raises ContainerError when it still runs, ContainerNotFoundError.
+        """
+        self._detached().remove(force)
 
     # -- what goes on inside -------------------------------------------------
 

@@ -26,6 +26,10 @@ Rules that hold for every verb:
 * A container is attached: it ends with its ContainerProcess, which ``close``
   ends, and with the process that made it, however that dies.  After a fork it
   is the parent's; a driver object must be able to start new ones in the child.
+* Or it is detached (Feature.RESTORE, :meth:`~ExecutionDriver.start_detached`):
+  it outlives whoever made it, ``close`` only lets go of it, and its verbs work
+  from any process that has the same driver with the same options.  Its id is
+  the host's: no two detached containers have the same, whoever made them.
 
 States, as ``info`` reports them, and where verbs belong:
 
@@ -38,6 +42,12 @@ paused     unpause, kill, terminate, stats, update                     running
 stopped    clean                                                       (its id is free)
 =========  ==========================================================  ==============
 
+A detached container begins as running, and has the same states but for the last:
+
+=========  ==========================================================  ==============
+stopped    restore, logs, info (with its status), delete               (removed)
+=========  ==========================================================  ==============
+
 Anywhere else they raise :class:`~pycontainer.errors.NotRunningError`.
 ``pytest --pyargs pycontainer.testing.conformance --container-driver NAME``
 tests all of this (:mod:`pycontainer.testing.conformance`).
@@ -47,7 +57,7 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
@@ -56,6 +66,7 @@ from pycontainer.errors import InvalidCommandError, UnsupportedError
 
 if TYPE_CHECKING:
     from pycontainer.command import Command, Process, Resources
+    from pycontainer.logs import LogRecord
     from pycontainer.stats import Stats
     from pycontainer.stdio import Pipes
 
@@ -66,6 +77,7 @@ __all__ = [
     "ExitStatus",
     "Feature",
     "FeatureProbe",
+    "LogLimits",
     "Probe",
     "State",
     "Stdio",
@@ -80,7 +92,7 @@ class Feature(enum.Enum):
     PAUSE = "pause"  #: pause() and unpause()
     STATS = "stats"  #: stats(): what the container has used
     UPDATE = "update"  #: update(): new limits while it runs
-    RESTORE = "restore"  #: restore(): re-attach to a container that outlived its maker
+    RESTORE = "restore"  #: start_detached(), restore(): a container that outlives its maker, and is found again
     TTY = "tty"  #: Process.tty: a terminal of its own as stdio
     INIT = "init"  #: Command.init: a small init before the payload
     HOST_ROOTFS = "host-rootfs"  #: Command.rootfs=None: a throw-away view of the host's programs
@@ -136,11 +148,17 @@ class ExitStatus:
 
 @frozen
 class ContainerInfo:
-    """A container's live state: Docker 0.9's ``Info(id)``."""
+    """A container's live state: Docker 0.9's ``Info(id)``; of a detached one also what ``docker ps -a`` shows."""
 
     id: str
     state: State
     pid: int | None = None  #: host pid of the container's init, None when it is not running
+    # Of a detached container; None of an attached one, whose maker has all that.
+    command: Command | None = None  #: what it runs
+    created: float | None = None  #: when it was made, of time.time()
+    ended: float | None = None  #: when it ended, of time.time(); None while it runs, or when that is unknown
+    #: How it ended; None while it runs. None of a stopped one: what watched over it died, and nobody knows.
+    status: ExitStatus | None = None
 
     @property
     def is_running(self) -> bool:
@@ -187,6 +205,14 @@ class Stdio:
     deadline: float | None = None  #: when the start has to be over, of time.monotonic(); else WaitTimeoutError
 
 
+@frozen
+class LogLimits:
+    """How much of a detached container's output is kept: docker's ``--log-opt max-size`` and ``max-file``."""
+
+    size: int = 4 << 20  #: bytes, after which another file is begun
+    files: int = 2  #: how many there are at most; the oldest one is dropped
+
+
 class ContainerProcess(abc.ABC):
     """A started container's main process, as :meth:`ExecutionDriver.start` returns it."""
 
@@ -221,7 +247,9 @@ class ContainerProcess(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Give back descriptors. A container that still runs is killed: it is attached to this object.
+        """Give back descriptors. A container that still runs is killed, for it is attached to this object.
+
+        A detached one goes on.
 
         A finalizer may call it from anywhere: it takes no locks and waits for nothing.
         """
@@ -332,10 +360,56 @@ class ExecutionDriver(abc.ABC):
         """
         raise UnsupportedError(self.name, Feature.UPDATE)
 
+    # -- detached containers: Feature.RESTORE
+
+    def start_detached(self, command: Command, log: LogLimits, deadline: float | None = None) -> ContainerProcess:
+        """Feature.RESTORE: as :meth:`start`, of a container that outlives this process, also its SIGKILL.
+
+        Its stdin is /dev/null; its stdout and stderr, or with a terminal what
+        that shows, go to a log within the limits *log*.  How it ends is
+        recorded before anybody can see the end.  *deadline* is as in
+        :class:`Stdio`.  Raises as :meth:`start`; AlreadyExistsError also for
+        one that has ended and is not deleted yet.
+        """
+        raise UnsupportedError(self.name, Feature.RESTORE)
+
     def restore(self, id: str) -> ContainerProcess:
-        """Feature.RESTORE: re-attach to a detached container, also after its maker died."""
+        """Feature.RESTORE: re-attach to a detached container, whoever made it, also to one that has ended.
+
+        The ``poll`` and ``wait`` of what is returned give the true exit
+        status, as often as somebody asks, until it is deleted; they raise
+        ContainerLostError where nobody could record one, and then it is dead.
+        Any number of processes may be attached.  Raises ContainerNotFoundError.
+        """
+        raise UnsupportedError(self.name, Feature.RESTORE)
+
+    def containers(self) -> Sequence[ContainerInfo]:
+        """Feature.RESTORE: every detached container, those that have ended too, the oldest first."""
+        raise UnsupportedError(self.name, Feature.RESTORE)
+
+    def logs(self, id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:
+        """Feature.RESTORE: what a detached container has printed, in the order in which it came.
+
+        With *follow* also what it prints from now on, until it has ended;
+        *tail* is how many of the lines that are there come first (None: all).
+        :func:`pycontainer.logs.read_log` does it for a log in its format.
+        Raises ContainerNotFoundError, at once.
+        """
         raise UnsupportedError(self.name, Feature.RESTORE)
 
     def delete(self, id: str) -> None:
-        """Feature.RESTORE: remove a detached container that has stopped, its state and its logs."""
+        """Feature.RESTORE: remove a detached container that has ended, its record and its log; its id is free.
+
+        Raises ContainerNotFoundError; ContainerError when it still runs.
+        """
         raise UnsupportedError(self.name, Feature.RESTORE)
+
+    def gc(self) -> Sequence[str]:
+        """Remove what processes that died have left behind on this host; a line for each thing that is gone.
+
+        That is everything of attached containers whose launcher died, and of
+        detached ones whose monitor died, or whose start was never finished.
+        What somebody alive owns is not touched, nor is a detached container
+        whose end is on record.
+        """
+        return ()

@@ -9,6 +9,7 @@
      +-- RequirementError            no driver has what is required (carries the reasons)
      +-- UnsupportedError            the driver does not have that feature
      +-- InvalidCommandError         also a ValueError: a field has an impossible value
+     +-- ContainerNotFoundError      also a LookupError: no detached container has that id
      +-- NotRunningError             the verb needs a running container
      +-- AlreadyExistsError          a container of that id exists
      +-- WaitTimeoutError            also a TimeoutError: carries what was captured so far
@@ -131,6 +132,17 @@ class InvalidCommandError(ContainerError, ValueError):
         return "; ".join(f"{field}: {problem}" for field, problem in self.problems)
 
 
+class ContainerNotFoundError(ContainerError, LookupError):
+    """There is no detached container called *id*: none was made, or it is removed."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        super().__init__(id)
+
+    def __str__(self) -> str:
+        return f"no such container: {self.id}"
+
+
 class NotRunningError(ContainerError):
     """The verb needs a running container, and the one called *id* is not (any more, or not yet)."""
 
@@ -197,7 +209,10 @@ class ContainerExitError(ContainerError):
 
 
 class ContainerLostError(ContainerError):
-    """The process that watched over the container died: the container is dead as well, its status unknown."""
+    """The process that watched over the container died: the container is dead as well, its status unknown.
+
+    That process is the driver's launcher, or, of a detached container, its monitor.
+    """
 
     def __init__(self, id: str, detail: str = "") -> None:
         self.id = id
@@ -205,7 +220,7 @@ class ContainerLostError(ContainerError):
         super().__init__(id, detail)
 
     def __str__(self) -> str:
-        text = f"container {self.id!r} is lost: its driver's launcher died, and it was killed"
+        text = f"container {self.id!r} is lost: what watched over it died, and it was killed"
         return f"{text} ({self.detail})" if self.detail else text
 
 

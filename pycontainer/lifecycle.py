@@ -67,6 +67,8 @@ os.register_at_fork(after_in_child=_forget_inherited)
 class Lifecycle:
     """The life of one container: *command* under *driver*. Any method may be called from any thread."""
 
+    detached = False  #: whether it outlives this process: pycontainer.detached
+
     def __init__(self, driver: ExecutionDriver, command: Command) -> None:
         self.driver = driver
         self.command = command

@@ -49,6 +49,7 @@ from pycontainer.driver import (
     ExitStatus,
     Feature,
     FeatureProbe,
+    LogLimits,
     Probe,
     State,
     Stdio,
@@ -56,15 +57,18 @@ from pycontainer.driver import (
 from pycontainer.errors import (
     AlreadyExistsError,
     ContainerError,
+    ContainerNotFoundError,
     InvalidCommandError,
     NotRunningError,
     SetupError,
     UnsupportedError,
     WaitTimeoutError,
 )
+from pycontainer.logs import LogRecord
 from pycontainer.rootfs import lookup_user
 from pycontainer.stats import CpuStats, MemoryStats, PidsStats, Stats
 from pycontainer.testing._box import Ended, FakeContainer
+from pycontainer.testing._detached import FakeDetached
 
 __all__ = ["Call", "FakeContainer", "FakeDriver", "FakeProcess", "Outcome", "Program"]
 
@@ -78,6 +82,7 @@ FEATURES = frozenset(
         Feature.PAUSE,
         Feature.STATS,
         Feature.UPDATE,
+        Feature.RESTORE,
         Feature.TTY,
         Feature.INIT,
         Feature.HOST_ROOTFS,
@@ -247,6 +252,7 @@ class FakeDriver(ExecutionDriver):
         self._features = frozenset(features)
         self._probe = probe
         self._running: dict[str, FakeProcess] = {}
+        self._detached: dict[str, FakeDetached] = {}
         self._execs: list[FakeProcess] = []
         self._failures: dict[str, list[BaseException]] = {}
         self._lock = threading.RLock()
@@ -358,7 +364,9 @@ class FakeDriver(ExecutionDriver):
         self._find(id).send_signal(signals.SIGKILL)
 
     def info(self, id: str) -> ContainerInfo:
-        process = self._running.get(id)
+        process, detached = self._running.get(id), self._detached.get(id)
+        if detached is not None and process in (None, detached.process):
+            return detached.info()
         if process is None:
             return ContainerInfo(id, State.STOPPED)
         return ContainerInfo(id, process.state, process.pid)
@@ -397,17 +405,67 @@ class FakeDriver(ExecutionDriver):
             raise InvalidCommandError("resources.memory", f"{resources.memory} is less than what is used, {box.memory}")
         box.resources = attrs.evolve(box.resources, **given)
 
+    def start_detached(self, command: Command, log: LogLimits, deadline: float | None = None) -> ContainerProcess:
+        self._declared(Feature.RESTORE)
+        self._note("start_detached", command.id, command=command)
+        with self._lock:
+            if command.id in self._detached:
+                raise AlreadyExistsError(command.id)
+            made = FakeDetached(command, log)
+            with made.streams() as stdio:
+                made.process = self._make(command, stdio)
+            self._detached[command.id] = made
+        made.watch()
+        try:
+            self._begin(made.process)
+        except BaseException:
+            del self._detached[command.id]
+            raise
+        return made.attach()
+
+    def restore(self, id: str) -> ContainerProcess:
+        self._declared(Feature.RESTORE)
+        self._note("restore", id)
+        return self._known(id).attach()
+
+    def containers(self) -> Sequence[ContainerInfo]:
+        self._declared(Feature.RESTORE)
+        return [detached.info() for detached in list(self._detached.values())]
+
+    def logs(self, id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:
+        self._declared(Feature.RESTORE)
+        self._note("logs", id)
+        return self._known(id).records(follow, tail)
+
+    def delete(self, id: str) -> None:
+        self._declared(Feature.RESTORE)
+        self._note("delete", id)
+        detached = self._known(id)
+        if detached.process.poll() is None:
+            raise ContainerError(f"container {id!r} is {detached.process.state.value}: stop it before it is removed")
+        with self._lock:
+            self._detached.pop(id, None)
+        detached.process.close()
+
+    def gc(self) -> Sequence[str]:
+        self._note("gc", "")
+        return ()
+
     def clean(self, id: str) -> None:
         self._note("clean", id)
 
     def close(self) -> None:
         for process in list(self._running.values()):
-            process.close()
+            if process.id not in self._detached:
+                process.close()
 
     # -- how it is done --------------------------------------------------------
 
     def forget(self, process: FakeProcess) -> None:
         """*process* has ended."""
+        detached = self._detached.get(process.id)
+        if detached is not None and detached.process is process:
+            detached.end()
         with self._lock:
             if self._running.get(process.id) is process:
                 del self._running[process.id]
@@ -428,6 +486,12 @@ class FakeDriver(ExecutionDriver):
             failures = self._failures.get(verb)
             if failures:
                 raise failures.pop(0)
+
+    def _known(self, id: str) -> FakeDetached:
+        try:
+            return self._detached[id]
+        except KeyError:
+            raise ContainerNotFoundError(id) from None
 
     def _find(self, id: str, *states: State) -> FakeProcess:
         process = self._running.get(id)

@@ -20,11 +20,10 @@ from pycontainer.testing._box import FakeContainer
 from pycontainer.testing.fake import FakeDriver, FakeProcess
 
 
-class UndeclaredVerb(FakeDriver):
-    """Features: a verb whose feature is not declared does nothing, silently."""
+class NoVersion(FakeDriver):
+    """Features: the name says nothing about the version."""
 
-    def restore(self, id: str) -> Any:
-        return None
+    name = "fake"
 
 
 class ImmortalInfo(FakeDriver):
@@ -47,10 +46,8 @@ class ImmortalInfo(FakeDriver):
 class MixedStreams(FakeDriver):
     """Stdio: stderr goes where stdout goes."""
 
-    def _connect(self, box: FakeContainer, stdio: Stdio) -> int | None:
-        if box.main is None:
-            stdio = Stdio(stdio.stdin, stdio.stdout, stdio.stdout, stdio.size)
-        return super()._connect(box, stdio)
+    def start(self, command: Command, stdio: Stdio) -> ContainerProcess:
+        return super().start(command, Stdio(stdio.stdin, stdio.stdout, stdio.stdout, stdio.size))
 
 
 class SevenBits(FakeDriver):
@@ -178,6 +175,18 @@ class UpdateWithoutEffect(FakeDriver):
 
     def update(self, id: str, resources: Resources) -> None:
         self._find(id)
+
+
+class ForgottenEnd(FakeDriver):
+    """Restore: who comes after the end is told that all went well."""
+
+    def restore(self, id: str) -> ContainerProcess:
+        process = super().restore(id)
+        status = process.poll()
+        if status is not None:
+            good = attrs.evolve(status, exit_code=0, signal=None)
+            process.poll = process.wait = lambda timeout=None: good  # type: ignore[method-assign,assignment,misc]
+        return process
 
 
 class SignalToAll(FakeDriver):

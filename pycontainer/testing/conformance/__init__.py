@@ -29,6 +29,7 @@ that the driver's probe gives.
 from __future__ import annotations
 
 from pycontainer.testing.conformance.base import Area, needs
+from pycontainer.testing.conformance.detached import Restore
 from pycontainer.testing.conformance.ending import ExitStatuses, Signals
 from pycontainer.testing.conformance.features import Features
 from pycontainer.testing.conformance.inside import Exec, Pause
@@ -56,6 +57,7 @@ __all__ = [
     "Mounts",
     "Pause",
     "Payloads",
+    "Restore",
     "Signals",
     "Stats",
     "Stdio",
@@ -80,6 +82,7 @@ AREAS: tuple[type[Area], ...] = (
     Pause,
     Stats,
     Update,
+    Restore,
     Concurrency,
     Leaks,
 )
@@ -100,6 +103,7 @@ class Conformance(
     Pause,
     Stats,
     Update,
+    Restore,
     Concurrency,
     Leaks,
 ):

@@ -61,6 +61,10 @@ class TestUpdate(conformance.Update):
     pass
 
 
+class TestRestore(conformance.Restore):
+    pass
+
+
 class TestConcurrency(conformance.Concurrency):
     pass
 

@@ -1,0 +1,173 @@
+"""Detached containers: those that outlive whoever made them, and are found again by their id.
+
+A container that was made with ``detach=True`` belongs to a monitor of its
+driver's.  :func:`get` attaches this process to one, whoever made it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pycontainer.driver import ContainerInfo, ContainerProcess, ExecutionDriver, Feature, LogLimits, State, Stdio
+from pycontainer.errors import (
+    ContainerError,
+    ContainerLostError,
+    ContainerNotFoundError,
+    NotRunningError,
+    UnsupportedError,
+)
+from pycontainer.lifecycle import Lifecycle
+from pycontainer.plugins import get_driver
+
+if TYPE_CHECKING:
+    from pycontainer._api import Container
+    from pycontainer.command import Command
+    from pycontainer.logs import LogRecord
+
+__all__ = ["DetachedLifecycle", "containers", "gc", "get"]
+
+
+def get(id: str, driver: str | ExecutionDriver | None = None) -> Container:
+    """The detached container called *id*, whoever made it, running or not.
+
+    *driver* is the one that it was made with; None is the default one.  Raises
+    ContainerNotFoundError, UnsupportedError, and what
+    :func:`pycontainer.get_driver` raises.
+    """
+    from pycontainer._api import Container
+
+    chosen = get_driver(driver)
+    _require(chosen)
+    command = chosen.info(id).command
+    if command is None:
+        raise ContainerNotFoundError(id)
+    life = DetachedLifecycle(chosen, command)
+    life.restore()
+    return Container._of(life)
+
+
+def containers(driver: str | ExecutionDriver | None = None) -> list[ContainerInfo]:
+    """Every detached container of *driver*, those that have ended too, the oldest first.
+
+    None is the default driver.  Raises as :func:`get`.
+    """
+    chosen = get_driver(driver)
+    _require(chosen)
+    return list(chosen.containers())
+
+
+def gc(driver: str | ExecutionDriver | None = None) -> list[str]:
+    """Remove what processes that died have left on this host; a line for each thing that is gone.
+
+    What somebody alive owns is not touched, nor is a detached container whose
+    end is on record: :meth:`Container.remove` removes those.  The next start
+    of a container removes most of it as well.  None is the default driver.
+    """
+    return list(get_driver(driver).gc())
+
+
+def _require(driver: ExecutionDriver) -> None:
+    if Feature.RESTORE not in driver.features():
+        raise UnsupportedError(driver.name, Feature.RESTORE)
+
+
+class DetachedLifecycle(Lifecycle):
+    """The life of a detached container, as one of the processes sees it that are attached to it."""
+
+    detached = True
+
+    def __init__(self, driver: ExecutionDriver, command: Command, log: LogLimits | None = None) -> None:
+        super().__init__(driver, command)
+        self._log = log or LogLimits()
+        self._let_go = False
+
+    @property
+    def state(self) -> State:
+        """The state, looked up now: others may have paused it."""
+        if not (self.inherited or self._let_go):
+            self._look()
+            if self.process is not None and not self.ended:
+                state = self.driver.info(self.id).state
+                if state is not State.STOPPED:  # of the end poll() tells, with the status
+                    self._state = state
+        return self._state
+
+    @property
+    def can_start(self) -> bool:
+        return self.can_create
+
+    def create(self, stdio: Stdio) -> ContainerProcess:
+        """Not of a detached one. Raises ContainerError."""
+        raise ContainerError(f"container {self.id!r} is detached: it is started in one step")
+
+    def start(self, stdio: Stdio | None = None) -> ContainerProcess:
+        """Run the program, in nobody's but its monitor's care. Raises as :meth:`Lifecycle.start`."""
+        with self._verb():
+            self._require(self.can_create, "started already")
+            _require(self.driver)
+            deadline = None if stdio is None else stdio.deadline
+            process = self._make(
+                lambda command, _: self.driver.start_detached(command, self._log, deadline), stdio or Stdio(-1, -1, -1)
+            )
+            self._enter(State.RUNNING)
+            return process
+
+    def restore(self) -> None:
+        """Attach this process, anew if it was: also after :meth:`close`, and in a forked child.
+
+        Raises ContainerNotFoundError.
+        """
+        if self.inherited:
+            self._lock, self._waiting = threading.RLock(), threading.Lock()
+        process = self.driver.restore(self.id)
+        with self._lock:
+            before, self.process = self.process, process
+            self._maker, self._let_go = os.getpid(), False
+            self.status = self._lost = None
+            self._state = State.RUNNING
+        if before is not None:
+            before.close()
+        self._look()
+
+    def close(self) -> None:
+        """Let go of it: it goes on."""
+        if self.process is not None and not (self.inherited or self.ended):
+            self._let_go = True
+            self.process.close()
+
+    def abandon(self) -> bool:
+        """For a finalizer: likewise."""
+        self.close()
+        return False
+
+    def logs(self, follow: bool, tail: int | None) -> Iterator[LogRecord]:
+        """What it has printed. Raises ContainerNotFoundError."""
+        return self.driver.logs(self.id, follow, tail)
+
+    def remove(self, force: bool) -> None:
+        """Delete it; with *force* it is killed first. Raises ContainerError when it runs."""
+        if force and not (self.process is None or self.ended):
+            if self._let_go or self.inherited:
+                self.restore()
+            try:
+                self.terminate()
+                self.wait()
+            except (ContainerLostError, NotRunningError):
+                pass
+        self.driver.delete(self.id)
+        if not self.ended:
+            self.close()
+
+    def _claim(self) -> None:
+        """Nothing: the id is the host's, and the driver refuses one that is taken."""
+
+    def _clean(self, first: BaseException | None = None) -> None:
+        """Nothing: what is left is there to be read, until it is deleted."""
+
+    def _check_maker(self) -> None:
+        if self.inherited or self._let_go:
+            why = "a fork inherits none" if self.inherited else "this object has let go of it"
+            raise ContainerError(f"container {self.id!r} is detached, and {why}: restore() attaches it again")
