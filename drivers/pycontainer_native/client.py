@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import errno
 import fcntl
+import marshal
 import os
 import signal
 import socket
-import struct
 import sys
 import time
+from typing import TYPE_CHECKING
 
-from pycontainer_native import abi
+from pycontainer.errors import SetupError
+from pycontainer_native.enter import ENTERED, MAPPED, MAPPED_WITHOUT_GROUPS
+from pycontainer_native.image import read_only_image
+
+if TYPE_CHECKING:
+    from pycontainer_native.userns import UserNamespace
 
 #: A larger request travels in a sealed memfd: a socket's buffer is no place for it.
 _IN_LINE = 64 * 1024
@@ -21,6 +27,7 @@ _IN_LINE = 64 * 1024
 _PATIENCE = 15.0
 
 _SERVE = "import sys; sys.path.append(sys.argv.pop()); from pycontainer_native.launcher import main; main()"
+_ENTER = "import sys; sys.path.append(sys.argv[-1]); from pycontainer_native.enter import main; main()"
 
 
 class LauncherGoneError(Exception):
@@ -28,19 +35,42 @@ class LauncherGoneError(Exception):
 
 
 class LauncherClient:
-    """One launcher process, started here, ended by :meth:`close` or by the caller's own end."""
+    """One launcher process, started here, ended by :meth:`close` or by the caller's own end.
 
-    def __init__(self) -> None:
+    With *namespace* it enters a user namespace first, and has these ids there.
+    Raises SetupError when it cannot.
+    """
+
+    def __init__(self, namespace: UserNamespace | None = None) -> None:
         self.token = os.urandom(8).hex()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self.pid = _spawn(theirs.fileno())
+            with theirs:
+                self.pid = _spawn(theirs.fileno(), inside=namespace is not None)
+            if namespace is not None:
+                self._enter(namespace)
             self._control.sendall(self.token.encode())
         except BaseException:
             self._control.close()
             raise
-        finally:
-            theirs.close()
+
+    def _enter(self, namespace: UserNamespace) -> None:
+        """Write the launcher's id maps, once it is in a user namespace. It is gone when this raises SetupError."""
+        from pycontainer_native.userns import write_maps
+
+        try:
+            said = self._control.recv(256)
+            if said != ENTERED:
+                step, number = marshal.loads(said) if said else ("start the launcher", errno.EPIPE)
+                raise SetupError(step, number)
+            try:
+                write_maps(self.pid, namespace)
+            except OSError as error:
+                raise SetupError(f"write the id maps ({error.strerror or error})", error.errno or errno.EPERM) from None
+            self._control.sendall(MAPPED if namespace.setgroups else MAPPED_WITHOUT_GROUPS)
+        except BaseException:
+            self.close()
+            raise
 
     def request(self, data: bytes, fds: list[int]) -> None:
         """Send one request. Raises LauncherGoneError."""
@@ -103,8 +133,11 @@ def _sealed(data: bytes) -> int:
     return memfd
 
 
-def _spawn(control: int) -> int:
-    """Start the launcher: *control* is its descriptor 3, a pidfd of this process its 4, its image's mount its 5."""
+def _spawn(control: int, *, inside: bool = False) -> int:
+    """Start the launcher: *control* is its descriptor 3, a pidfd of this process its 4, its image's mount its 5.
+
+    *inside* a user namespace of its own it makes that mount itself: here the right to is missing.
+    """
     real = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     # Only what the dynamic loader may need to find libpython; the launcher's environment is empty otherwise.
@@ -117,60 +150,24 @@ def _spawn(control: int) -> int:
 
         null = own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         caller = own(os.pidfd_open(os.getpid()))
-        image, mount = map(own, _read_only_image(real))
+        handed = [control, caller]
+        arguments: tuple[str, ...]
+        if inside:
+            program, arguments = real, (_ENTER, _SERVE, real, home)
+        else:
+            image, mount = map(own, read_only_image(real))
+            program, arguments = f"/proc/self/fd/{image}", (_SERVE, home)
+            handed.append(mount)
         # dup2 onto itself does not clear close-on-exec everywhere, so none of these may have its number already.
-        high = [own(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16)) for fd in (control, caller, mount)]
+        high = [own(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16)) for fd in handed]
         actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
         actions += [(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate(high, 3)]
         return os.posix_spawn(
-            f"/proc/self/fd/{image}",
-            [real, "-I", "-S", "-c", _SERVE, home],
+            program,
+            [real, "-I", "-S", "-c", *arguments],
             env,
             file_actions=actions,
             setsid=True,
             setsigmask=(),
             setsigdef=[number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)],
         )
-
-
-def _read_only_image(path: str) -> tuple[int, int]:
-    """The interpreter on a read-only mount that is nowhere to be seen: descriptors of the file and of the mount.
-
-    A payload can make the kernel execute the launcher's image by way of
-    ``#!/proc/self/exe``, and reopen it for writing later (CVE-2019-5736).  On
-    this mount writing is EROFS for any user; and once it runs, the launcher
-    makes the mount noexec, so that it cannot be executed a second time.  The
-    mount that holds it is cloned as a whole where possible, so that the
-    loader's $ORIGIN keeps its meaning.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-
-    def call(name: str, *arguments: int | bytes) -> int:
-        ready = [ctypes.c_long(a) if isinstance(a, int) else ctypes.c_char_p(a) for a in (abi.NR[name], *arguments)]
-        result: int = libc.syscall(*ready)
-        if result < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), path)
-        return result
-
-    def clone(source: bytes) -> int:
-        tree = call("open_tree", abi.AT_FDCWD, source, abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC)
-        attributes = struct.pack("=QQQQ", abi.MOUNT_ATTR_RDONLY, 0, 0, 0)
-        call("mount_setattr", tree, b"", abi.AT_EMPTY_PATH, attributes, len(attributes))
-        return tree
-
-    encoded = os.fsencode(path)
-    if os.stat(path).st_dev == os.stat("/").st_dev:
-        root = clone(b"/")
-        try:
-            how = struct.pack("=QQQ", abi.O_PATH | abi.O_CLOEXEC, 0, abi.RESOLVE_IN_ROOT | abi.RESOLVE_NO_XDEV)
-            image = call("openat2", root, encoded, how, len(how))
-            if os.path.samestat(os.fstat(image), os.stat(path)):
-                return image, root
-            os.close(image)
-        except OSError:
-            pass  # it is on another mount after all
-        os.close(root)
-    image = clone(encoded)
-    return image, os.dup(image)

@@ -30,6 +30,7 @@ from pycontainer.errors import (
     AlreadyExistsError,
     ContainerError,
     ContainerLostError,
+    DriverUnavailableError,
     InvalidCommandError,
     NotRunningError,
     SetupError,
@@ -68,6 +69,7 @@ FEATURES = frozenset(
         Feature.NETWORK,
         Feature.SYSCTLS,
         Feature.HOOKS,
+        Feature.ROOTLESS,
     }
 )
 
@@ -103,7 +105,7 @@ class NativeDriver(ExecutionDriver):
     def probe(self) -> Probe:
         from pycontainer_native.probe import probe
 
-        return probe(self.name, self.layout, FEATURES)
+        return probe(self.name, self.layout, self.host.namespace, FEATURES)
 
     def validate(self, command: Command) -> Sequence[InvalidCommandError | UnsupportedError]:
         problems: list[InvalidCommandError | UnsupportedError] = []
@@ -135,6 +137,7 @@ class NativeDriver(ExecutionDriver):
             if mount.uid_mappings:
                 problems.append(InvalidCommandError("mounts.uid_mappings", "native does not map ids yet"))
         problems += _check_hooks(command)
+        problems += self._unmapped(command)
         held = command.process.capabilities or ()
         if command.init and "CAP_SYS_PTRACE" in held and not command.process.privileged:
             reason = "with CAP_SYS_PTRACE the payload could read the init's memory, which was the launcher's"
@@ -167,11 +170,23 @@ class NativeDriver(ExecutionDriver):
             problems.append(InvalidCommandError("pid", reason))
         return problems
 
+    def _unmapped(self, command: Command) -> Iterator[InvalidCommandError]:
+        """Every id of *command* that does not exist where an ordinary user's containers are."""
+        process = command.process
+        if self.host.namespace is not None and (process.user is not None or process.additional_groups):
+            try:
+                user = process_to_oci(process, command.rootfs)["user"]
+            except InvalidCommandError as error:
+                yield error
+                return
+            for problem in self.host.namespace.problems(user):
+                yield InvalidCommandError(*problem)
+
     @property
     def host(self) -> plan.Host:
         """What plans need to know of the host, looked up once, and of this process's resource limits, looked up now."""
         if self._host is None:
-            self._host = plan.Host()
+            self._host = plan.Host.of_caller()
         limits = _limits()
         if limits != (self._inherited or limits) or self._host.rlimits or limits[_NOFILE] != self._host.nofile:
             changed = [
@@ -367,8 +382,20 @@ class NativeDriver(ExecutionDriver):
             if self._launcher is None:
                 sweep(self.layout)
                 self._inherited = _limits()
-                self._launcher = LauncherClient()
+                self._launcher = self._new_launcher()
             return self._launcher
+
+    def _new_launcher(self) -> LauncherClient:
+        """Raises DriverUnavailableError: an ordinary user cannot have the user namespace that he needs."""
+        namespace = self.host.namespace
+        try:
+            return LauncherClient(namespace)
+        except SetupError as error:
+            if namespace is None:
+                raise
+            from pycontainer_native.probe import without_user_namespace
+
+            raise DriverUnavailableError("native", without_user_namespace(self.name, error)) from None
 
     def _drop(self, launcher: LauncherClient) -> str:
         """Forget a dead launcher and remove what it left; its last words."""
@@ -412,7 +439,17 @@ class NativeDriver(ExecutionDriver):
         return ContainerInfo(id, process.state, process.pid)
 
     def get_pids_for_container(self, id: str) -> Sequence[int]:
-        return self.cgroup(id).pids()
+        process = self._running(id)
+        cgroup = process.cgroup()
+        if cgroup.paths:
+            return cgroup.pids()
+        from pycontainer_native.process import descendants
+
+        # Without a cgroup: its first process and the further ones, and all who come from them, for whoever loses
+        # his parent in a pid namespace becomes its first process's child (pid_namespaces(7)).
+        name = f"{process.directory}-exec"
+        further = [p.pid for p in list(self._all) if p.directory == name and not p.has_ended()]
+        return descendants([process.pid, *further])
 
     def cgroup(self, id: str) -> Cgroup:
         """The live cgroup of container *id*."""

@@ -249,7 +249,12 @@ def protect_image() -> None:
     of this one, would start the host's interpreter (CVE-2019-5736).
     """
     attributes = abi.MOUNT_ATTR_NOEXEC.to_bytes(8, sys.byteorder) + bytes(24)  # struct mount_attr
-    if syscall(abi.NR["mount_setattr"], IMAGE_FD, b"", abi.AT_EMPTY_PATH, attributes, len(attributes)) == -1:
+    if (
+        syscall(
+            abi.NR["mount_setattr"], IMAGE_FD, b"", abi.AT_EMPTY_PATH | abi.AT_RECURSIVE, attributes, len(attributes)
+        )
+        == -1
+    ):
         raise OSError(ctypes.get_errno(), "mount_setattr")
 
 

@@ -108,10 +108,12 @@ def root_directory(k: Recorder, path: str, *, writable: bool, host_read_only: bo
     return root
 
 
-def host_view(k: Recorder, view: Mapping[str, Any], *, writable: bool) -> Slot:
+def host_view(k: Recorder, view: Mapping[str, Any], *, writable: bool, inside: bool = False) -> Slot:
     """The host's programs, copy-on-write: an empty tmpfs with what the allow list names.
 
     Changes go to the scratch tmpfs, which is never visible in the container.
+    *inside* a user namespace changing what belongs to a user who is nobody
+    there fails, as ever.
     """
     scratch = (abi.SCRATCH,)
     with k.step("make the root of the host view"):
@@ -128,7 +130,13 @@ def host_view(k: Recorder, view: Mapping[str, Any], *, writable: bool) -> Slot:
             k.mkdirat(scratch, b"upper%d" % number, 0o755)
             k.mkdirat(scratch, b"work%d" % number, 0o755)
             lower = path.replace("\\", "\\\\").replace(":", "\\:")
-            options = {"lowerdir": lower, "upperdir": f"upper{number}", "workdir": f"work{number}"}
+            options: dict[str, str | None] = {
+                "lowerdir": lower,
+                "upperdir": f"upper{number}",
+                "workdir": f"work{number}",
+            }
+            if inside:
+                options["userxattr"] = None  # trusted.* is the first user namespace's (overlayfs.rst)
             mount = k.new_mount("overlay", options, attributes)
             k.move_mount(mount, _target(k, root, path, directory=True))
     for path in view["trees"]:
@@ -147,7 +155,7 @@ def host_view(k: Recorder, view: Mapping[str, Any], *, writable: bool) -> Slot:
     return root
 
 
-def overlay_root(k: Recorder, lower: Sequence[str], upper: str | None, *, nodev: bool) -> Slot:
+def overlay_root(k: Recorder, lower: Sequence[str], upper: str | None, *, nodev: bool, inside: bool) -> Slot:
     """Directories of the host one upon the other, the first on top; changes go to *upper*, or to memory.
 
     Each is cloned into the scratch tmpfs under a name of ours, and overlayfs
@@ -175,7 +183,9 @@ def overlay_root(k: Recorder, lower: Sequence[str], upper: str | None, *, nodev:
                 k.symlinkat(encode(f"kept/{path}"), scratch, name.encode())
     with k.step("mount overlay on /"):
         k.call("fchdir", scratch)
-        options = {"lowerdir": ":".join(names), "upperdir": "upper", "workdir": "work"}
+        options: dict[str, str | None] = {"lowerdir": ":".join(names), "upperdir": "upper", "workdir": "work"}
+        if inside:
+            options["userxattr"] = None
         root = k.new_mount("overlay", options, abi.MOUNT_ATTR_NODEV if nodev else 0)
     _attach(k, root, b"root")
     return root
@@ -223,13 +233,17 @@ def split_hidden(masked: Paths, readonly: Paths) -> tuple[tuple[Paths, Paths], t
     return (first, second), (third, fourth)
 
 
-def make_system(k: Recorder, mounts: Iterable[Mount], masked: Sequence[str], readonly: Sequence[str]) -> None:
+def make_system(
+    k: Recorder, mounts: Iterable[Mount], masked: Sequence[str], readonly: Sequence[str], inside: bool
+) -> None:
     """/proc, /sys and /dev with all that belongs on them, made ahead: :func:`mount_all` moves them into the root.
 
     The rootfs has no part in them.  *masked* and *readonly* are paths inside
     /proc and /sys: no mount of the user's goes there, so nothing will lie over
-    a mask.
+    a mask.  A mount whose source is a path is the host's own.  *inside* a user
+    namespace the devices are the host's nodes.
     """
+    shared = {mount[2]: _host_mount(k, *mount[:4]) for mount in mounts if mount[1].startswith("/")}
     with k.step("make a place for mounts"):
         # Over the host's /proc, which exists and is not looked at any more. Not over "/": what lies over the old root
         # stays in its place when that is unmounted, and the old root below it (checked in pivot()).
@@ -248,18 +262,30 @@ def make_system(k: Recorder, mounts: Iterable[Mount], masked: Sequence[str], rea
         attributes, _, _, data = _split_options(options)
         with k.step(f"mount {fstype} on {destination}"):
             if destination in _BELOW_DEV:
-                new = k.new_mount(fstype, data, attributes)
+                new = shared.get(destination) or k.new_mount(fstype, data, attributes)
                 below = encode(destination.removeprefix("/dev/"))
                 k.move_mount(new, k.openat2((abi.DEV,), below, _OPENED | abi.O_DIRECTORY, _AS_IS))
                 continue
-            new = k.new_mount(fstype, data, attributes, out=_SYSTEM[destination])
+            new = shared.get(destination) or k.new_mount(fstype, data, attributes, out=_SYSTEM[destination])
             if destination == "/dev":
-                _fill_dev(k, new)
+                _fill_dev(k, new, nodes=not inside)
             _attach(k, new, encode(destination[1:]))
         if destination == "/dev":
+            if inside:
+                for name, *_ in DEVICES:
+                    _bind_device(k, new, name.encode())
             with k.step("open /dev/null"):
                 k.openat2(new, b"null", _OPENED, _AS_IS, out=(abi.NULL,))
     mask_and_protect(k, None, masked, readonly)
+
+
+def _host_mount(k: Recorder, fstype: str, source: str, destination: str, options: Sequence[str]) -> Slot:
+    """A clone of what the host has mounted on *source*, for a namespace that is the host's."""
+    attributes, _, _, _ = _split_options(options)
+    with k.step(f"clone {source} for {destination}"):
+        mount = k.open_tree(abi.AT_FDCWD, encode(source), recursive=True, out=_SYSTEM.get(destination))
+        k.mount_setattr(mount, attributes, recursive=True)
+    return mount
 
 
 def mount_all(k: Recorder, root: Slot, system: Iterable[Mount], mounts: Iterable[Mount]) -> None:
@@ -297,7 +323,8 @@ def _mount(
                 k.mount_setattr(new, set_, clear & ~set_ | (clear & _ATIME), recursive=recursive)
         else:
             new = k.new_mount(fstype, data, set_)
-        k.move_mount(new, _target(k, root, destination, directory=directory))
+        resolve = _AS_IS if destination in _SYSTEM else _IN_ROOT
+        k.move_mount(new, _target(k, root, destination, directory=directory, resolve=resolve))
 
 
 def _split_options(options: Sequence[str]) -> tuple[int, int, bool, dict[str, str | None]]:
@@ -342,14 +369,29 @@ def _target(k: Recorder, root: Fd, path: str, *, directory: bool, resolve: int =
     return target
 
 
-def _fill_dev(k: Recorder, dev: Slot) -> None:
-    """The fixed nodes and links, while the new /dev is still nowhere: the rootfs has no part in it."""
+def _fill_dev(k: Recorder, dev: Slot, *, nodes: bool) -> None:
+    """The fixed nodes and links, while the new /dev is still nowhere: the rootfs has no part in it.
+
+    Without *nodes* they are empty files, to mount the host's on.
+    """
     for name, mode, major, minor in DEVICES:
-        k.mknodat(dev, name.encode(), stat.S_IFCHR | mode, os.makedev(major, minor))
+        if nodes:
+            k.mknodat(dev, name.encode(), stat.S_IFCHR | mode, os.makedev(major, minor))
+        else:
+            k.mknodat(dev, name.encode(), stat.S_IFREG | mode)
     for name, target in DEVICE_LINKS:
         k.symlinkat(target.encode(), dev, name.encode())
     for name in ("pts", "shm", "mqueue"):
         k.mkdirat(dev, name.encode(), 0o755)
+
+
+def _bind_device(k: Recorder, dev: Slot, name: bytes) -> None:
+    """The host's device *name* in the new /dev: only the first user namespace makes nodes that open (mknod(2))."""
+    with k.step(f"mount /dev/{name.decode()}"):
+        source = k.openat2(abi.AT_FDCWD, b"/dev/" + name, _OPENED, abi.RESOLVE_NO_MAGICLINKS)
+        device = k.open_tree(source)
+        k.mount_setattr(device, abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NOEXEC)
+        k.move_mount(device, k.openat2(dev, name, _OPENED, _AS_IS))
 
 
 def _attach(k: Recorder, mount: Slot, name: bytes) -> None:

@@ -27,6 +27,7 @@ from pycontainer.seccomp_filter import compile_filter
 from pycontainer.sysctl import path_of
 from pycontainer_native import abi, capabilities, mounts
 from pycontainer_native.syscalls import Recorder, Slot, Step
+from pycontainer_native.userns import UserNamespace, is_initial, of_ordinary_user, outside
 
 if TYPE_CHECKING:
     from pycontainer.seccomp_filter import Filter
@@ -64,6 +65,10 @@ RLIM_NLIMITS = len(_RLIMITS)
 _LOOPBACK_UP = struct.pack("=16sH22x", b"lo", abi.IFF_UP | abi.IFF_RUNNING)
 
 
+#: The ids of a user namespace that the caller is in, and did not make: the kernel knows them.
+_EVERYBODY = UserNamespace(((0, 0, 0xFFFFFFFF),), ((0, 0, 0xFFFFFFFF),))
+
+
 def _host_capabilities() -> int:
     with open("/proc/self/status", "rb") as status:
         for line in status:
@@ -98,6 +103,18 @@ class Host:
     rlimits: tuple[tuple[int, int, int], ...] = ()
     is_directory: Callable[[str], bool] = os.path.isdir
     is_read_only: Callable[[str], bool] = _read_only
+    #: The user namespace that the launcher makes for itself, where an ordinary user started it.
+    namespace: UserNamespace | None = None
+    #: Whether the launcher has the rights of the first user namespace: over devices, and over the file systems there.
+    initial: bool = True
+
+    @classmethod
+    def of_caller(cls) -> Host:
+        """That of this process: for an ordinary user, as it is inside the user namespace that he can have."""
+        if os.geteuid() == 0:
+            return cls(initial=is_initial())
+        last = _last_capability()
+        return cls(capabilities=(2 << last) - 1, last_capability=last, namespace=of_ordinary_user(), initial=False)
 
 
 @frozen
@@ -168,6 +185,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     """
     host = host or Host()
     filter = filter or compile_filter(spec["linux"].get("seccomp"))
+    inside = None if host.initial else host.namespace or _EVERYBODY
     process, annotations = spec["process"], spec.get("annotations", {})
     namespaces = tuple(namespace["type"] for namespace in spec["linux"]["namespaces"])
     entered = entered_namespaces(spec)
@@ -178,12 +196,12 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         flags &= ~abi.CLONE_NEWCGROUP  # unshared once the v1 cgroups are joined, or it would show the host's paths
     user, terminal = process["user"], bool(process.get("terminal"))
     init = annotations.get(INIT_ANNOTATION) == "true"
-    all_mounts = _mounts_of(spec, host)
+    all_mounts = _mounts_of(spec, host, inside)
     system, own = [m for m in all_mounts if mounts.is_system(m)], [m for m in all_mounts if not mounts.is_system(m)]
-    inside, elsewhere = mounts.split_hidden(
-        *(tuple(spec["linux"].get(key, ())) for key in ("maskedPaths", "readonlyPaths"))
+    ahead, elsewhere = mounts.split_hidden(
+        *(tuple(paths) for paths in (_masked(spec, inside), spec["linux"].get("readonlyPaths", ())))
     )
-    prepared = ((system, *inside), abi.CLONE_NEWNET in wanted)
+    prepared = ((system, *ahead, inside is not None), abi.CLONE_NEWNET in wanted)
     begin = _section(
         _begin, abi.FIRST_SLOT,
         joins, bool(joins) and abi.CLONE_NEWCGROUP in wanted, None if entered else prepared,
@@ -195,7 +213,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         _set_up, begin.slots,
         prepared if entered else None,
         init, _root_of(spec, host), system, own, elsewhere,
-        (process.get("consoleSize"), user["uid"]) if terminal else None, not spec.get("hooks"),
+        (process.get("consoleSize"), user["uid"]) if terminal else None, not spec.get("hooks"), inside is not None,
     )  # fmt: skip
     hooks = None
     setups: tuple[Section, ...] = (setup,)
@@ -264,7 +282,11 @@ def _identity(process: Mapping[str, Any], filter: Filter | None, host: Host) -> 
     wanted = [process.get(key) for key in ("cwd", "capabilities", "rlimits", "noNewPrivileges")]
     early = None if process.get("noNewPrivileges") else filter
     limits = ((_NOFILE, *host.nofile), *host.rlimits)
-    return (process["user"], *wanted, early, (limits, host.capabilities, host.last_capability))
+    setgroups = True
+    if host.namespace is not None:
+        host.namespace.check(process["user"])
+        setgroups = host.namespace.setgroups
+    return (process["user"], *wanted, early, (limits, host.capabilities, host.last_capability), setgroups)
 
 
 def _last(process: Mapping[str, Any], filter: Filter | None, slots: int) -> Section:
@@ -314,12 +336,45 @@ def _root_of(spec: Mapping[str, Any], host: Host) -> tuple[Any, ...]:
     return path, view, overlay, read_only, read_only and plain and host.is_read_only(path), nodev
 
 
-def _mounts_of(spec: Mapping[str, Any], host: Host) -> list[tuple[str, str, str, list[str], bool]]:
+def _mounts_of(
+    spec: Mapping[str, Any], host: Host, inside: UserNamespace | None
+) -> list[tuple[str, str, str, list[str], bool]]:
     """(type, source, destination, options, whether it mounts on a directory) of every mount."""
+    wanted = spec["mounts"]
+    if inside is not None:
+        own = {namespace["type"] for namespace in spec["linux"]["namespaces"]}
+        wanted = [adapted for mount in wanted if (adapted := _in_user_namespace(mount, own, host, inside)) is not None]
     return [
         (m["type"], m["source"], m["destination"], m["options"], m["type"] != "bind" or host.is_directory(m["source"]))
-        for m in spec["mounts"]
+        for m in wanted
     ]
+
+
+#: What shows a namespace can be mounted by who owns that; where it is the host's there is only the host's mount of it.
+_OF_NAMESPACE = {"proc": ("pid", "/proc"), "sysfs": ("network", "/sys"), "mqueue": ("ipc", "/dev/mqueue")}
+
+
+def _in_user_namespace(
+    mount: Mapping[str, Any], own: set[str], host: Host, inside: UserNamespace
+) -> Mapping[str, Any] | None:
+    """*mount* as it can be made in a user namespace; None: the host has it not either."""
+    namespace, source = _OF_NAMESPACE.get(mount["type"], ("mount", ""))
+    if namespace not in own:
+        if not host.is_directory(source):
+            return None
+        return {**mount, "source": source}
+    if mount["type"] == "devpts":
+        # A group that does not exist there is EINVAL.
+        options = [o for o in mount["options"] if not (o[:4] == "gid=" and outside(int(o[4:]), inside.gids) is None)]
+        return {**mount, "options": options}
+    return mount
+
+
+def _masked(spec: Mapping[str, Any], inside: UserNamespace | None) -> Sequence[str]:
+    masked: Sequence[str] = spec["linux"].get("maskedPaths", ())
+    if inside is not None and all(namespace["type"] != "network" for namespace in spec["linux"]["namespaces"]):
+        masked = (*masked, "/sys/fs/cgroup")  # it comes with the host's /sys, and is the host's (CVE-2023-25809)
+    return masked
 
 
 def _enter_given(k: Recorder, entered: Sequence[str]) -> None:
@@ -340,16 +395,20 @@ def _set_up(
     hidden: Sequence[Sequence[str]],
     terminal: tuple[Any, ...] | None,
     pivots: bool,
+    inside: bool,
 ) -> None:
-    """From the request's arrival to inside the new root, or with *pivots* false right before."""
+    """From the request's arrival to inside the new root, or with *pivots* false right before.
+
+    *inside* a user namespace not all can be made anew.
+    """
     if prepared is not None:
         _prepare(k, *prepared)
     _take_stdio(k, init)
     path, view, overlay, read_only, host_read_only, nodev = root_of
     if overlay is not None:
-        root = mounts.overlay_root(k, **json.loads(overlay), nodev=nodev)
+        root = mounts.overlay_root(k, **json.loads(overlay), nodev=nodev, inside=inside)
     elif view is not None:
-        root = mounts.host_view(k, json.loads(view), writable=not read_only)
+        root = mounts.host_view(k, json.loads(view), writable=not read_only, inside=inside)
     else:
         root = mounts.root_directory(k, path, writable=not read_only, host_read_only=host_read_only, nodev=nodev)
     mounts.mount_all(k, root, system, own)
@@ -586,6 +645,7 @@ def finish(
     no_new_privileges: bool,
     early_filter: Filter | None,
     host: tuple[tuple[tuple[int, int, int], ...], int, int],
+    setgroups: bool,
     hold: bool,
     init: bool,
 ) -> None:
@@ -613,7 +673,8 @@ def finish(
     _load_filter(k, early_filter)
     with k.step("set groups and ids"):
         gids = [user["gid"], *(gid for gid in user.get("additionalGids", ()) if gid != user["gid"])]
-        k.call("setgroups", len(gids), struct.pack(f"={len(gids)}I", *gids))
+        if setgroups:
+            k.call("setgroups", len(gids), struct.pack(f"={len(gids)}I", *gids))
         k.call("setresgid", *[user["gid"]] * 3)
         k.call("setresuid", *[user["uid"]] * 3)
     with k.step(f"enter {cwd}"):

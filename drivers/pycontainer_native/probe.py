@@ -8,9 +8,12 @@ import os
 from collections.abc import Iterator
 
 from pycontainer.driver import Feature, FeatureProbe, Probe
+from pycontainer.errors import SetupError
 from pycontainer.seccomp_filter import load_library
 from pycontainer_native import abi
 from pycontainer_native.cgroups import Layout
+from pycontainer_native.client import LauncherClient
+from pycontainer_native.userns import SUBGID, SUBUID, UserNamespace
 
 _CONTROLLERS = {Feature.MEMORY: "memory", Feature.CPU: "cpu", Feature.CPUSET: "cpuset", Feature.PIDS: "pids"}
 #: What verbs need of the hierarchies: one of each tuple. cgroup2 freezes and counts CPU time without any controller.
@@ -20,12 +23,15 @@ _NEEDS: dict[Feature, list[tuple[str, ...]]] = {
     Feature.UPDATE: [("memory", "cpu", "cpuset", "pids")],
 }
 _CAP_SYS_ADMIN = 21
+_DELEGATE = "systemd-run --user --scope -p Delegate=yes COMMAND, or have root make a cgroup that is yours, and join it"
 
 
-def probe(name: str, layout: Layout, features: frozenset[Feature]) -> Probe:
-    """The probe of the driver *name*, on a host with these cgroup hierarchies."""
-    problem = next(_problems(), None)
+def probe(name: str, layout: Layout, namespace: UserNamespace | None, features: frozenset[Feature]) -> Probe:
+    """The probe of the driver *name*, on a host with these cgroup hierarchies; an ordinary user has *namespace*."""
+    problem = next(_problems(namespace), None)
     evidence = f"Linux {os.uname().release} on {abi.MACHINE}, cgroups: {layout.mode}"
+    if namespace is not None:
+        evidence += f", rootless: {sum(count for _, _, count in namespace.uids)} uids"
     cause, remedy = problem or ("", "")
     return Probe(
         driver="native",
@@ -34,11 +40,40 @@ def probe(name: str, layout: Layout, features: frozenset[Feature]) -> Probe:
         evidence=evidence,
         cause=cause,
         remedy=remedy,
-        features={feature: _feature(feature, layout, cause, remedy) for feature in sorted(features, key=str)},
+        features={
+            feature: _feature(feature, layout, namespace, cause, remedy) for feature in sorted(features, key=str)
+        },
     )
 
 
-def _problems() -> Iterator[tuple[str, str]]:
+def without_user_namespace(name: str, error: SetupError) -> Probe:
+    """The probe of the driver *name* for an ordinary user who cannot have a user namespace: *error* says where."""
+    return Probe(driver="native", usable=False, version=name, cause=f"rootless: {error}", remedy=_remedy(error))
+
+
+SYSCTL_DIRECTORY = "/proc/sys"
+#: What forbids user namespaces to ordinary users: the sysctl, the value that does, and the one that would not.
+_SYSCTLS = (
+    ("user.max_user_namespaces", "0", "10000"),
+    ("kernel.unprivileged_userns_clone", "0", "1"),  # Debian's and Arch's
+    ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),  # Ubuntu's: it has one, but no rights in it
+)
+
+
+def _remedy(error: SetupError) -> str:
+    for name, value, better in _SYSCTLS:
+        try:
+            with open(f"{SYSCTL_DIRECTORY}/{name.replace('.', '/')}", encoding="ascii") as file:
+                if file.read().strip() == value:
+                    return f"sysctl -w {name}={better} (as root; it is {value})"
+        except OSError:
+            pass
+    if error.step.startswith("write the id maps"):
+        return f"check the entries of user {os.geteuid()} in {SUBUID} and {SUBGID}, or remove them for a single id"
+    return "allow user namespaces (an outer container's seccomp profile forbids them by default), or run it with sudo"
+
+
+def _problems(namespace: UserNamespace | None) -> Iterator[tuple[str, str]]:
     """(cause, remedy) of everything in the way."""
     if abi.MACHINE not in abi.MACHINES:
         yield f"the system call numbers of {abi.MACHINE} are not known", f"use one of {', '.join(abi.MACHINES)}"
@@ -51,13 +86,18 @@ def _problems() -> Iterator[tuple[str, str]]:
     ]
     if missing:
         yield f"the kernel or /proc lacks the namespaces {', '.join(missing)}", "mount proc on /proc"
-    if os.geteuid() != 0:
-        yield f"it needs root, and this is user {os.geteuid()}", "run it with sudo"
+    if namespace is not None:
+        try:
+            LauncherClient(namespace).close()  # the only way to know is to do it
+        except SetupError as error:
+            yield f"rootless: {error}", _remedy(error)
     elif not _effective_capabilities() >> _CAP_SYS_ADMIN & 1:
         yield "root lacks CAP_SYS_ADMIN here, as in an unprivileged container", "give the outer container CAP_SYS_ADMIN"
 
 
-def _feature(feature: Feature, layout: Layout, cause: str, remedy: str) -> FeatureProbe:
+def _feature(
+    feature: Feature, layout: Layout, namespace: UserNamespace | None, cause: str, remedy: str
+) -> FeatureProbe:
     if cause:
         return FeatureProbe(False, cause=cause, remedy=remedy)
     controller = _CONTROLLERS.get(feature)
@@ -68,7 +108,9 @@ def _feature(feature: Feature, layout: Layout, cause: str, remedy: str) -> Featu
         return FeatureProbe(
             False,
             cause=f"no cgroup hierarchy that can be written to has the controller {controller}",
-            remedy=f"mount one, or enable {controller} in cgroup.subtree_control of the parent cgroup",
+            remedy=_DELEGATE
+            if namespace is not None
+            else f"mount one, or enable {controller} in cgroup.subtree_control of the parent cgroup",
         )
     if feature in _NEEDS:
         missing = [
@@ -81,16 +123,30 @@ def _feature(feature: Feature, layout: Layout, cause: str, remedy: str) -> Featu
         ]
         if missing:
             cause = f"no cgroup hierarchy that can be written to has {' and none has '.join(missing)}"
-            return FeatureProbe(False, cause=cause, remedy="mount the hierarchies below /sys/fs/cgroup")
+            remedy = "mount the hierarchies below /sys/fs/cgroup" if namespace is None else _DELEGATE
+            return FeatureProbe(False, cause=cause, remedy=remedy)
         return FeatureProbe(True, f"cgroups: {layout.mode}")
     if feature is Feature.SECCOMP:
         return _seccomp()
+    if feature is Feature.ROOTLESS:
+        return _rootless(namespace)
     if feature in (Feature.HOST_ROOTFS, Feature.OVERLAY):
         with open("/proc/filesystems", encoding="ascii") as file:
             if "\toverlay\n" in file.read():
                 return FeatureProbe(True, "overlay is in /proc/filesystems")
         return FeatureProbe(False, cause="the kernel has no overlay file system", remedy="modprobe overlay")
     return FeatureProbe(True, "needs nothing more than the driver itself")
+
+
+def _rootless(namespace: UserNamespace | None) -> FeatureProbe:
+    if namespace is None:
+        return FeatureProbe(True, "this is root; an ordinary user's probe looks what he can have")
+    ids = sum(count for _, _, count in namespace.uids)
+    if namespace.setgroups:
+        return FeatureProbe(True, f"{ids} uids, by newuidmap(1) and {SUBUID}")
+    return FeatureProbe(
+        True, f"one uid and one gid: more take newuidmap(1), newgidmap(1), and entries in {SUBUID} and {SUBGID}"
+    )
 
 
 def _seccomp() -> FeatureProbe:

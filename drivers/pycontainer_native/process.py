@@ -231,6 +231,17 @@ class NativeProcess(ContainerProcess):
         self.close()
 
 
+def descendants(pids: list[int]) -> list[int]:
+    """*pids* and the pids of all who come from them, of those that still are there."""
+    import psutil  # type: ignore[import-untyped,unused-ignore]
+
+    found: set[int] = set()
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))}
+    return sorted(found)
+
+
 def select_one(fd: int, timeout: float | None) -> list[tuple[int, int]]:
     """Wait until *fd* is readable, at most *timeout* seconds. Not select(2): descriptors may be beyond 1024."""
     poll = select.poll()

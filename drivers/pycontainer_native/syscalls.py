@@ -116,9 +116,9 @@ class Recorder:
 
     # -- mounts: the descriptor-based API of Linux 5.2 and mount_setattr of 5.12 --
 
-    def open_tree(self, dirfd: Fd, path: bytes = b"", *, recursive: bool = False) -> Slot:
+    def open_tree(self, dirfd: Fd, path: bytes = b"", *, recursive: bool = False, out: Slot | None = None) -> Slot:
         """Clone the mount at *path* (at *dirfd* itself when empty): a mount that is nowhere yet."""
-        out = self.slot()
+        out = out or self.slot()
         flags = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC | (abi.AT_RECURSIVE if recursive else 0)
         self.call("open_tree", dirfd, path, flags | (0 if path else abi.AT_EMPTY_PATH), path=path or None, out=out)
         return out

@@ -470,6 +470,6 @@ def test_probe_says_which_verbs_the_hierarchies_allow(version, controllers, usab
     place = Hierarchy(version, frozenset(controllers), "/x", "/x")
     for writable in (True, False):
         layout = Layout((evolve(place, writable=writable),))
-        found = {verb: _feature(verb, layout, "", "") for verb in (Feature.PAUSE, Feature.STATS, Feature.UPDATE)}
+        found = {verb: _feature(verb, layout, None, "", "") for verb in (Feature.PAUSE, Feature.STATS, Feature.UPDATE)}
         assert {verb for verb, probe in found.items() if probe.usable} == (usable if writable else set())
         assert all(probe.usable or (probe.cause and probe.remedy) for probe in found.values())
