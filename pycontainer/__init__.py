@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from pycontainer.hooks import Hook, Hooks
     from pycontainer.hookspecs import hookimpl
     from pycontainer.logs import LogRecord
+    from pycontainer.observers import register, unregister
     from pycontainer.options import Option
     from pycontainer.overlay import Overlay
     from pycontainer.plugins import InstalledDriver, drivers, get_driver
@@ -128,8 +129,10 @@ __all__ = [
     "get",
     "get_driver",
     "hookimpl",
+    "register",
     "rootfs",
     "run",
+    "unregister",
 ]
 
 _HOMES = {
@@ -146,6 +149,7 @@ _HOMES = {
     "hooks": "Hook Hooks",
     "hookspecs": "hookimpl",
     "logs": "LogRecord",
+    "observers": "register unregister",
     "options": "Option",
     "plugins": "InstalledDriver drivers get_driver",
     "overlay": "Overlay",

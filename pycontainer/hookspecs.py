@@ -1,4 +1,4 @@
-"""The pluggy hooks of pycontainer: how a distribution brings a driver.
+"""The pluggy hooks of pycontainer: how a distribution brings a driver, and how a program observes its containers.
 
 A driver is a subclass of :class:`~pycontainer.driver.ExecutionDriver`, a hook
 implementation that makes one, and an entry point that says where the hook is.
@@ -39,6 +39,41 @@ Rules of the group:
   unavailable driver (:exc:`~pycontainer.errors.DriverUnavailableError`, with
   the cause in its probe) and disturbs no other.
 
+Observers
+---------
+
+A program that wants to know what becomes of its containers, to count or to log
+them, registers an object with some of the hooks ``pycontainer_started``,
+``pycontainer_exited``, ``pycontainer_oom`` and ``pycontainer_cleaned``, under
+any driver::
+
+    import logging
+    import pycontainer
+
+    class Journal:
+        @pycontainer.hookimpl
+        def pycontainer_started(self, id, command, pid):
+            logging.info("%s started as %d: %s", id, pid, command.process.argv)
+
+        @pycontainer.hookimpl
+        def pycontainer_oom(self, id, command):
+            logging.warning("%s was out of memory: its limit is %s", id, command.resources.memory)
+
+        @pycontainer.hookimpl
+        def pycontainer_exited(self, id, status):
+            logging.info("%s %s", id, status.reason if status else "was lost")
+
+    pycontainer.register(Journal())
+
+    pycontainer.run(["true"])
+
+Nothing is registered by being installed: nobody watches another's containers
+unasked.  Observers are called in this process, in the thread that starts a
+container or notices its end (``poll``, ``wait``, ``close``), which waits for
+them; they hear nothing of further processes (``exec``).  What one raises is
+logged by ``pycontainer.observers`` and changes nothing.  Of one container the
+order is started, oom, exited, cleaned; one whose start fails is not heard of.
+
 As in pluggy everywhere, an implementation names only the arguments it wants,
 and later versions may add arguments and hooks without breaking it.
 """
@@ -51,10 +86,21 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from pycontainer.driver import ExecutionDriver
+    from pycontainer.command import Command
+    from pycontainer.driver import ExecutionDriver, ExitStatus
     from pycontainer.options import Option
 
-__all__ = ["hookimpl", "hookspec", "pycontainer_create_driver", "pycontainer_driver_options"]
+__all__ = [
+    "OBSERVERS",
+    "hookimpl",
+    "hookspec",
+    "pycontainer_cleaned",
+    "pycontainer_create_driver",
+    "pycontainer_driver_options",
+    "pycontainer_exited",
+    "pycontainer_oom",
+    "pycontainer_started",
+]
 
 #: Marks a specification; only this module has any.
 hookspec = pluggy.HookspecMarker("pycontainer")
@@ -98,3 +144,30 @@ def pycontainer_driver_options(name: str) -> Sequence[Option] | None:
 
     Without it the options are handed on as they are given.
     """
+
+
+# -- observers
+
+
+@hookspec
+def pycontainer_started(id: str, command: Command, pid: int, driver: ExecutionDriver) -> None:
+    """The program of the container *id* runs, with the host pid *pid*."""
+
+
+@hookspec
+def pycontainer_oom(id: str, command: Command, status: ExitStatus, driver: ExecutionDriver) -> None:
+    """The container *id* has ended, and the kernel has killed a process of it at its memory limit."""
+
+
+@hookspec
+def pycontainer_exited(id: str, command: Command, status: ExitStatus | None, driver: ExecutionDriver) -> None:
+    """The container *id* has ended. *status* is None where nobody knows how (ContainerLostError)."""
+
+
+@hookspec
+def pycontainer_cleaned(id: str, command: Command, driver: ExecutionDriver) -> None:
+    """Everything of the container *id* is removed, and its id is free again."""
+
+
+#: The hooks that observe.
+OBSERVERS = frozenset(("pycontainer_started", "pycontainer_oom", "pycontainer_exited", "pycontainer_cleaned"))

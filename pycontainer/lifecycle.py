@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
+from pycontainer import observers
 from pycontainer.driver import ContainerProcess, ExecutionDriver, ExitStatus, Feature, State, Stdio
 from pycontainer.errors import (
     AlreadyExistsError,
@@ -68,6 +69,8 @@ class Lifecycle:
     """The life of one container: *command* under *driver*. Any method may be called from any thread."""
 
     detached = False  #: whether it outlives this process: pycontainer.detached
+    _is_observed = True  # observers are to hear of it
+    _announced = False  # they have heard of its start
 
     def __init__(self, driver: ExecutionDriver, command: Command) -> None:
         self.driver = driver
@@ -126,8 +129,21 @@ class Lifecycle:
         return self.state is State.PAUSED
 
     def _enter(self, state: State) -> None:
-        """Every change of state comes through here: the place for the observers of hookspecs."""
-        self._state = state
+        """Every change of state comes through here, and the observers of hookspecs hear of it."""
+        before, self._state = self._state, state
+        if not observers.present:
+            return
+        if state is State.RUNNING and before in (State.CREATING, State.CREATED) and self._is_observed:
+            assert self.process is not None
+            self._announced = True
+            self._tell("started", pid=self.process.pid)
+        elif state is State.STOPPED and self._announced:
+            if self.status is not None and self.status.oom_killed:
+                self._tell("oom", status=self.status)
+            self._tell("exited", status=self.status)
+
+    def _tell(self, event: str, **facts: object) -> None:
+        observers.tell(event, id=self.id, command=self.command, driver=self.driver, **facts)
 
     # -- from creating to running --------------------------------------------
 
@@ -355,6 +371,8 @@ class Lifecycle:
                 self.process.close()
             finally:
                 self._clean(lost)
+            if observers.present and self._announced:
+                self._tell("cleaned")
 
     # -- what every verb checks ----------------------------------------------
 
@@ -381,6 +399,8 @@ class Lifecycle:
 
 class ExecLifecycle(Lifecycle):
     """The life of a further *process* in the running *container*: Feature.EXEC."""
+
+    _is_observed = False
 
     def __init__(self, container: Lifecycle, process: Process) -> None:
         super().__init__(container.driver, container.command.copy_with(process=process))

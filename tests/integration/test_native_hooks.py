@@ -219,7 +219,7 @@ def test_giving_up_during_a_hook_ends_it(sh: Any, until: Any, hook: Any, log: Pa
         sh("true", hooks=hooks, timeout=0.5)
     assert time.monotonic() - begin < 30
     until(lambda: host.running("54321") == [])
-    until(lambda: log.exists() and names(log) == ["poststop"])
+    until(lambda: log.exists() and log.read_text().startswith("poststop"))
 
 
 def test_killing_the_caller_runs_poststop(caller: Any, hook: Any, log: Path, until: Any) -> None:

@@ -529,3 +529,33 @@ def test_a_step_that_fails_before_the_request_is_named_and_not_tried_for_ever(
             seen.update(host.children(own_driver._launcher.pid))
         assert len(seen) <= 1
     assert start(["true"], driver=own_driver).wait(30) == 0
+
+
+# -- observers
+
+
+def test_observers_hear_of_a_container(start: Any, native: Any) -> None:
+    events: list[Any] = []
+
+    class Witness:
+        @pycontainer.hookimpl
+        def pycontainer_started(self, id: str, pid: int) -> None:
+            events.append((id, Path(f"/proc/{pid}/comm").read_text()))
+
+        @pycontainer.hookimpl
+        def pycontainer_exited(self, id: str, status: Any) -> None:
+            events.append((id, status.signal))
+
+        @pycontainer.hookimpl
+        def pycontainer_cleaned(self, id: str) -> None:
+            events.append((id, native.get_pids_for_container(id) if native.info(id).is_running else []))
+
+    witness = Witness()
+    pycontainer.register(witness)
+    try:
+        box = start(["sleep", "100"], name="observed")
+        box.kill()
+        box.wait(30)
+    finally:
+        pycontainer.unregister(witness)
+    assert events == [("observed", "sleep\n"), ("observed", 9), ("observed", [])]

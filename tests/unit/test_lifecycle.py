@@ -25,6 +25,7 @@ from pycontainer.errors import (
     UnsupportedError,
     WaitTimeoutError,
 )
+from pycontainer.hooks import Hooks
 from pycontainer.lifecycle import Lifecycle, combine, required_features
 
 from .doubles import PlainDriver, SpawnDriver, nothing_left
@@ -180,6 +181,7 @@ def test_terminate_does_not_mind_an_end_in_between(box: Lifecycle, monkeypatch: 
         ({"resources": Resources(cpuset_mems="0")}, Feature.CPUSET),
         ({"resources": Resources(pids_limit=1)}, Feature.PIDS),
         ({"sysctls": {"net.ipv4.ip_forward": "1"}}, Feature.SYSCTLS),
+        ({"hooks": Hooks()}, Feature.HOOKS),
         ({}, None),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from pycontainer import Feature, FeatureProbe, Probe, Process, Resources
+from pycontainer import Feature, FeatureProbe, Hooks, Probe, Process, Resources
 from pycontainer.stdio import Streams
 from pycontainer.testing.conformance.base import Area
 
@@ -40,6 +40,7 @@ ASK: Mapping[Feature, Callable[[Area], object]] = {
     Feature.CPU: lambda area: area.run(area.payload.say(), cpus=0.5),
     Feature.CPUSET: lambda area: area.run(area.payload.say(), cpuset_cpus="0"),
     Feature.SYSCTLS: lambda area: area.run(area.payload.say(), sysctls={"net.ipv4.ip_forward": 1}),
+    Feature.HOOKS: lambda area: area.run(area.payload.say(), hooks=Hooks()),
     Feature.PIDS: lambda area: area.run(area.payload.say(), pids_limit=10),
 }
 
