@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypedDict
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from pycontainer._exchange import Exchange
 from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pycontainer.detached import DetachedLifecycle
     from pycontainer.hooks import Hooks
     from pycontainer.logs import LogRecord
+    from pycontainer.receipt import Receipt
     from pycontainer.rootfs import HostView, Overlay
     from pycontainer.stats import Stats
     from pycontainer.stdio import Input, Output
@@ -102,6 +103,8 @@ class CompletedContainer:
     stdout: Any = None  #: bytes or str, None where it was not captured
     stderr: Any = None
     truncated: bool = False  #: more came than output_limit, and was dropped
+    #: What held for the program before its first instruction, if ``receipt=True`` asked for it.
+    receipt: Receipt | None = field(default=None, repr=False)
 
     @property
     def returncode(self) -> int:
@@ -130,6 +133,7 @@ def run(
     driver: str | ExecutionDriver | Sequence[str] | None = None,
     require: Iterable[Feature | str] | None = None,
     output_limit: int | str | None = None,
+    receipt: bool = False,
     **fields: Unpack[CommandKeywords],
 ) -> CompletedContainer:
     """Run *argv* in a container and wait for its end: :func:`subprocess.run`, with a container around it.
@@ -140,6 +144,10 @@ def run(
     seconds every process of the container is killed, and WaitTimeoutError has
     what was captured.  Whatever else is raised meanwhile, as by ^C, the
     container is dead before it goes on.
+
+    With *receipt* the result has a :class:`~pycontainer.receipt.Receipt`: the
+    program is held between its execve and its first instruction.  That needs
+    Feature.CREATE, and the right to trace it (ptrace(2)).
 
     Raises ContainerExitError with *check*, and what :class:`Container` raises.
     """
@@ -156,8 +164,8 @@ def run(
         start=False,
         **fields,
     ) as container:
-        container._start_within(timeout, begin)
-        return _complete(container, input, timeout, check, begin)
+        found = container._start_within(timeout, begin, receipt)
+        return _complete(container, input, timeout, check, begin, found)
 
 
 def standard_streams(
@@ -176,7 +184,12 @@ def standard_streams(
 
 
 def _complete(
-    container: Container, input: str | bytes | None, timeout: float | None, check: bool, begin: float
+    container: Container,
+    input: str | bytes | None,
+    timeout: float | None,
+    check: bool,
+    begin: float,
+    receipt: Receipt | None = None,
 ) -> CompletedContainer:
     """See a started *container* through to its end; one that takes longer since *begin* is killed first."""
     try:
@@ -188,7 +201,7 @@ def _complete(
         container._pump(None)
         raise WaitTimeoutError(container.id, timeout, *container._exchange.result(partial=True)) from None
     assert container.status is not None
-    done = CompletedContainer(container.args, container.status, out, err, container.truncated)
+    done = CompletedContainer(container.args, container.status, out, err, container.truncated, receipt)
     if check:
         done.check_returncode()
     return done
@@ -299,6 +312,11 @@ class Container:
         return self._life.id
 
     @property
+    def command(self) -> Command:
+        """The Command that it was made from."""
+        return self._life.command
+
+    @property
     def pid(self) -> int | None:
         """The host pid of its main process; None before it is created."""
         process = self._life.process
@@ -361,15 +379,16 @@ class Container:
                 self.close()
             raise
 
-    def _start_within(self, timeout: float | None, begin: float) -> None:
-        """Start, but give up when *timeout* seconds have passed since *begin*. Raises WaitTimeoutError as well."""
-        if timeout is None:
-            self.start()
-            return
+    def _start_within(self, timeout: float | None, begin: float, look: bool = False) -> Receipt | None:
+        """Start, but give up when *timeout* seconds have passed since *begin*. Raises WaitTimeoutError as well.
+
+        With *look* there is a receipt of the program before its first instruction.
+        """
         try:
-            self._begin(self._life.start, begin + timeout)
+            self._begin(self._life.create if look else self._life.start, None if timeout is None else begin + timeout)
         except WaitTimeoutError:
-            raise WaitTimeoutError(self.id, timeout) from None
+            raise WaitTimeoutError(self.id, timeout or 0.0) from None
+        return self._life.start_and_look() if look else None
 
     def _begin(self, verb: Callable[[Stdio], ContainerProcess], deadline: float | None = None) -> None:
         if self._life.detached:  # its streams are its monitor's
@@ -607,6 +626,14 @@ class Container:
         with further:
             further._start_within(timeout, begin)
             return _complete(further, input, timeout, check, begin)
+
+    def receipt(self) -> Receipt:
+        """What the kernel says really holds for its main process: namespaces, capabilities, filters, limits, mounts.
+
+        With ``init=True`` that is the init.  Raises NotRunningError, also
+        before the start, and PermissionError where this process may not look.
+        """
+        return self._life.receipt()
 
     def pause(self) -> None:
         """Freeze every process in it. Feature.PAUSE; raises NotRunningError."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from pycontainer._api import CommandKeywords
     from pycontainer.driver import ExecutionDriver, Feature
+    from pycontainer.receipt import Receipt
     from pycontainer.stdio import Input, Output
 
 __all__ = ["AsyncContainer", "create_container_exec", "run"]
@@ -131,6 +132,10 @@ class AsyncContainer:
                 todo.append(_drain(reader, capture))
         return todo
 
+    async def receipt(self) -> Receipt:
+        """As :meth:`pycontainer.Container.receipt`, in a worker thread."""
+        return await self._loop.run_in_executor(None, self._box.receipt)
+
     def send_signal(self, signal: int) -> None:
         """Send *signal* to its main process; nothing once that has ended."""
         self._box.send_signal(signal)
@@ -166,15 +171,29 @@ async def create_container_exec(
     A stream that is neither None, PIPE, DEVNULL nor has a descriptor is a
     ValueError: nobody would move its bytes.  Raises what Container raises.
     """
+    streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+    return (await _start(argv, False, **streams, driver=driver, require=require, **fields))[0]
+
+
+async def _start(
+    argv: Sequence[str | bytes | os.PathLike[str]], look: bool, **keywords: Any
+) -> tuple[AsyncContainer, Receipt | None]:
+    """A Container, started in a worker thread; with *look* also what held before its first instruction."""
     loop = asyncio.get_running_loop()
-    start = loop.run_in_executor(
-        None,
-        lambda: Container(argv, stdin=stdin, stdout=stdout, stderr=stderr, driver=driver, require=require, **fields),
-    )
+
+    def begin() -> tuple[Container, Receipt | None]:
+        box = Container(argv, start=False, **keywords)
+        try:
+            return box, box._start_within(None, 0.0, look)
+        except BaseException:
+            box.close()
+            raise
+
+    start = loop.run_in_executor(None, begin)
     try:
-        box = await asyncio.shield(start)
+        box, receipt = await asyncio.shield(start)
     except asyncio.CancelledError:
-        start.add_done_callback(lambda done: done.exception() or loop.run_in_executor(None, done.result().close))
+        start.add_done_callback(lambda done: done.exception() or loop.run_in_executor(None, done.result()[0].close))
         raise
     try:
         if box._streams is not None and box._streams.flows:
@@ -184,7 +203,7 @@ async def create_container_exec(
     except BaseException:
         await loop.run_in_executor(None, box.close)
         raise
-    return container
+    return container, receipt
 
 
 async def run(
@@ -203,6 +222,7 @@ async def run(
     driver: str | ExecutionDriver | None = None,
     require: Iterable[Feature | str] | None = None,
     output_limit: int | str | None = None,
+    receipt: bool = False,
     **fields: Unpack[CommandKeywords],
 ) -> CompletedContainer:
     """:func:`pycontainer.run`, to be awaited. When it is cancelled, the container is dead before it goes on."""
@@ -211,7 +231,7 @@ async def run(
     data = input.encode(encoding or "utf-8", errors or "strict") if isinstance(input, str) else input
     limit = size_limit(output_limit)
     streams = standard_streams(input, stdin, stdout, stderr, capture_output)
-    container = await create_container_exec(*argv, **streams, driver=driver, require=require, **fields)
+    container, found = await _start(argv, receipt, **streams, driver=driver, require=require, **fields)
     captures = container._captures(limit)
     everything = asyncio.gather(*container._exchange(data, captures), container.wait())
     try:
@@ -241,7 +261,7 @@ async def run(
         raise WaitTimeoutError(container.id, timeout, out, err)
     assert container.status is not None
     truncated = any(capture.truncated for capture in captures if capture is not None)
-    done = CompletedContainer(container._box.args, container.status, out, err, truncated)
+    done = CompletedContainer(container._box.args, container.status, out, err, truncated, found)
     if check:
         done.check_returncode()
     return done

@@ -83,9 +83,13 @@ def _run(options: argparse.Namespace) -> int:
     stdin = 0 if options.interactive else None
     with (
         _signal_proxy() as forward_to,
-        Container(options.argv, driver=_driver(options), stdin=stdin, **command_keywords(options)) as box,
+        Container(options.argv, driver=_driver(options), stdin=stdin, start=False, **command_keywords(options)) as box,
     ):
+        receipt = box._start_within(None, 0.0, options.receipt is not None)
         forward_to(box)
+        if receipt is not None:
+            with open(options.receipt, "w", encoding="utf-8") as file:
+                file.write(receipt.to_json() + "\n")
         box.wait(options.timeout)
     assert box.status is not None
     return box.status.shell_code
@@ -496,6 +500,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("--env-file", **variables, type=_variable_file, metavar="FILE", help="variables, one in a line")
     add("--init", **yes, help="a small init as PID 1, which reaps processes and forwards signals")
     add("--timeout", type=_seconds, default=None, metavar="SECONDS", help="kill it after that time and exit with 124")
+    add("--receipt", default=None, metavar="FILE", help="write down as JSON what really held for it when it began")
     add("--name", metavar="NAME", help="its id; default: a random one")
     add("--driver", default=None, metavar="NAME", help="default: $PYCONTAINER_DRIVER, or native")
     add(

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, frozen
 
 from pycontainer import plugins
-from pycontainer.driver import Feature
-from pycontainer.errors import ContainerError
+from pycontainer._api import _complete
+from pycontainer.driver import ExecutionDriver, Feature
+from pycontainer.errors import ContainerError, NotRunningError
 from pycontainer.plugins import InstalledDriver
 
 if TYPE_CHECKING:
     import os
 
+    from pycontainer.receipt import Receipt
+
 __all__ = ["Comparison", "Observation", "compare", "feature_table"]
 
 #: What is compared, in this order.
-ASPECTS = ("exit", "stdout", "stderr")
+ASPECTS = ("exit", "stdout", "stderr", "receipt")
 
 
 @frozen
@@ -30,6 +35,7 @@ class Observation:
     exit: str  #: in words: how it ended, or the error that kept it from starting
     stdout: str = ""
     stderr: str = ""
+    receipt: str | None = None  #: :meth:`pycontainer.receipt.Receipt.lines`; None where there is none
 
 
 @frozen
@@ -40,9 +46,9 @@ class Comparison:
     unusable: Mapping[str, str]
 
     def differences(self) -> Iterator[str]:
-        """The aspects, of exit, stdout and stderr, in which not all drivers agree."""
+        """The aspects, of exit, stdout, stderr and receipt, in which not all drivers that have it agree."""
         for aspect in ASPECTS:
-            if len({getattr(seen, aspect) for seen in self.observations}) > 1:
+            if len({getattr(seen, aspect) for seen in self.observations} - {None}) > 1:
                 yield aspect
 
     def to_data(self) -> dict[str, Any]:
@@ -58,15 +64,17 @@ class Comparison:
         differing = set(self.differences())
         for name, why in self.unusable.items():
             yield f"{name}: not compared: {why}"
-        if not self.observations:
-            return
-        first, *others = self.observations
         for aspect in ASPECTS:
+            having = [seen for seen in self.observations if getattr(seen, aspect) is not None]
+            if not having:
+                continue
+            first, *others = having
             value = getattr(first, aspect)
             if aspect not in differing:
-                names = ", ".join(seen.driver for seen in self.observations)
+                names = ", ".join(seen.driver for seen in having)
                 yield f"{aspect}: the same ({names})"
-                yield from (f"    {line}" for line in value.splitlines())
+                if aspect != "receipt":  # of which only a difference is of interest
+                    yield from (f"    {line}" for line in value.splitlines())
                 continue
             yield f"{aspect}: different"
             for other in others:
@@ -93,7 +101,9 @@ def compare(
 
     *timeout* in seconds is for each of them, *fields* are those of
     :func:`pycontainer.run`.  Their output is captured.  That a driver cannot
-    do it is an observation, too.  Raises DriverNotFoundError.
+    do it is an observation, too.  With a driver that lacks Feature.CREATE the
+    receipt is taken while it runs, and there is none if it ended before that.
+    Raises DriverNotFoundError.
     """
     observations, unusable = [], {}
     for name in sorted(plugins._offers()) if drivers is None else list(drivers):
@@ -106,19 +116,31 @@ def compare(
             unusable[name] = str(error)
             continue
         if probe.usable:
-            observations.append(_observe(name, argv, timeout, fields))
+            observations.append(_observe(name, driver, argv, timeout, fields))
         else:
             unusable[name] = probe.cause or "unknown cause"
     return Comparison(tuple(observations), unusable)
 
 
 def _observe(
-    name: str, argv: Sequence[str | bytes | os.PathLike[str]], timeout: float | None, fields: Mapping[str, Any]
+    name: str,
+    driver: ExecutionDriver,
+    argv: Sequence[str | bytes | os.PathLike[str]],
+    timeout: float | None,
+    fields: Mapping[str, Any],
 ) -> Observation:
-    from pycontainer import run
+    from pycontainer import PIPE, Container
 
+    pipe = None if fields.get("tty") else PIPE
+    receipt: Receipt | None = None
     try:
-        done = run(argv, driver=name, timeout=timeout, capture_output=not fields.get("tty"), **fields)
+        with Container(argv, driver=driver, stdout=pipe, stderr=pipe, start=False, **fields) as box:
+            begin = time.monotonic()
+            receipt = box._start_within(timeout, begin, Feature.CREATE in driver.features())
+            if receipt is None:
+                with contextlib.suppress(NotRunningError, PermissionError):
+                    receipt = box.receipt()
+            done = _complete(box, None, timeout, False, begin)
     except ContainerError as error:
         return Observation(name, f"{type(error).__name__}: {error}")
     status = done.status
@@ -128,6 +150,7 @@ def _observe(
         f"{how}, out of memory" if status.oom_killed else how,
         (done.stdout or b"").decode(errors="backslashreplace"),
         (done.stderr or b"").decode(errors="backslashreplace"),
+        None if receipt is None else "\n".join(receipt.lines()),
     )
 
 

@@ -15,7 +15,11 @@ Rules that hold for every verb:
   driver implements only what it has.  A Command that needs an undeclared
   feature is refused by the core, before the driver is asked.
 * A field of the Command is honoured, or ``validate`` names it as a problem;
-  none is ever ignored.
+  none is ever ignored.  Capabilities and no_new_privileges are honoured by
+  every driver, their defaults as well.  The two defaults that a driver may
+  leave out are a ``seccomp`` of None without Feature.SECCOMP, which then is
+  no filter, and ``masked_paths`` and ``readonly_paths`` of None where it
+  refuses paths that are given.
 * Any verb may be called from any thread.  For one container the core
   serialises the verbs, but not ``poll``, ``wait``, ``info`` and
   ``get_pids_for_container``.
@@ -67,6 +71,7 @@ from pycontainer.errors import InvalidCommandError, UnsupportedError
 if TYPE_CHECKING:
     from pycontainer.command import Command, Process, Resources
     from pycontainer.logs import LogRecord
+    from pycontainer.receipt import Receipt
     from pycontainer.stats import Stats
     from pycontainer.stdio import Pipes
 
@@ -241,6 +246,17 @@ class ContainerProcess(abc.ABC):
     def send_signal(self, signal: int) -> None:
         """Send *signal* to the main process. Does nothing once it has ended."""
 
+    def receipt(self) -> Receipt:
+        """What really holds for the main process: read from /proc, so that no driver can be mistaken about it.
+
+        Only a driver whose containers are not processes of this kernel, and
+        so have no :attr:`pidfd`, overrides this.  Raises ProcessLookupError
+        when it has ended, PermissionError.
+        """
+        from pycontainer.receipt import read
+
+        return read(self.pid, self.pidfd)
+
     @abc.abstractmethod
     def fileno(self) -> int:
         """A descriptor that is readable when :meth:`poll` has something new. For selectors and asyncio."""
@@ -326,7 +342,11 @@ class ExecutionDriver(abc.ABC):
     # -- the verbs that need a feature ---------------------------------------
 
     def create(self, command: Command, stdio: Stdio) -> ContainerProcess:
-        """Feature.CREATE: as :meth:`start`, but stop right before execve."""
+        """Feature.CREATE: as :meth:`start`, but stop right before execve.
+
+        From here until its execve a receipt may trace it (ptrace(2)): a
+        driver that is its parent itself must not take a stop for its end.
+        """
         raise UnsupportedError(self.name, Feature.CREATE)
 
     def start_created(self, process: ContainerProcess) -> None:

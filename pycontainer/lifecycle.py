@@ -39,6 +39,7 @@ from pycontainer.stdio import Pipes
 
 if TYPE_CHECKING:
     from pycontainer.command import Command, Process, Resources
+    from pycontainer.receipt import Receipt
     from pycontainer.stats import Stats
 
 __all__ = ["Lifecycle", "required_features", "run"]
@@ -180,6 +181,26 @@ class Lifecycle:
             self._enter(State.RUNNING)
             return process
 
+    def start_and_look(self) -> Receipt:
+        """After :meth:`create`: run the program; what held for it before its first instruction.
+
+        Raises as :meth:`start`; SetupError where it cannot be traced.
+        """
+        process = self._started()
+        if process.pidfd < 0:  # nothing of this kernel: it is all the same when
+            receipt = process.receipt()
+            self.start()
+            return receipt
+        from pycontainer._exec_stop import ExecStop
+        from pycontainer.receipt import read
+
+        stop = ExecStop(process.pid, read)
+        try:
+            self.start()
+        finally:
+            stop.join()
+        return stop.result()
+
     def _make(self, verb: Callable[[Command, Stdio], ContainerProcess], stdio: Stdio) -> ContainerProcess:
         self._validate()
         self._claim()
@@ -267,6 +288,15 @@ class Lifecycle:
     def pids(self) -> Sequence[int]:
         """Host pids of everything in it. Raises NotRunningError."""
         return self._ask(self.driver.get_pids_for_container)
+
+    def receipt(self) -> Receipt:
+        """What really holds for its main process. Raises NotRunningError, also before its program runs."""
+        with self._verb():
+            self._require(self.state in (State.RUNNING, State.PAUSED))
+            try:
+                return self._started().receipt()
+            except ProcessLookupError:
+                raise NotRunningError(self.id) from None
 
     def stats(self) -> Stats:
         """Feature.STATS. Raises NotRunningError."""

@@ -36,7 +36,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 from attrs import field, frozen
@@ -69,6 +69,9 @@ from pycontainer.rootfs import lookup_user
 from pycontainer.stats import CpuStats, MemoryStats, PidsStats, Stats
 from pycontainer.testing._box import Ended, FakeContainer
 from pycontainer.testing._detached import FakeDetached
+
+if TYPE_CHECKING:
+    from pycontainer.receipt import Receipt
 
 __all__ = ["Call", "FakeContainer", "FakeDriver", "FakeProcess", "Outcome", "Program"]
 
@@ -219,6 +222,15 @@ class FakeProcess(ContainerProcess):
             self.box.deliver(signal)
         elif signal == signals.SIGKILL:
             self.end(None, signal)
+
+    def receipt(self) -> Receipt:
+        """What a driver would show that does what it declares: simulated, as is all of it."""
+        from pycontainer.testing._receipt import simulated
+
+        if self.poll() is not None:
+            raise ProcessLookupError(f"{self.id} has ended")
+        command = attrs.evolve(self.box.command, resources=(self.box.main or self.box).resources)
+        return simulated(command, self.box.process, self.pid, self._driver.features())
 
     def fileno(self) -> int:
         return self._event

@@ -14,8 +14,19 @@ from typing import Any
 
 import attrs
 
-from pycontainer import Command, ContainerInfo, ContainerProcess, NotRunningError, Process, Resources, State, Stdio
+from pycontainer import (
+    Command,
+    ContainerInfo,
+    ContainerProcess,
+    Feature,
+    NotRunningError,
+    Process,
+    Resources,
+    State,
+    Stdio,
+)
 from pycontainer import stats as types
+from pycontainer.receipt import Namespace, Receipt, SeccompState
 from pycontainer.testing._box import FakeContainer
 from pycontainer.testing.fake import FakeDriver, FakeProcess
 
@@ -96,6 +107,65 @@ class WritableMounts(FakeDriver):
     def start(self, command: Command, stdio: Stdio) -> ContainerProcess:
         mounts = [attrs.evolve(mount, read_only=False) for mount in command.mounts]
         return super().start(attrs.evolve(command, mounts=mounts), stdio)
+
+
+class WrongReceipt(FakeDriver):
+    """What the kernel says of its containers is not what was asked for: see :meth:`wrong`."""
+
+    def _make(self, command: Command, stdio: Stdio) -> FakeProcess:
+        process = super()._make(command, stdio)
+        right = process.receipt
+        process.receipt = lambda: self.wrong(right())  # type: ignore[method-assign]
+        return process
+
+    def wrong(self, right: Receipt) -> Receipt:
+        raise NotImplementedError
+
+
+class KeepsCapabilities(WrongReceipt):
+    """Isolation: the bounding set is left as it was."""
+
+    def wrong(self, right: Receipt) -> Receipt:
+        bounding = tuple(sorted({*right.capabilities.bounding, "CAP_SYS_ADMIN"}))
+        return attrs.evolve(right, capabilities=attrs.evolve(right.capabilities, bounding=bounding))
+
+
+class NewPrivileges(WrongReceipt):
+    """Isolation: a setuid program raises privileges."""
+
+    def wrong(self, right: Receipt) -> Receipt:
+        return attrs.evolve(right, no_new_privileges=False)
+
+
+class KeepsGroups(WrongReceipt):
+    """Isolation: the caller's supplementary groups stay."""
+
+    def wrong(self, right: Receipt) -> Receipt:
+        return attrs.evolve(right, groups=(*right.groups, 4))
+
+
+class NoFilter(WrongReceipt):
+    """Isolation: seccomp is declared, and no filter is loaded."""
+
+    def features(self) -> frozenset[Feature]:
+        return super().features() | {Feature.SECCOMP}
+
+    def wrong(self, right: Receipt) -> Receipt:
+        return attrs.evolve(right, seccomp=SeccompState())
+
+
+class NoMasks(WrongReceipt):
+    """Isolation: nothing of /proc is hidden."""
+
+    def wrong(self, right: Receipt) -> Receipt:
+        return attrs.evolve(right, mounts=[mount for mount in right.mounts if mount.target != "/proc/keys"])
+
+
+class SharedNamespace(WrongReceipt):
+    """Isolation: the network is the host's."""
+
+    def wrong(self, right: Receipt) -> Receipt:
+        return attrs.evolve(right, namespaces={**right.namespaces, "net": Namespace(inode=1, own=False)})
 
 
 class NoQuota(FakeDriver):
@@ -225,5 +295,5 @@ class Orphans(FakeDriver):
 BROKEN = {
     name: str(value.__doc__).partition(":")[0]
     for name, value in list(vars().items())
-    if isinstance(value, type) and issubclass(value, FakeDriver) and value is not FakeDriver
+    if isinstance(value, type) and issubclass(value, FakeDriver) and value not in (FakeDriver, WrongReceipt)
 }

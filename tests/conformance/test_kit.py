@@ -23,7 +23,9 @@ Results: TypeAlias = "dict[str, tuple[Counter[str], Counter[str]]]"
 HERE = Path(__file__).parent
 
 #: Of each broken driver, the area that its docstring names.
-BROKEN = dict(re.findall(r'class (\w+)\(FakeDriver\):\n    """(\w+):', (HERE / "broken.py").read_text()))
+BROKEN = dict(
+    re.findall(r'class (\w+)\((?:FakeDriver|WrongReceipt)\):\n    """(\w+):', (HERE / "broken.py").read_text())
+)
 
 AREAS = {area.__name__ for area in conformance.AREAS}
 

@@ -17,15 +17,13 @@ import weakref
 from collections.abc import Mapping, Sequence
 
 import pycontainer
-from pycontainer import Command, ExitStatus, Feature, InvalidCommandError, NotRunningError, Probe, State, Stdio
+from pycontainer import Command, ExitStatus, Feature, InvalidCommandError, NotRunningError, Probe, Process, State, Stdio
 from pycontainer.command import DEFAULT_CAPABILITIES, DEFAULT_PATH
 from pycontainer.rootfs import lookup_user, open_in_rootfs
 
 TOOLS = {name: shutil.which(name) or "" for name in ("unshare", "prlimit", "setpriv", "chroot", "sh", "cat", "pgrep")}
-REFUSED = (
-    *("mounts", "read_only", "rootfs_propagation", "hostname", "pid", "ipc", "uts", "cgroup_parent", "config"),
-    *("oom_score_adj", "cpu_affinity"),
-)
+REFUSED = ["mounts", "read_only", "rootfs_propagation", "hostname", "pid", "ipc", "uts", "cgroup_parent", "config"]
+REFUSED += ["oom_score_adj", "cpu_affinity", "masked_paths", "readonly_paths"]
 
 
 class UnshareProcess(pycontainer.ContainerProcess):
@@ -38,8 +36,10 @@ class UnshareProcess(pycontainer.ContainerProcess):
             argv, stdin=stdio.stdin, stdout=stdio.stdout, stderr=stdio.stderr, env=env, start_new_session=True
         )
         self._readable = os.pidfd_open(self._tool.pid)
-        # Its input ends when this process does, however that is, and then it kills; --kill-child does the rest.
-        leash = [TOOLS["sh"], "-c", 'cat > /dev/null; kill -KILL "$0"', str(self._tool.pid)]
+        # Its input ends when this process does, however that is, and then it kills: the child as well, for a change of
+        # ids takes --kill-child away (prctl(2), PR_SET_PDEATHSIG).
+        kill = "cat > /dev/null; read -r child < /proc/$0/task/$0/children; kill -KILL $0 $child"
+        leash = [TOOLS["sh"], "-c", kill, str(self._tool.pid)]
         self._leash = subprocess.Popen(leash, stdin=subprocess.PIPE)
         self.pid, self.pidfd = self._tool.pid, -1
         before = {os.stat(path).st_ino for path in TOOLS.values()}
@@ -75,8 +75,8 @@ class UnshareProcess(pycontainer.ContainerProcess):
 
     def send_signal(self, signal: int) -> None:
         if signal == signals.SIGKILL:
-            self._tool.kill()  # by way of --kill-child: unshare cannot report that its child was killed
-        elif self._tool.poll() is None and self.pidfd >= 0:
+            self._tool.kill()  # first: unshare cannot report that its child was killed
+        if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):  # it has ended, and unshare is about to
                 signals.pidfd_send_signal(self.pidfd, signal)
 
@@ -84,7 +84,7 @@ class UnshareProcess(pycontainer.ContainerProcess):
         return self._readable
 
     def close(self) -> None:
-        self._tool.kill()
+        self.send_signal(signals.SIGKILL)
         self.wait()
         self._leash.kill()
         self._leash.communicate()
@@ -99,17 +99,21 @@ def command_line(command: Command) -> tuple[list[str], Mapping[str, str]]:
     user = lookup_user(rootfs, process.user, process.additional_groups)
     env = {"PATH": DEFAULT_PATH, "HOME": user.home} if process.env is None else process.env
     find(process.entrypoint, rootfs, env.get("PATH", DEFAULT_PATH))
-    argv = [TOOLS["unshare"], "--pid", "--kill-child", "--mount", "--uts", "--ipc", f"--mount-proc={rootfs}/proc"]
+    argv = [TOOLS["unshare"], "-pmuiC", "--kill-child", f"--mount-proc={rootfs}/proc"]
     argv += [] if any(network.mode == "host" for network in command.networks) else ["--net"]
     for limit in process.rlimits:
         argv += [TOOLS["prlimit"], f"--{limit.type[7:].lower()}={limit.soft}:{limit.hard}"]
-    keep = DEFAULT_CAPABILITIES if process.capabilities is None else process.capabilities
-    bounding = ",".join(["-all", *(f"+{name[4:].lower()}" for name in keep)])
+    bounding = ",".join(["-all", *(f"+{name[4:].lower()}" for name in kept(process))])
     argv += [TOOLS["setpriv"], f"--bounding-set={bounding}", "--inh-caps=-all"]
     argv += ["--no-new-privs"] if process.no_new_privileges else []
     groups = ",".join(map(str, user.groups))
     argv += [TOOLS["chroot"], f"--userspec={user.uid}:{user.gid}", f"--groups={groups}", rootfs, *process.argv]
     return argv, env
+
+
+def kept(process: Process) -> Sequence[str]:
+    """The capabilities that the process may have."""
+    return DEFAULT_CAPABILITIES if process.capabilities is None else process.capabilities
 
 
 def find(program: str, rootfs: str, path: str) -> None:
@@ -146,10 +150,10 @@ class UnshareDriver(pycontainer.ExecutionDriver):
         rootfs, process = command.rootfs, command.process
         refused = [field for field in REFUSED if getattr(command, field) not in (None, False, ())]
         problems = [InvalidCommandError(field, "this driver leaves it as it is") for field in refused]
-        if command.masked_paths or command.readonly_paths:
-            problems.append(InvalidCommandError("masked_paths", "this driver hides nothing"))
         if process.privileged:
             problems.append(InvalidCommandError("process.privileged", "this driver does not have it"))
+        if not {"CAP_SYS_CHROOT", "CAP_SETUID", "CAP_SETGID"}.issubset(kept(process)):
+            problems.append(InvalidCommandError("process.capabilities", "chroot(1) needs some itself"))
         if process.working_dir != "/":
             problems.append(InvalidCommandError("process.working_dir", "chroot(1) knows only /"))
         if any(name.startswith("LD_") for name in process.env or ()):

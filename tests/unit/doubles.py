@@ -60,7 +60,7 @@ class SpawnedProcess(ContainerProcess):
     def poll(self) -> ExitStatus | None:
         if self._status is None:
             result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if result is not None:
+            if result is not None and result.si_code in (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED):
                 self._driver.calls.append(f"reap {self.id}")
                 kill_all(self.pid)
                 os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)

@@ -106,7 +106,7 @@ def test_no_difference(two: tuple[FakeDriver, FakeDriver], capsys: pytest.Captur
     assert main(["compare", "--", "echo", "hi"]) == 0
     assert capsys.readouterr().out == (
         "exit: the same (first, second)\n    exit code 0\nstdout: the same (first, second)\n    hi\n"
-        "stderr: the same (first, second)\n"
+        "stderr: the same (first, second)\nreceipt: the same (first, second)\n"
     )
 
 
@@ -121,6 +121,28 @@ def test_differences(two: tuple[FakeDriver, FakeDriver], capsys: pytest.CaptureF
     assert main(["compare", "--json", "x"]) == 1
     assert json.loads(capsys.readouterr().out)["differences"] == ["exit", "stdout"]
     assert main(["compare", "--drivers", "first", "x"]) == 0
+
+
+def test_receipts_are_compared(
+    two: tuple[FakeDriver, FakeDriver], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(two[1], "_features", two[1].features() | {Feature.SECCOMP})
+    assert main(["compare", "echo", "hi"]) == 1
+    out = capsys.readouterr().out
+    assert "receipt: different\n" in out
+    assert "    -seccomp: disabled, 0 filters\n    +seccomp: filter, 1 filters\n" in out
+
+
+def test_without_create_the_receipt_is_one_of_a_running_container(
+    two: tuple[FakeDriver, FakeDriver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for driver in two:
+        monkeypatch.setattr(driver, "_features", driver.features() - {Feature.CREATE})
+    two[0].script("x", Outcome(delay=0.5))
+    two[1].script("x", Outcome(delay=0.5))
+    seen = compare(["x"])
+    assert all(each.receipt for each in seen.observations)
+    assert list(seen.differences()) == []
 
 
 def test_what_one_cannot_do_is_a_difference(two: tuple[FakeDriver, FakeDriver]) -> None:

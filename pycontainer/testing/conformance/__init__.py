@@ -33,6 +33,7 @@ from pycontainer.testing.conformance.detached import Restore
 from pycontainer.testing.conformance.ending import ExitStatuses, Signals
 from pycontainer.testing.conformance.features import Features
 from pycontainer.testing.conformance.inside import Exec, Pause
+from pycontainer.testing.conformance.isolation import Isolation
 from pycontainer.testing.conformance.lifecycle import Lifecycle
 from pycontainer.testing.conformance.limits import Limits, Stats, Update
 from pycontainer.testing.conformance.payloads import Payloads
@@ -51,6 +52,7 @@ __all__ = [
     "Exec",
     "ExitStatuses",
     "Features",
+    "Isolation",
     "Leaks",
     "Lifecycle",
     "Limits",
@@ -76,6 +78,7 @@ AREAS: tuple[type[Area], ...] = (
     Environment,
     BadInput,
     Mounts,
+    Isolation,
     Limits,
     Tty,
     Exec,
@@ -97,6 +100,7 @@ class Conformance(
     Environment,
     BadInput,
     Mounts,
+    Isolation,
     Limits,
     Tty,
     Exec,

@@ -28,6 +28,7 @@ from pycontainer import (
     State,
     UnsupportedError,
 )
+from pycontainer.receipt import Difference, Receipt
 from pycontainer.stdio import Streams
 from pycontainer.testing.conformance.payloads import FakePayloads, Payloads
 from pycontainer.testing.fixtures import rootfs_for
@@ -193,6 +194,16 @@ class Area:
         except InvalidCommandError as error:
             if not any(name == field for name, _ in error.problems):
                 raise
+
+    def receipt_of(self, **keywords: Any) -> Receipt:
+        """The receipt of a container that does nothing."""
+        self.box = self.start(self.payload.sleep(), **keywords)
+        return self.box.receipt()
+
+    def differing(self, *fields: str, **keywords: Any) -> list[Difference]:
+        """Where a container that does nothing differs from what *keywords* ask for, in the Command's *fields*."""
+        found = self.receipt_of(**keywords)
+        return [one for one in found.differences(self.box.command) if one.field.startswith(fields)]
 
     def state(self, id: str) -> State:
         """What the driver says about container *id*."""

@@ -51,6 +51,11 @@ class Limits(Area):
         wanted = str(max(os.sched_getaffinity(0)))
         assert self.run(self.payload.processors(), cpuset_cpus=wanted).stdout == f"{wanted}\n"
 
+    @needs(Feature.MEMORY, Feature.PIDS, Feature.CPU)
+    def test_effective_limits(self) -> None:
+        limits = self.receipt_of(memory="64m", pids_limit=50, cpus=0.5).limits
+        assert (limits.memory, limits.pids, limits.cpus) == (64 << 20, 50, 0.5)
+
     def burn(self, **keywords: object) -> float:
         """How much of a processor a busy loop gets."""
         box = self.start_ready(self.payload.burn(), **keywords)

@@ -123,3 +123,15 @@ class Mounts(Area):
     def test_a_read_only_root(self) -> None:
         if self.honours("read_only", read_only=True):
             assert self.run(self.payload.write("/tmp/new", "x"), read_only=True).returncode != 0
+
+    def test_flags_of_mounts(self, tmp_path: Path) -> None:
+        mounts = [
+            Mount(str(tmp_path), "/data", read_only=True, options=("nosuid", "nodev", "noexec")),
+            Mount.tmpfs("/small", size="1m"),
+        ]
+        if self.honours("mounts", mounts=mounts):
+            assert self.differing("mounts./data", "mounts./small", mounts=mounts) == []
+
+    def test_a_root_that_is_read_only(self) -> None:
+        if self.honours("read_only", read_only=True):
+            assert self.receipt_of(read_only=True).read_only

@@ -37,6 +37,10 @@ class TestMounts(conformance.Mounts):
     pass
 
 
+class TestIsolation(conformance.Isolation):
+    pass
+
+
 class TestLimits(conformance.Limits):
     pass
 
