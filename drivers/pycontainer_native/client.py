@@ -74,20 +74,7 @@ class LauncherClient:
 
     def request(self, data: bytes, fds: list[int]) -> None:
         """Send one request. Raises LauncherGoneError."""
-        memfd = -1
-        try:
-            if len(data) > _IN_LINE:
-                memfd = _sealed(data)
-                data, fds = b"memfd", [*fds, memfd]
-            socket.send_fds(self._control, [data], fds, socket.MSG_NOSIGNAL)
-        except OSError as error:
-            # Also when another thread has noticed its death already, and closed this.
-            if isinstance(error, (BrokenPipeError, ConnectionResetError)) or self._control.fileno() < 0:
-                raise LauncherGoneError from None
-            raise
-        finally:
-            if memfd >= 0:
-                os.close(memfd)
+        send_request(self._control, data, fds)
 
     def last_words(self) -> str:
         """What the launcher said about its own death, if it could."""
@@ -118,6 +105,24 @@ class LauncherClient:
     def forget(self) -> None:
         """In a forked child: let go of what belongs to the parent."""
         self._control.close()
+
+
+def send_request(control: socket.socket, data: bytes, fds: list[int]) -> None:
+    """Send one request to a launcher, or a monitor. Raises LauncherGoneError."""
+    memfd = -1
+    try:
+        if len(data) > _IN_LINE:
+            memfd = _sealed(data)
+            data, fds = b"memfd", [*fds, memfd]
+        socket.send_fds(control, [data], fds, socket.MSG_NOSIGNAL)
+    except OSError as error:
+        # Also when another thread has noticed its death already, and closed this.
+        if isinstance(error, (BrokenPipeError, ConnectionResetError)) or control.fileno() < 0:
+            raise LauncherGoneError from None
+        raise
+    finally:
+        if memfd >= 0:
+            os.close(memfd)
 
 
 def _sealed(data: bytes) -> int:

@@ -386,13 +386,8 @@ class Container:
         """Another process goes on, and the one until now ends by itself."""
         old, self.pid, self.pidfd = self.pidfd, pid, pidfd
         self.launcher.forget(old)
-        self.launcher.watch(old, lambda: self._reap(old))
+        self.launcher.watch(old, lambda: self.launcher.reap(old))
         self.launcher.watch(pidfd, self.on_exit)
-
-    def _reap(self, pidfd: int) -> None:
-        if os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) is not None:
-            self.launcher.forget(pidfd)
-            os.close(pidfd)
 
     def on_exit(self) -> None:
         """The first process ended: with a pid namespace of its own, so did all others."""
@@ -516,15 +511,18 @@ class Container:
 
     def tell(self, *message: str | int | None, fds: list[int] | None = None) -> None:
         """Send to whoever holds the other end of the status socket, if anybody does."""
-        if self.status is None:
-            return
+        self.send_to([] if self.status is None else [self.status], *message, fds=fds)
+
+    def send_to(self, ends: list[socket.socket], *message: str | int | None, fds: list[int] | None = None) -> None:
+        """Send to each of *ends* that somebody still holds the other end of."""
         rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds or ())
         control = [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)] if rights else []
         data = marshal.dumps((*message, f"{self.launcher.directory}/{self.name}", self.pid))
-        try:
-            self.status.sendmsg([data], control, abi.MSG_DONTWAIT | abi.MSG_NOSIGNAL)
-        except OSError:
-            pass
+        for end in ends:
+            try:
+                end.sendmsg([data], control, abi.MSG_DONTWAIT | abi.MSG_NOSIGNAL)
+            except OSError:
+                pass
 
     def close(self) -> None:
         """Forget it."""

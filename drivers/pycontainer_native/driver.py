@@ -20,7 +20,6 @@ import attrs
 from pycontainer.driver import (
     ContainerInfo,
     ContainerProcess,
-    ExecutionDriver,
     Feature,
     Probe,
     State,
@@ -44,7 +43,9 @@ from pycontainer.spec import process_to_oci, seccomp_to_oci, standing_to_oci, to
 from pycontainer_native import namespaces, plan
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
 from pycontainer_native.client import LauncherClient, LauncherGoneError
+from pycontainer_native.detached import DetachedProcess, DetachedVerbs
 from pycontainer_native.process import NativeProcess
+from pycontainer_native.state import Claim, Store
 
 if TYPE_CHECKING:
     from pycontainer.command import Command, Process, Resources
@@ -57,6 +58,7 @@ FEATURES = frozenset(
         Feature.PAUSE,
         Feature.STATS,
         Feature.UPDATE,
+        Feature.RESTORE,
         Feature.TTY,
         Feature.INIT,
         Feature.HOST_ROOTFS,
@@ -78,12 +80,16 @@ _NOFILE = resource.RLIMIT_NOFILE
 _CAP_SYS_RESOURCE = 24
 
 
-class NativeDriver(ExecutionDriver):
-    """Namespaces, cgroups, capabilities and mounts by direct kernel calls; Docker 0.9's ``native``."""
+class NativeDriver(DetachedVerbs):
+    """Namespaces, cgroups, capabilities and mounts by direct kernel calls; Docker 0.9's ``native``.
+
+    *root* is the directory below which detached containers are recorded.
+    """
 
     name = "native-0.1"
 
-    def __init__(self) -> None:
+    def __init__(self, root: str | None = None) -> None:
+        self._store = Store(root)
         self._lock = threading.Lock()
         self._launcher: LauncherClient | None = None
         self._host: plan.Host | None = None
@@ -94,7 +100,7 @@ class NativeDriver(ExecutionDriver):
         self._parents: set[str] = set()  # the cgroup_parents that were asked for
         self._processes: weakref.WeakValueDictionary[str, NativeProcess] = weakref.WeakValueDictionary()
         self._all: weakref.WeakSet[NativeProcess] = weakref.WeakSet()  # further processes included
-        self._sockets: set[socket.socket] = set()  # the launcher's ends, until it has them
+        self._sockets: set[socket.socket | Claim] = set()  # the launcher's and the monitors' ends, until they have them
         _drivers.add(self)
 
     # -- what it can do
@@ -263,6 +269,8 @@ class NativeDriver(ExecutionDriver):
         compiled = plan.compile_exec(spec, container.joins, container.namespaces, filter, self.host)
         try:
             return self._launch(container.command, compiled, stdio, container)
+        except LauncherGoneError:  # the monitor, and the container with it
+            raise NotRunningError(id) from None
         except SetupError as error:
             # Its end takes the new process along, and comes a moment later itself (pid_namespaces(7)).
             ending = (errno.ESRCH, errno.EINTR, errno.ENOMEM, errno.EPIPE)
@@ -271,17 +279,21 @@ class NativeDriver(ExecutionDriver):
             raise
 
     def _begin(self, command: Command, stdio: Stdio, *, hold: bool) -> NativeProcess:
+        self._check(command)
+        compiled = self.compile(command, hold=hold, size=stdio.size)
+        if not compiled.entered:
+            return self._launch(command, compiled, stdio)
+        with contextlib.ExitStack() as stack:
+            return self._launch(command, compiled, stdio, given=self._open_namespaces(command, compiled, stack))
+
+    def _check(self, command: Command) -> None:
+        """Raise the first problem of *command*; and clear away what may be in its way."""
         problems = self.validate(command)
         if problems:
             raise problems[0]
         if command.cgroup_parent is not None and command.cgroup_parent not in self._parents:
             sweep(self.layout, cgroup_parent=command.cgroup_parent)
             self._parents.add(command.cgroup_parent)
-        compiled = self.compile(command, hold=hold, size=stdio.size)
-        if not compiled.entered:
-            return self._launch(command, compiled, stdio)
-        with contextlib.ExitStack() as stack:
-            return self._launch(command, compiled, stdio, given=self._open_namespaces(command, compiled, stack))
 
     def _open_namespaces(self, command: Command, compiled: plan.Plan, stack: contextlib.ExitStack) -> list[int]:
         """Descriptors of the namespaces that *compiled* enters, in its order, open as long as *stack*.
@@ -335,14 +347,17 @@ class NativeDriver(ExecutionDriver):
         """
         request = compiled.wire(command.id, "" if container is None else container.directory)
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        process = NativeProcess(command, compiled, status)
+        process = NativeProcess(command, status, compiled.groups, compiled.namespaces, compiled)
         try:
             with theirs, self._in_flight(process, theirs):
                 if container is None:
                     self._register(process)
-                launcher = self._ask(request, [theirs.fileno(), stdio.stdin, stdio.stdout, stdio.stderr, *given])
-            # This launcher, and no other: by the time that its death is noticed there may be a new one.
-            process.on_lost = functools.partial(self._drop, launcher)
+                fds = [theirs.fileno(), stdio.stdin, stdio.stdout, stdio.stderr, *given]
+                if isinstance(container, DetachedProcess):
+                    container.ask(request, fds)
+                else:
+                    # This launcher, and no other: by the time that its death is noticed there may be a new one.
+                    process.on_lost = functools.partial(self._drop, self._ask(request, fds))
             process.wait_for_start(State.CREATING, stdio.deadline)
         except BaseException:
             process.close()
@@ -416,13 +431,20 @@ class NativeDriver(ExecutionDriver):
     # -- the other verbs
 
     def _running(self, id: str) -> NativeProcess:
+        process = self._attached(id) or self._detached(id)
+        if process is None:
+            raise NotRunningError(id)
+        return process
+
+    def _attached(self, id: str) -> NativeProcess | None:
+        """What this process is attached to and runs: containers of its own, and detached ones."""
         process = self._processes.get(id)
-        try:
-            if process is not None and process.poll() is None:
+        if process is None or (isinstance(process, DetachedProcess) and process.pidfd < 0):
+            return None
+        with contextlib.suppress(ContainerLostError, SetupError):  # it runs no more, or never has
+            if process.poll() is None:
                 return process
-        except (ContainerLostError, SetupError):  # it runs no more, or never has
-            pass
-        raise NotRunningError(id)
+        return None
 
     def kill(self, id: str, signal: int) -> None:
         self._running(id).send_signal(signal)
@@ -432,11 +454,11 @@ class NativeDriver(ExecutionDriver):
         self._running(id).send_signal(signals.SIGKILL)
 
     def info(self, id: str) -> ContainerInfo:
-        try:
-            process = self._running(id)
-        except NotRunningError:
-            return ContainerInfo(id, State.STOPPED)
-        return ContainerInfo(id, process.state, process.pid)
+        process = self._attached(id)
+        if process is not None and not isinstance(process, DetachedProcess):
+            return ContainerInfo(id, process.state, process.pid)
+        record = self._store.find(id)
+        return ContainerInfo(id, State.STOPPED) if record is None else self._describe(record)
 
     def get_pids_for_container(self, id: str) -> Sequence[int]:
         process = self._running(id)

@@ -60,8 +60,10 @@ INTERVAL = 0.002
 class Launcher:
     """The event loop and what it watches."""
 
-    def __init__(self, control: socket.socket, token: str) -> None:
-        self.control = control
+    container_type: type[Container] = Container
+    clones_ahead = True  # the first process of the next container, while nothing happens
+
+    def __init__(self, token: str) -> None:
         self.directory = f"pycontainer-{token}"  # the name of its directories in the cgroup hierarchies
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[], None]] = {}
@@ -75,7 +77,15 @@ class Launcher:
         self.deadlines: dict[Running, float] = {}  # of hooks, by time.monotonic()
         self.cgroups: dict[str, CgroupRoot] = {}
         self.running = True
-        self.watch(control.fileno(), self.on_request)
+
+    def serve_caller(self, control: socket.socket) -> None:
+        """Take requests from *control*, until its other end closes or the caller dies."""
+
+        def on_request() -> None:
+            if not self.on_request(control):
+                self.stop()
+
+        self.watch(control.fileno(), on_request)
         self.watch(CALLER_FD, self.stop)
         # proc(5): "a change in this file ... will mark the file descriptor as having an exceptional condition".
         self.watch(os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC), self.on_mounts, select.EPOLLPRI)
@@ -103,18 +113,21 @@ class Launcher:
                 root.done.add(write)
         return root
 
-    def on_request(self) -> None:
-        """Start a container, or stop when the caller has closed its end."""
-        message, control, flags, _ = self.control.recvmsg(1 << 17, 256, abi.MSG_CMSG_CLOEXEC)
+    def on_request(self, connection: socket.socket) -> bool:
+        """Carry out one request; false when the other end is closed."""
+        try:
+            message, control, flags, _ = connection.recvmsg(1 << 17, 256, abi.MSG_CMSG_CLOEXEC)
+        except OSError:
+            return False
         fds = descriptors(control)
         try:
-            if not message:
-                self.stop()
-            elif fds:  # without a status socket there is nobody to answer; its other end is closed, which says enough
+            # Without a status socket there is nobody to answer; its other end is closed, which says enough.
+            if message and fds:
                 self.serve(message, fds[1:], socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds[0]), flags)
         finally:
             for fd in fds[1:]:
                 os.close(fd)
+        return bool(message)
 
     def serve(self, message: bytes, fds: list[int], status: socket.socket, flags: int) -> None:
         """Carry out the request *message*; whatever is wrong with it is answered on *status*, and harms nobody else."""
@@ -122,7 +135,10 @@ class Launcher:
         try:
             if flags & socket.MSG_CTRUNC:
                 raise StepFailed("receive descriptors", errno.EMFILE)
-            request = unpack(message, fds[-1])
+            request = unpack(message, fds[-1] if fds else -1)
+            if request[0] is None:
+                self.serve_other(request, fds, status)
+                return
             for section in request[3][1:]:
                 bind(section)  # here rather than in each child anew
             _, namespaces, groups, sections, _, _, _, _, target, _ = request
@@ -148,10 +164,31 @@ class Launcher:
                 send(status.fileno(), marshal.dumps(("failed", label, number, "", "", -1)))
                 status.close()
 
+    def serve_other(self, request: tuple[Any, ...], fds: list[int], status: socket.socket) -> None:
+        """The request that is about no container: for a monitor, which then is asked for one. Raises StepFailed."""
+        from pycontainer_native.monitor import become_monitor  # main() has imported it
+
+        try:
+            pid = os.fork()
+        except OSError as error:
+            raise StepFailed("fork a monitor", error.errno or errno.EPROTO) from None
+        if pid == 0:
+            become_monitor(self, request[2:], fds)
+        pidfd = os.pidfd_open(pid)
+        self.watch(pidfd, lambda: self.reap(pidfd))
+        send(status.fileno(), marshal.dumps(("monitor", pid)))
+        status.close()
+
+    def reap(self, pidfd: int) -> None:
+        """Let go of a process that has ended."""
+        if os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) is not None:
+            self.forget(pidfd)
+            os.close(pidfd)
+
     def prepare(self) -> Container:
         """A first process that waits for its request. Raises StepFailed, leaving nothing."""
         self.count += 1
-        container = Container(self, str(self.count))
+        container = self.container_type(self, str(self.count))
         try:
             container.prepare(*self.wanted)
         except StepFailed:
@@ -202,7 +239,7 @@ class Launcher:
     def stop(self) -> None:
         """Kill every container; the loop ends when the last is gone."""
         self.running = False
-        for fd in (self.control.fileno(), CALLER_FD):
+        for fd in (CONTROL_FD, CALLER_FD):
             self.forget(fd)
         for container in self.containers:
             container.kill()
@@ -212,7 +249,8 @@ class Launcher:
         rounds = 0
         while self.running or self.containers:
             # Not while a container is starting: it would have to wait for its turn.
-            makes_spare = self.running and self.spare is None and bool(self.wanted) and not self.starting
+            wants_spare = self.clones_ahead and self.spare is None and bool(self.wanted)
+            makes_spare = self.running and wants_spare and not self.starting
             patience = INTERVAL if self.unfinished or makes_spare else None
             if self.deadlines:
                 left = max(0.0, min(self.deadlines.values()) - monotonic())
@@ -298,6 +336,15 @@ def _write(path: str, value: bytes) -> None:
         os.close(fd)
 
 
+def last_words(error: BaseException) -> str:
+    """What to say when *error* is the end."""
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    place = f"{os.path.basename(where.tb_frame.f_code.co_filename)}:{where.tb_lineno}" if where is not None else "?"
+    return f"{type(error).__name__}: {error} ({place})"
+
+
 def main() -> None:
     """Serve the socket that is descriptor 3 for the caller whose pidfd is descriptor 4; 5 is the image's mount."""
     protect_image()
@@ -312,23 +359,23 @@ def main() -> None:
     default = bytes(32)  # struct sigaction: SIG_DFL, no flags
     for number in range(1, 65):  # by the kernel's own call: libc's keeps its hands on 32 and 33
         syscall(abi.NR["rt_sigaction"], number, default, 0, 8)
+    import pycontainer_native.monitor  # noqa: F401 - it imports this module, and soon nothing can be imported any more
+
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
     sys.path.clear()
     sys.meta_path.clear()
     sys.path_hooks.clear()
     gc.collect()
     gc.disable()
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, CONTROL_FD)
-    launcher = Launcher(control, control.recv(64).decode())
+    launcher = Launcher(control.recv(64).decode())
+    launcher.serve_caller(control)
     try:
         launcher.run()
     except BaseException as error:
-        where = error.__traceback__
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        place = f"{os.path.basename(where.tb_frame.f_code.co_filename)}:{where.tb_lineno}" if where is not None else "?"
-        send(CONTROL_FD, f"{type(error).__name__}: {error} ({place})".encode())
+        send(CONTROL_FD, last_words(error).encode())
         launcher.stop()
         for container in launcher.containers:
             container.kill()

@@ -19,26 +19,34 @@ from pycontainer.errors import ContainerError, ContainerLostError, NotRunningErr
 from pycontainer_native.cgroups import Cgroup, freezer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pycontainer.command import Command
+    from pycontainer_native.cgroups import Group
     from pycontainer_native.plan import Plan
 
 
 class NativeProcess(ContainerProcess):
     """The other end of the status socket is the launcher's; when this end closes, the container is killed."""
 
-    def __init__(self, command: Command, plan: Plan, status: socket.socket) -> None:
+    def __init__(
+        self,
+        command: Command,
+        status: socket.socket,
+        groups: Sequence[Group],
+        namespaces: Sequence[str],
+        plan: Plan | None = None,
+    ) -> None:
         self.id = command.id
         self.command = command
-        self.namespaces = plan.namespaces  # those that are its own
+        self.namespaces = namespaces  # those that are its own
         self.pid = -1
         self.pidfd = -1
         self.terminal: int | None = None
-        self._groups = plan.groups
+        self._groups = groups
         self.directory = ""  # of its cgroups, below each group's base
         self.state = State.CREATING
-        self._plan: Plan | None = plan  # until it runs, to name the step that failed
+        self._plan = plan  # until it runs, to name the step that failed
         self._status = status
         self.on_lost: Callable[[], str] | None = None  #: called when the launcher is dead; its last words
         self._being_started = True
@@ -64,7 +72,7 @@ class NativeProcess(ContainerProcess):
                 data, control, flags = b"", [], 0
             if not data:
                 self.state = State.STOPPED
-                self._error = ContainerLostError(self.id, self.on_lost() if self.on_lost is not None else "")
+                self._on_silence()
                 return True
             rights = b"".join(rights for _, _, rights in control)
             fds = [int.from_bytes(rights[i : i + 4], sys.byteorder) for i in range(0, len(rights), 4)]
@@ -81,6 +89,10 @@ class NativeProcess(ContainerProcess):
                 while fds:  # "started" after "created" carries them again
                     os.close(fds.pop())
             return True
+
+    def _on_silence(self) -> None:
+        """The other end is closed, and has not said how it ended."""
+        self._error = ContainerLostError(self.id, self.on_lost() if self.on_lost is not None else "")
 
     def _take(self, message: tuple[Any, ...], fds: list[int]) -> None:
         kind = message[0]
@@ -102,7 +114,7 @@ class NativeProcess(ContainerProcess):
         if kind == "exited":
             code, signal, oom_kills, note = message[1:5]
             self.state = State.STOPPED
-            self._exit = ExitStatus(code, signal, oom_kills > 0, _reason(code, signal, oom_kills, note))
+            self._exit = status_of(code, signal, oom_kills, note)
             return
         self.directory, self.pid = message[-2:]
         if self.pidfd < 0:
@@ -247,6 +259,11 @@ def select_one(fd: int, timeout: float | None) -> list[tuple[int, int]]:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return poll.poll(None if timeout is None else max(0, round(timeout * 1000 + 0.5)))
+
+
+def status_of(code: int | None, signal: int | None, oom_kills: int, note: str) -> ExitStatus:
+    """The exit status that a launcher or a monitor tells."""
+    return ExitStatus(code, signal, oom_kills > 0, _reason(code, signal, oom_kills, note))
 
 
 def _reason(code: int | None, signal: int | None, oom_kills: int, note: str) -> str:

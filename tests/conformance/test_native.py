@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -12,9 +13,10 @@ from pycontainer.testing.conformance import Conformance
 
 @pytest.fixture(scope="module")
 def native() -> Iterator[ExecutionDriver]:
-    driver = get_driver("native")
-    yield driver
-    driver.close()
+    with tempfile.TemporaryDirectory(prefix="pycontainer-kit-", dir="/run") as root:
+        driver = get_driver("native", root=root)
+        yield driver
+        driver.close()
 
 
 @pytest.mark.root

@@ -42,6 +42,18 @@ def thaw(cgroup: Cgroup) -> None:
         write(f"{path}/freezer.state", "THAWED")
 
 
+def is_frozen(cgroup: Cgroup) -> bool:
+    """Whether somebody has told it to stop; false when it is gone."""
+    if not can_freeze(cgroup):
+        return False
+    version, path = _freezer(cgroup)
+    try:
+        with open(f"{path}/{'cgroup.freeze' if version == 2 else 'freezer.state'}") as file:
+            return file.read().strip() not in ("0", "THAWED")
+    except OSError:
+        return False
+
+
 def let_die(cgroup: Cgroup) -> None:
     """Thaw a cgroup that a SIGKILL was sent to: v1's frozen processes take none, cgroup2's do."""
     if can_freeze(cgroup) and _freezer(cgroup)[0] == 1:

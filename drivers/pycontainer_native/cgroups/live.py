@@ -27,7 +27,7 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from attrs import frozen
 
@@ -120,13 +120,17 @@ def sweep(layout: Layout, exclude_token: str | None = None, cgroup_parent: str |
             if LAUNCHER_DIRECTORY.fullmatch(name) and name != f"{PREFIX}{exclude_token}":
                 found = (place.version, tuple(place.controllers), f"{place.base}/{name}")
                 launchers.setdefault(name, []).append(found)
-    removed = []
-    for paths in launchers.values():
-        with contextlib.ExitStack() as locks:
-            if all(_lock(path, locks) for _, _, path in paths):
-                patience = 1.0 if Cgroup(tuple(paths)).kill(timeout=2.0) else 0.0
-                removed += [path for _, _, path in paths if _remove(path, patience)]
-    return removed
+    return [path for paths in launchers.values() for path in remove_dead(paths)]
+
+
+def remove_dead(paths: Sequence[tuple[int, tuple[str, ...], str]]) -> list[str]:
+    """End and remove what is in the directories of one launcher, if that is dead; those that are gone."""
+    paths = [place for place in paths if os.path.lexists(place[2])]
+    with contextlib.ExitStack() as locks:
+        if not all(_lock(path, locks) for _, _, path in paths):
+            return []
+        patience = 1.0 if Cgroup(tuple(paths)).kill(timeout=2.0) else 0.0
+        return [path for _, _, path in paths if _remove(path, patience)]
 
 
 def _lock(path: str, locks: contextlib.ExitStack) -> bool:

@@ -39,6 +39,11 @@ def printed(records: Iterable[LogRecord], stream: str = "stdout") -> bytes:
     return b"".join(record.data for record in records if record.stream == stream)
 
 
+def unique() -> str:
+    """An id that no other run of the kit on this host has."""
+    return f"kit-{os.urandom(6).hex()}"
+
+
 class Restore(Area):
     """Detached containers: found by their id, with their log and their true end, by whoever asks."""
 
@@ -110,14 +115,15 @@ class Restore(Area):
 
     @needs(Feature.RESTORE)
     def test_its_descriptor_tells_of_the_end(self) -> None:
-        self.detach(self.payload.sleep(), name="kit-fileno")
-        process = self.tested.restore("kit-fileno")
+        name = unique()
+        self.detach(self.payload.sleep(), name=name)
+        process = self.tested.restore(name)
         self.stack.callback(process.close)
         poll = select.poll()
         poll.register(process.fileno(), select.POLLIN)
         while poll.poll(0) and process.poll() is None:
             pass
-        self.tested.terminate("kit-fileno")
+        self.tested.terminate(name)
         deadline = time.monotonic() + TIMEOUT
         while process.poll() is None:
             assert time.monotonic() < deadline
@@ -174,18 +180,19 @@ class Restore(Area):
 
     @needs(Feature.RESTORE)
     def test_its_id_is_free_when_it_is_removed(self) -> None:
-        first = self.detach(self.payload.sleep(), name="kit-detached")
+        name = unique()
+        first = self.detach(self.payload.sleep(), name=name)
         with pytest.raises(AlreadyExistsError):
-            self.detach(self.payload.sleep(), name="kit-detached")
+            self.detach(self.payload.sleep(), name=name)
         assert first.poll() is None
         first.kill()
         first.wait(TIMEOUT)
         with pytest.raises(AlreadyExistsError):
-            self.detach(self.payload.sleep(), name="kit-detached")
+            self.detach(self.payload.sleep(), name=name)
         assert first.returncode == -signals.SIGKILL
         first.remove()
-        assert "kit-detached" not in self.ids()
-        assert self.detach(self.payload.say(code=2), name="kit-detached").wait(TIMEOUT) == 2
+        assert name not in self.ids()
+        assert self.detach(self.payload.say(code=2), name=name).wait(TIMEOUT) == 2
 
     @needs(Feature.RESTORE)
     def test_a_running_one_is_not_removed(self) -> None:
@@ -213,11 +220,12 @@ class Restore(Area):
 
     @needs(Feature.RESTORE)
     def test_one_that_does_not_start_is_not_there(self) -> None:
+        name = unique()
         with pytest.raises(SetupError) as caught:
-            self.detach([self.payload.missing], name="kit-never")
+            self.detach([self.payload.missing], name=name)
         assert (caught.value.step, caught.value.errno) == ("execve", errno.ENOENT)
-        assert "kit-never" not in self.ids()
-        assert self.detach(self.payload.say(), name="kit-never").wait(TIMEOUT) == 0
+        assert name not in self.ids()
+        assert self.detach(self.payload.say(), name=name).wait(TIMEOUT) == 0
 
     @needs(Feature.RESTORE)
     def test_who_is_attached_can_signal_it(self) -> None:

@@ -1,0 +1,356 @@
+"""Detached containers on the caller's side: starting one, finding it again, asking its monitor."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import marshal
+import os
+import socket
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pycontainer.driver import ContainerInfo, ContainerProcess, ExecutionDriver, ExitStatus, LogLimits, State
+from pycontainer.errors import (
+    AlreadyExistsError,
+    ContainerError,
+    ContainerLostError,
+    ContainerNotFoundError,
+    SetupError,
+)
+from pycontainer.logs import LogRecord, read_log
+from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer, sweep
+from pycontainer_native.cgroups.live import remove_dead
+from pycontainer_native.client import LauncherClient, LauncherGoneError, send_request
+from pycontainer_native.process import NativeProcess, select_one, status_of
+from pycontainer_native.state import Claim, Record, Store
+
+if TYPE_CHECKING:
+    import weakref
+
+    from pycontainer.command import Command
+    from pycontainer_native.plan import Plan
+
+#: How long a monitor that has closed its sockets may take to be gone (seconds).
+PATIENCE = 5.0
+
+
+class DetachedProcess(NativeProcess):
+    """A container that is its monitor's: when this end of the status socket closes, it goes on.
+
+    *path* is of its state directory; *outcome* tells how it ended, or that
+    nobody knows, once the monitor is silent.
+    """
+
+    def __init__(
+        self,
+        command: Command,
+        status: socket.socket,
+        groups: Sequence[Group],
+        namespaces: Sequence[str],
+        path: str,
+        outcome: Callable[[], tuple[ExitStatus | None, ContainerError | None]],
+        plan: Plan | None = None,
+    ) -> None:
+        self._path = path
+        self._outcome = outcome
+        super().__init__(command, status, groups, namespaces, plan)
+
+    @property
+    def state(self) -> State:
+        """Its state, for which others may be the cause."""
+        state = self._state
+        if state in (State.RUNNING, State.PAUSED):
+            state = State.PAUSED if freezer.is_frozen(self.cgroup()) else State.RUNNING
+        return state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+
+    def ask(self, data: bytes, fds: list[int]) -> None:
+        """Give the monitor a request, as a launcher takes it. Raises LauncherGoneError."""
+        ask_monitor(self._path, data, fds)
+
+    def attach(self) -> None:
+        """Be told of what becomes of it, whoever started it. Raises ContainerNotFoundError: that did not succeed."""
+        while self._state is State.CREATING:
+            if not self._receive(starter=True):
+                select_one(self.fileno(), None)
+        self._being_started = False
+        if isinstance(self._error, SetupError):
+            raise ContainerNotFoundError(self.id)
+
+    def _on_silence(self) -> None:
+        self._exit, self._error = self._outcome()
+
+
+class DetachedVerbs(ExecutionDriver):
+    """The native driver's verbs for detached containers. What is declared here and not defined is the driver's."""
+
+    _store: Store
+    _processes: weakref.WeakValueDictionary[str, NativeProcess]
+    _sockets: set[Any]
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout: ...
+
+    @abstractmethod
+    def compile(self, command: Command) -> Plan: ...
+
+    @abstractmethod
+    def _check(self, command: Command) -> None: ...
+
+    @abstractmethod
+    def _ask(self, request: bytes, fds: list[int]) -> LauncherClient: ...
+
+    @abstractmethod
+    def _open_namespaces(self, command: Command, compiled: Plan, stack: contextlib.ExitStack) -> list[int]: ...
+
+    @abstractmethod
+    def _register(self, process: NativeProcess) -> None: ...
+
+    def start_detached(self, command: Command, log: LogLimits, deadline: float | None = None) -> ContainerProcess:
+        self._check(command)
+        compiled = self.compile(command)
+        token = os.urandom(8).hex()
+        config = {
+            "command": json.loads(command.to_json()),
+            "created": time.time(),
+            "directory": f"pycontainer-{token}/1",
+            "groups": [[group.base, group.version, list(group.controllers)] for group in compiled.groups],
+            "namespaces": list(compiled.namespaces),
+        }
+        self._store.collect(self._kill_rest)
+        with contextlib.ExitStack() as stack:
+            claim = self._store.claim(command.id, config)
+            self._own(stack, claim)
+            try:
+                given = self._open_namespaces(command, compiled, stack)
+                return self._start_claimed(stack, claim, command, compiled, given, (token, log), deadline)
+            except BaseException:
+                stack.close()  # the lock is the monitor's alone, if there is one
+                self._store.remove(command.id)
+                raise
+
+    def _start_claimed(
+        self,
+        stack: contextlib.ExitStack,
+        claim: Claim,
+        command: Command,
+        compiled: Plan,
+        given: Sequence[int],
+        options: tuple[str, LogLimits],
+        deadline: float | None,
+    ) -> DetachedProcess:
+        """Have a monitor forked for *claim*, and a container started by that. *stack* closes what is its own."""
+
+        def pair() -> tuple[socket.socket, socket.socket]:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._own(stack, theirs)
+            return ours, theirs
+
+        token, log = options
+        stdio = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)] * 3
+        stack.callback(os.close, stdio[0])
+        outputs: list[int] = []
+        if not command.process.tty:  # for a terminal that is ignored
+            for fd in (1, 2):
+                output, stdio[fd] = os.pipe2(os.O_CLOEXEC)
+                outputs.append(output)
+                stack.callback(os.close, output)
+                stack.callback(os.close, stdio[fd])
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._own(stack, listener)
+        listener.bind(f"/proc/self/fd/{claim.fd}/socket")
+        listener.listen(128)
+        status, theirs = pair()
+        process = DetachedProcess(
+            command, status, compiled.groups, compiled.namespaces, claim.path,
+            functools.partial(self._outcome, command.id), compiled,
+        )  # fmt: skip
+        try:
+            self._register(process)
+            connection, monitors = pair()
+            self._own(stack, connection)
+            answer, answering = pair()
+            self._own(stack, answer)
+            request = marshal.dumps((None, "detach", token, log.size, log.files))
+            self._ask(request, [answering.fileno(), monitors.fileno(), listener.fileno(), claim.fd, *outputs])
+            answering.close()
+            said = answer.recv(4096)
+            if not said or marshal.loads(said)[0] != "monitor":
+                raise SetupError(*(marshal.loads(said)[1:3] if said else ("fork a monitor", 32)))
+            with contextlib.suppress(LauncherGoneError):  # it has died: which process finds out by itself
+                send_request(connection, compiled.wire(command.id), [theirs.fileno(), *stdio, *given])
+            theirs.close()
+            process.wait_for_start(State.CREATING, deadline)
+        except BaseException:
+            process.close()
+            raise
+        return process
+
+    def _own(self, stack: contextlib.ExitStack, end: socket.socket | Claim) -> None:
+        """Have *stack* close it, and know it, so that a child forked by another thread lets go of its copy."""
+        self._sockets.add(end)
+        stack.callback(end.close)
+        stack.callback(self._sockets.discard, end)
+
+    def restore(self, id: str) -> ContainerProcess:
+        return self._attach(self._known(id))
+
+    def _known(self, id: str) -> Record:
+        record = self._store.find(id)
+        if record is None:
+            raise ContainerNotFoundError(id)
+        return record
+
+    def _attach(self, record: Record) -> DetachedProcess:
+        other = self._processes.get(record.id)
+        if other is not None and not isinstance(other, DetachedProcess) and other.state is not State.STOPPED:
+            raise AlreadyExistsError(record.id)
+        status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        process = DetachedProcess(
+            record.command, status, _groups(record), record.config["namespaces"], record.path,
+            functools.partial(self._outcome, record.id),
+        )  # fmt: skip
+        try:
+            with contextlib.ExitStack() as stack:
+                self._own(stack, theirs)
+                if record.start is not None:
+                    process.pid, process.directory = record.start["pid"], record.config["directory"]
+                if record.alive:
+                    with contextlib.suppress(LauncherGoneError):
+                        process.ask(marshal.dumps((None, "attach")), [theirs.fileno()])
+            process.attach()
+        except BaseException:
+            process.close()
+            raise
+        if process.pidfd >= 0:
+            self._processes[record.id] = process
+        return process
+
+    def _detached(self, id: str) -> DetachedProcess | None:
+        """A detached container that runs, whoever made it; None when there is none."""
+        record = self._store.find(id)
+        if record is None or record.has_ended:
+            return None
+        with contextlib.suppress(ContainerError):
+            process = self._attach(record)
+            if process.poll() is None:
+                return process
+            process.close()
+        return None
+
+    def _outcome(self, id: str) -> tuple[ExitStatus | None, ContainerError | None]:
+        """How a container ended whose monitor is silent: its status, or that nobody knows."""
+        deadline = time.monotonic() + PATIENCE
+        record = self._store.find(id)
+        while record is not None and not record.has_ended and time.monotonic() < deadline:
+            time.sleep(0.002)  # it has closed its sockets, and is about to be gone
+            record = self._store.find(id)
+        if record is None:
+            return None, ContainerLostError(id, "it was removed")
+        if record.exit is None or not record.exit["finished"]:
+            self._kill_rest(record)
+        if record.exit is None:
+            words = f": {record.error['words']}" if record.error else ""
+            return None, ContainerLostError(id, f"its monitor died{words}")
+        return _status(record), None
+
+    def _kill_rest(self, record: Record) -> bool:
+        """Kill and remove what a dead monitor has left; whether nothing is left."""
+        name = record.config["directory"].partition("/")[0]
+        paths = [(group.version, group.controllers, f"{group.base}/{name}") for group in _groups(record)]
+        remove_dead(paths)
+        return not any(os.path.lexists(path) for _, _, path in paths)
+
+    def containers(self) -> Sequence[ContainerInfo]:
+        return [self._describe(record) for record in self._store.records()]
+
+    def _describe(self, record: Record) -> ContainerInfo:
+        created = record.config["created"]
+        if not record.has_ended:
+            if record.start is None:
+                return ContainerInfo(record.id, State.CREATING, None, record.command, created)
+            state = State.PAUSED if freezer.is_frozen(_cgroup(record)) else State.RUNNING
+            return ContainerInfo(record.id, state, record.start["pid"], record.command, created)
+        if record.exit is None:
+            return ContainerInfo(record.id, State.STOPPED, None, record.command, created)
+        return ContainerInfo(
+            record.id, State.STOPPED, None, record.command, created, record.exit["ended"], _status(record)
+        )
+
+    def logs(self, id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:
+        record = self._known(id)
+        return _follow(record, tail) if follow and not record.has_ended else read_log(record.path, None, tail)
+
+    def delete(self, id: str) -> None:
+        record = self._known(id)
+        if not record.has_ended:
+            raise ContainerError(f"container {id!r} is running: stop it before it is removed")
+        if not (record.exit and record.exit["finished"]) and not self._kill_rest(record):
+            raise ContainerError(f"container {id!r} cannot be removed: something in its cgroups does not end")
+        if not self._store.remove(id):
+            raise ContainerError(f"container {id!r} cannot be removed: its monitor does not end")
+
+    def gc(self) -> Sequence[str]:
+        gone = sweep(self.layout)
+        for record in self._store.records():
+            if not record.alive and not (record.exit and record.exit["finished"]):
+                self._kill_rest(record)
+        for what in self._store.collect(self._kill_rest, lost=True):
+            gone.append(f"container {what.id}: {what.path}" if isinstance(what, Record) else what)
+        return gone
+
+
+def ask_monitor(path: str, data: bytes, fds: list[int]) -> None:
+    """Give a request to the monitor whose state directory is *path*. Raises LauncherGoneError."""
+    try:
+        directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise LauncherGoneError from None
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            # By the descriptor: a path may be longer than an address can be (unix(7)).
+            connection.connect(f"/proc/self/fd/{directory}/socket")
+            send_request(connection, data, fds)
+    except (ConnectionError, FileNotFoundError):
+        raise LauncherGoneError from None
+    finally:
+        os.close(directory)
+
+
+def _follow(record: Record, tail: int | None) -> Iterator[LogRecord]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs, contextlib.suppress(LauncherGoneError):
+            ask_monitor(record.path, marshal.dumps((None, "follow")), [theirs.fileno()])
+
+        def wait() -> bool:
+            """Until something was written; not once for each time, if it was often."""
+            goes_on = bool(ours.recv(16))
+            with contextlib.suppress(BlockingIOError):
+                while goes_on:
+                    goes_on = bool(ours.recv(16, socket.MSG_DONTWAIT))
+            return goes_on
+
+        yield from read_log(record.path, wait, tail)
+
+
+def _groups(record: Record) -> tuple[Group, ...]:
+    return tuple(Group(base, version, tuple(controllers)) for base, version, controllers in record.config["groups"])
+
+
+def _cgroup(record: Record) -> Cgroup:
+    directory = record.config["directory"]
+    return Cgroup(tuple((g.version, g.controllers, f"{g.base}/{directory}") for g in _groups(record)))
+
+
+def _status(record: Record) -> ExitStatus | None:
+    end = record.exit
+    return None if end is None else status_of(end["exit_code"], end["signal"], end["oom_kills"], end["note"])

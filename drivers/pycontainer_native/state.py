@@ -1,0 +1,281 @@
+"""The state directories of detached containers, as their makers and everybody who comes later see them.
+
+``<root>/containers/<id>`` is a container's: 0700, and exclusively flock(2)ed
+as long as its monitor lives, which inherits the lock from the maker.  So
+whoever gets the lock knows that the monitor is dead and that what is written
+there is final.  :mod:`pycontainer_native.monitor` lists the files.
+
+A directory is made under another name, ``.new-...``, locked, filled and then
+renamed, and renamed to ``.old-...`` before it is removed: what has an id is
+never empty, and rename(2) refuses to replace it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from attrs import frozen
+
+from pycontainer.command import Command
+from pycontainer.errors import AlreadyExistsError, ContainerError
+
+DEFAULT_ROOT = "/run/pycontainer"
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+#: How long a monitor that has said that all is over may take to end (seconds).
+PATIENCE = 10.0
+
+
+@frozen
+class Record:
+    """What is on record of one detached container at one moment."""
+
+    id: str
+    path: str
+    alive: bool  #: its monitor lives
+    config: dict[str, Any]  #: what the maker wrote
+    start: dict[str, Any] | None  #: None: its program does not run yet, or never has
+    exit: dict[str, Any] | None  #: None: it has not ended, or nobody was there to write it down
+    error: dict[str, Any] | None  #: what has ended its monitor before its time
+
+    @property
+    def command(self) -> Command:
+        """What it runs."""
+        return Command.from_json(json.dumps(self.config["command"]))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has, and all of it is gone that its monitor could remove."""
+        return not self.alive or (self.exit is not None and self.exit["finished"])
+
+
+class Claim:
+    """A new state directory, locked: by this object, and from then on by the monitor that gets :attr:`fd`."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+
+    def close(self) -> None:
+        """Leave the lock to the monitor, if there is one. Twice is no error."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)  # LOCK_UN would take it from the monitor as well
+
+
+class Store:
+    """The state directories below one *root*."""
+
+    def __init__(self, root: str | None = None) -> None:
+        if root is None:
+            root = DEFAULT_ROOT
+            if os.geteuid() != 0:
+                root = os.path.join(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}", "pycontainer")
+        self.root = os.path.abspath(root)
+        self._directory = os.path.join(self.root, "containers")
+
+    # -- making one
+
+    def claim(self, id: str, config: dict[str, Any]) -> Claim:
+        """The state directory of a new container. Raises AlreadyExistsError, ContainerError, OSError."""
+        self._prepare()
+        claim = self._locked_directory()
+        target = os.path.join(self._directory, id)
+        try:
+            _write(claim.fd, "config.json", json.dumps(config))
+            while True:
+                try:
+                    os.rename(claim.path, target)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    if os.path.lexists(target) and not self._remove_unstarted(id):
+                        raise AlreadyExistsError(id) from None
+                else:
+                    break
+            claim.path = target
+        except BaseException:
+            _remove(claim.path)
+            claim.close()
+            raise
+        return claim
+
+    def _prepare(self) -> None:
+        """Make the directories, and trust them only if nobody else can have put anything there."""
+        missing = []
+        path = self._directory
+        while not os.path.lexists(path):
+            missing.append(path)
+            path = os.path.dirname(path)
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+        path = os.path.realpath(self._directory)
+        while True:
+            found = os.lstat(path)
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+                raise ContainerError(
+                    f"root {self.root} is no place for the state of containers: others can write to {path}"
+                )
+            if path == "/":
+                return
+            path = os.path.dirname(path)
+
+    def _locked_directory(self) -> Claim:
+        while True:
+            path = os.path.join(self._directory, f".new-{os.urandom(8).hex()}")
+            os.mkdir(path, 0o700)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # a collector came before the lock
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(fd), os.stat(path)):
+                    return Claim(fd, path)
+            os.close(fd)
+
+    # -- looking
+
+    def find(self, id: str) -> Record | None:
+        """What is on record of the container called *id*; None when there is none whose program ever ran."""
+        record = self._read(id)
+        return None if record is None or (record.start is None and not record.alive) else record
+
+    def _read(self, id: str) -> Record | None:
+        if not _ID.fullmatch(id):
+            return None
+        path = os.path.join(self._directory, id)
+        try:
+            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return None
+            raise
+        try:
+            # First: when the monitor is dead, all that it has written is there to be read.
+            alive = not _try_lock(directory, fcntl.LOCK_SH)
+            names = ("config", "start", "exit", "error")
+            config, *rest = (_load(directory, f"{name}.json") for name in names)
+        finally:
+            os.close(directory)
+        return None if config is None else Record(id, path, alive, config, *rest)
+
+    def records(self) -> list[Record]:
+        """Every one whose program runs or ran, the oldest first."""
+        records = [record for id in self._names() if (record := self.find(id)) is not None]
+        return sorted(
+            (record for record in records if record.start is not None), key=lambda record: record.config["created"]
+        )
+
+    def _names(self, hidden: bool = False) -> list[str]:
+        try:
+            return [name for name in os.listdir(self._directory) if (name[0] == ".") == hidden]
+        except FileNotFoundError:
+            return []
+
+    # -- removing
+
+    def remove(self, id: str, patience: float = PATIENCE) -> bool:
+        """Remove it when its monitor has ended, waiting *patience* seconds for that; whether it is gone."""
+        with self._owned(id, patience) as owned:
+            if owned:
+                self._remove(id)
+        return owned
+
+    def _remove_unstarted(self, id: str) -> bool:
+        """Remove what a start that was never finished has left; whether the name is free now."""
+        with self._owned(id) as owned:
+            if owned and (record := self._read(id)) is not None and record.start is None:
+                self._remove(id)
+        return not os.path.lexists(os.path.join(self._directory, id))
+
+    @contextlib.contextmanager
+    def _owned(self, name: str, patience: float = 0.0) -> Iterator[bool]:
+        """Whether nobody alive owns *name*; while inside, nobody else does either. One that is gone is owned."""
+        path = os.path.join(self._directory, name)
+        deadline = time.monotonic() + patience
+        try:
+            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield True
+            return
+        try:
+            while not (locked := _try_lock(directory, fcntl.LOCK_EX)) and time.monotonic() < deadline:
+                time.sleep(0.002)
+            yield locked and os.path.lexists(path) and os.path.samestat(os.fstat(directory), os.lstat(path))
+        finally:
+            os.close(directory)
+
+    def _remove(self, name: str) -> None:
+        path = os.path.join(self._directory, name)
+        old = os.path.join(self._directory, f".old-{os.urandom(8).hex()}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, old)
+            _remove(old)
+
+    def collect(self, kill: Callable[[Record], bool], lost: bool = False) -> list[Record | str]:
+        """Remove what dead makers and removers left, and with *lost* containers whose end nobody recorded.
+
+        *kill* ends what is left of one; where it cannot, the directory stays.  What is gone is returned.
+        """
+        gone: list[Record | str] = []
+        for name in self._names(hidden=True):
+            with self._owned(name) as owned:
+                if owned:
+                    path = os.path.join(self._directory, name)
+                    _remove(path)
+                    gone.append(path)
+        for id in self._names():
+            with self._owned(id) as owned:
+                record = self._read(id) if owned else None
+                dead = record is None or record.start is None or (lost and record.exit is None)
+                if owned and dead and (record is None or kill(record)):
+                    self._remove(id)
+                    gone.append(record or os.path.join(self._directory, id))
+        return gone
+
+
+def _try_lock(fd: int, lock: int) -> bool:
+    try:
+        fcntl.flock(fd, lock | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _load(directory: int, name: str) -> dict[str, Any] | None:
+    try:
+        with open(name, opener=lambda name, flags: os.open(name, flags, dir_fd=directory)) as file:
+            found: dict[str, Any] = json.load(file)
+            return found
+    except FileNotFoundError:
+        return None
+
+
+def _write(directory: int, name: str, text: str) -> None:
+    """A new file, which nobody can see yet."""
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    with open(fd, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(fd)
+
+
+def _remove(path: str) -> None:
+    """A state directory has no directories inside."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(path, name))
+        os.rmdir(path)
