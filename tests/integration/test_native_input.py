@@ -55,7 +55,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("rootfs", {"rootfs": "/etc/passwd"}),
     ("rootfs", {"rootfs": "/"}),
     ("rootfs", {"rootfs": "/a\0b"}),
-    ("pid", {"pid": "container:x"}),
+    ("pid", {"pid": "elsewhere"}),
     ("config", {"config": ["lxc.hook.pre-start=/bin/touch"]}),
     ("annotations", {"annotations": {"org.pycontainer.init": "true"}}),
     ("cgroup_parent", {"cgroup_parent": "../x"}),

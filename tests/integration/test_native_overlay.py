@@ -94,7 +94,7 @@ def test_many_layers(sh: Any, tmp_path: Path, busybox_rootfs: Path) -> None:
         (tmp_path / f"{number}/of").write_text(f"{number}\n")
         (tmp_path / f"{number}/file{number}").touch()
     root = rootfs.overlay(*(tmp_path / f"{number}" for number in range(63)), busybox_rootfs)
-    assert sh("cat /of; ls / | grep -c file", rootfs=root).stdout == "0\n63\n"
+    assert sh("cat /of; ls / | grep -c '^file'", rootfs=root).stdout == "0\n63\n"
 
 
 def test_a_layer_that_is_gone(start: Any, app: Path, busybox_rootfs: Path) -> None:

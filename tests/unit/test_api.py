@@ -193,18 +193,20 @@ def test_timeout_is_not_put_off_by_a_flood(run: Any) -> None:
 
 
 def test_timeout_counts_from_the_call(run: Any, driver: SpawnDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = driver.start
+    start, now, late = driver.start, time.monotonic, 0.0
 
     def slow(command: Any, stdio: Stdio) -> ContainerProcess:
-        time.sleep(0.2)
+        nonlocal late
+        late = 60.0
         return start(command, stdio)
 
     monkeypatch.setattr(driver, "start", slow)
-    begin = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now() + late)
+    begin = now()
     with pytest.raises(pycontainer.WaitTimeoutError) as caught:
-        run("sleep 100", timeout=0.1)
-    assert time.monotonic() - begin < 0.3
-    assert caught.value.timeout == 0.1
+        run("sleep 100", timeout=50)
+    assert now() - begin < 25  # seconds, and not the fifty that it would wait from the start on
+    assert caught.value.timeout == 50
 
 
 def test_a_character_cut_in_two_by_the_timeout_does_not_hide_it(run: Any) -> None:
