@@ -39,8 +39,9 @@ class Network:
     in the container (default ``eth0``, of a second network ``eth1``, and so
     on); and for a second protocol *address6*, *prefix_length6* and *gateway6*.
     *bridge* None is :data:`DEFAULT_BRIDGE`.  With *create_bridge* a missing
-    bridge is made: its own addresses are the gateways, it is isolated where
-    there are none, and it goes away with the last container on it.
+    bridge is made: its own addresses are the gateways, and it is isolated where
+    there are none.  It goes away when the process that made it ends, if nothing
+    is on it then, and otherwise when the next one is made.
 
     As text: ``"none"``, ``"host"``, ``"bridge"``, ``"bridge:NAME"``,
     ``"container:ID"``, ``"ns:PATH"``; :meth:`parse` knows docker's long form.
@@ -164,7 +165,11 @@ def _check_address(network: Network, suffix: str) -> None:
             refuse(where, f"is of no use without address{suffix}")
         if check.address(where, gateway) != size:
             refuse(where, f"{gateway} and the address {address} are of different protocols")
-        if gateway == address:
+        import ipaddress
+
+        if ipaddress.ip_address(gateway) not in ipaddress.ip_network(f"{address}/{bits}", strict=False):
+            refuse(where, f"{gateway} is not within {address}/{bits}: no packet would get there")
+        if ipaddress.ip_address(gateway) == ipaddress.ip_address(address):
             refuse(where, f"{gateway} is the container's own address")
 
 
@@ -185,6 +190,9 @@ def check_networks(networks: tuple[Any, ...]) -> None:
         for network in networks:
             if network.mode != "bridge":
                 refuse("network.mode", f"several networks are all of the mode bridge, not {network.mode}")
+        for name in ("gateway", "gateway6"):
+            if sum(getattr(network, name) is not None for network in networks) > 1:
+                refuse(f"network.{name}", "two networks have one, and there is one default route")
         for name, values in (
             ("interface", [network.interface for network in named(networks)]),
             ("mac", [network.mac.lower() for network in networks if network.mac]),
@@ -195,8 +203,10 @@ def check_networks(networks: tuple[Any, ...]) -> None:
 
 
 def named(networks: Sequence[Network]) -> tuple[Network, ...]:
-    """*networks* of the mode bridge with every default filled in: the bridge's name and the interfaces'."""
+    """*networks*, in those of the mode bridge every default filled in: the bridge's name and the interfaces'."""
     return tuple(
         evolve(network, bridge=network.bridge or DEFAULT_BRIDGE, interface=network.interface or f"eth{number}")
+        if network.mode == "bridge"
+        else network
         for number, network in enumerate(networks)
     )

@@ -25,6 +25,7 @@ from pycontainer.logs import LogRecord, read_log
 from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer, sweep
 from pycontainer_native.cgroups.live import remove_dead
 from pycontainer_native.client import LauncherClient, LauncherGoneError, send_request
+from pycontainer_native.namespaces import BRIDGES
 from pycontainer_native.process import NativeProcess, select_one, status_of
 from pycontainer_native.state import Claim, Record, Store
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import weakref
 
     from pycontainer.command import Command
+    from pycontainer_native.network import Attachment
     from pycontainer_native.plan import Plan
 
 #: How long a monitor that has closed its sockets may take to be gone (seconds).
@@ -109,7 +111,12 @@ class DetachedVerbs(ExecutionDriver):
     def _ask(self, request: bytes, fds: list[int]) -> LauncherClient: ...
 
     @abstractmethod
-    def _open_namespaces(self, command: Command, compiled: Plan, stack: contextlib.ExitStack) -> list[int]: ...
+    def _build_network(self, command: Command, stack: contextlib.ExitStack) -> Attachment | None: ...
+
+    @abstractmethod
+    def _open_namespaces(
+        self, command: Command, compiled: Plan, stack: contextlib.ExitStack, network: Attachment | None
+    ) -> list[int]: ...
 
     @abstractmethod
     def _register(self, process: NativeProcess) -> None: ...
@@ -130,7 +137,7 @@ class DetachedVerbs(ExecutionDriver):
             claim = self._store.claim(command.id, config)
             self._own(stack, claim)
             try:
-                given = self._open_namespaces(command, compiled, stack)
+                given = self._open_namespaces(command, compiled, stack, self._build_network(command, stack))
                 return self._start_claimed(stack, claim, command, compiled, given, (token, log), deadline)
             except BaseException:
                 stack.close()  # the lock is the monitor's alone, if there is one
@@ -305,6 +312,10 @@ class DetachedVerbs(ExecutionDriver):
                 self._kill_rest(record)
         for what in self._store.collect(self._kill_rest, lost=True):
             gone.append(f"container {what.id}: {what.path}" if isinstance(what, Record) else what)
+        if os.path.exists(BRIDGES):
+            from pycontainer_native.network import remove_bridges
+
+            gone += [f"bridge {name}" for name in remove_bridges()]
         return gone
 
 

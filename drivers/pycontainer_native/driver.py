@@ -36,6 +36,7 @@ from pycontainer.errors import (
     UnsupportedError,
 )
 from pycontainer.hooks import POINTS
+from pycontainer.network import named
 from pycontainer.process import capability_numbers
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp_filter import Filter, compile_filter
@@ -50,6 +51,7 @@ from pycontainer_native.state import Claim, Store
 if TYPE_CHECKING:
     from pycontainer.command import Command, Process, Resources
     from pycontainer.stats import Stats
+    from pycontainer_native.network import Attachment
 
 FEATURES = frozenset(
     {
@@ -101,6 +103,7 @@ class NativeDriver(DetachedVerbs):
         self._processes: weakref.WeakValueDictionary[str, NativeProcess] = weakref.WeakValueDictionary()
         self._all: weakref.WeakSet[NativeProcess] = weakref.WeakSet()  # further processes included
         self._sockets: set[socket.socket | Claim] = set()  # the launcher's and the monitors' ends, until they have them
+        self._bridges = False  # whether any was to be made
         _drivers.add(self)
 
     # -- what it can do
@@ -117,8 +120,8 @@ class NativeDriver(DetachedVerbs):
         problems: list[InvalidCommandError | UnsupportedError] = []
         if command.config:
             problems.append(InvalidCommandError("config", "raw values are for other drivers: native takes none"))
-        if any(network.mode == "bridge" for network in command.networks):
-            problems.append(UnsupportedError(self.name, Feature.NETWORK, "network mode bridge"))
+        if command.network is not None:
+            problems += self._check_bridges(command)
         if type(command.rootfs) is str and not os.path.isdir(command.rootfs):
             problems.append(InvalidCommandError("rootfs", f"{command.rootfs} is not a directory"))
         if command.rootfs == "/":
@@ -187,6 +190,17 @@ class NativeDriver(DetachedVerbs):
                 return
             for problem in self.host.namespace.problems(user):
                 yield InvalidCommandError(*problem)
+
+    def _check_bridges(self, command: Command) -> Iterator[InvalidCommandError | UnsupportedError]:
+        for network in named(command.networks):
+            if network.mode == "bridge" and self.host.namespace is not None:
+                yield UnsupportedError(self.name, Feature.NETWORK, "an ordinary user may not change the host's network")
+            elif network.mode == "bridge" and not network.create_bridge:
+                try:
+                    socket.if_nametoindex(network.bridge or "")
+                except OSError:
+                    reason = f"there is no bridge {network.bridge!r}: create_bridge=True makes one"
+                    yield InvalidCommandError("network.bridge", reason)
 
     @property
     def host(self) -> plan.Host:
@@ -284,7 +298,9 @@ class NativeDriver(DetachedVerbs):
         if not compiled.entered:
             return self._launch(command, compiled, stdio)
         with contextlib.ExitStack() as stack:
-            return self._launch(command, compiled, stdio, given=self._open_namespaces(command, compiled, stack))
+            network = self._build_network(command, stack)
+            given = self._open_namespaces(command, compiled, stack, network)
+            return self._launch(command, compiled, stdio, given=given, network=network)
 
     def _check(self, command: Command) -> None:
         """Raise the first problem of *command*; and clear away what may be in its way."""
@@ -295,19 +311,49 @@ class NativeDriver(DetachedVerbs):
             sweep(self.layout, cgroup_parent=command.cgroup_parent)
             self._parents.add(command.cgroup_parent)
 
-    def _open_namespaces(self, command: Command, compiled: plan.Plan, stack: contextlib.ExitStack) -> list[int]:
+    def _build_network(self, command: Command, stack: contextlib.ExitStack) -> Attachment | None:
+        """The network of *command* if it has interfaces on bridges; the container's, once *stack* ends in peace.
+
+        Raises InvalidCommandError, SetupError.
+        """
+        if not any(network.mode == "bridge" for network in command.networks):
+            return None
+        from pycontainer_native.network import attach
+
+        def holds(id: str) -> bool:
+            return self._processes.get(id) is not None and self.info(id).is_running
+
+        network = attach(command.networks, command.id, holds)
+        self._bridges = self._bridges or any(network.create_bridge for network in command.networks)
+
+        def hand_over(kind: type[BaseException] | None, *_: object) -> None:
+            if kind is None:
+                network.close()
+            else:
+                with contextlib.suppress(OSError):  # the first error is the one to tell
+                    network.release()
+
+        stack.push(hand_over)
+        return network
+
+    def _open_namespaces(
+        self, command: Command, compiled: plan.Plan, stack: contextlib.ExitStack, network: Attachment | None
+    ) -> list[int]:
         """Descriptors of the namespaces that *compiled* enters, in its order, open as long as *stack*.
 
         Raises InvalidCommandError, NotRunningError.
         """
         fds = []
         for kind, path in compiled.entered:
+            if kind == "network" and network is not None:
+                fds.append(network.fd)
+                continue
             if path is not None:
                 fds.append(namespaces.open_path(path, kind, "network.path" if kind == "network" else kind))
             else:
-                network = kind == "network"
-                shared = (command.networks[0].container or "") if network else getattr(command, kind).partition(":")[2]
-                fds.append(self._namespace_of(shared, kind, "network.container" if network else kind))
+                of_network = kind == "network"
+                shared = (command.networks[0].container or "") if of_network else getattr(command, kind)[10:]
+                fds.append(self._namespace_of(shared, kind, "network.container" if of_network else kind))
             stack.callback(os.close, fds[-1])
         return fds
 
@@ -340,14 +386,17 @@ class NativeDriver(DetachedVerbs):
         stdio: Stdio,
         container: NativeProcess | None = None,
         given: Sequence[int] = (),
+        network: Attachment | None = None,
     ) -> NativeProcess:
         """Carry out a plan: for a new container, or for a further process in *container*.
 
-        *given* are the descriptors that the plan is about, borrowed.
+        *given* are the descriptors that the plan is about, borrowed; *network*
+        is what ends with the container.
         """
         request = compiled.wire(command.id, "" if container is None else container.directory)
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process = NativeProcess(command, status, compiled.groups, compiled.namespaces, compiled)
+        process.network = network
         try:
             with theirs, self._in_flight(process, theirs):
                 if container is None:
@@ -519,6 +568,12 @@ class NativeDriver(DetachedVerbs):
             launcher, self._launcher = self._launcher, None
         if launcher is not None and not launcher.close():
             self._sweep()
+        if self._bridges:
+            from pycontainer_native.network import remove_bridges
+
+            self._bridges = False
+            with contextlib.suppress(OSError, SetupError):  # the next one who needs a bridge tries again
+                remove_bridges(os.getpid())
 
     def _after_fork(self) -> None:
         """In a forked child: the launcher and the containers are the parent's."""

@@ -21,6 +21,10 @@ TYPES = {
 }
 
 
+#: The lock of pycontainer_native.network: where it is, there may be bridges that were made.
+BRIDGES = "/run/pycontainer/bridges"
+
+
 def open_path(path: str, kind: str, field: str) -> int:
     """A descriptor of the namespace at *path*, which has to be one of OCI's *kind* and not the host's own.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from pycontainer.driver import Feature, FeatureProbe, Probe
 from pycontainer.errors import SetupError
@@ -22,6 +24,7 @@ _NEEDS: dict[Feature, list[tuple[str, ...]]] = {
     Feature.STATS: [("cgroup2", "cpuacct"), ("memory",), ("pids",)],
     Feature.UPDATE: [("memory", "cpu", "cpuset", "pids")],
 }
+_CAP_NET_ADMIN = 12
 _CAP_SYS_ADMIN = 21
 _DELEGATE = "systemd-run --user --scope -p Delegate=yes COMMAND, or have root make a cgroup that is yours, and join it"
 
@@ -126,6 +129,8 @@ def _feature(
             remedy = "mount the hierarchies below /sys/fs/cgroup" if namespace is None else _DELEGATE
             return FeatureProbe(False, cause=cause, remedy=remedy)
         return FeatureProbe(True, f"cgroups: {layout.mode}")
+    if feature is Feature.NETWORK:
+        return _network(namespace)
     if feature is Feature.SECCOMP:
         return _seccomp()
     if feature is Feature.ROOTLESS:
@@ -170,6 +175,35 @@ def _errno_of(call: str) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall(*(ctypes.c_long(number) for number in (abi.NR[call], -1, 0, 0, 0, 0)))
     return ctypes.get_errno()
+
+
+def _network(namespace: UserNamespace | None) -> FeatureProbe:
+    cause = remedy = ""
+    if find_spec("pyroute2") is None:
+        cause, remedy = "pyroute2 is not installed", "pip install pyroute2"
+    elif namespace is not None:
+        cause, remedy = (
+            "an ordinary user may not change the host's network",
+            "network='container:ID', or run it as root",
+        )
+    elif not _effective_capabilities() >> _CAP_NET_ADMIN & 1:
+        cause, remedy = "root lacks CAP_NET_ADMIN here, as in a container", "give the outer container CAP_NET_ADMIN"
+    for module in ("veth", "bridge"):
+        if not cause and not _has_module(module):
+            cause, remedy = f"the kernel has no {module} devices", f"modprobe {module}, or install the kernel's modules"
+    return FeatureProbe(not cause, "" if cause else "CAP_NET_ADMIN and pyroute2 are there", cause, remedy)
+
+
+def _has_module(name: str) -> bool:
+    """Whether the kernel has a module, loads it when it is needed, or may have it built in: only a list says no."""
+    modules = f"/lib/modules/{os.uname().release}"
+    if os.path.isdir(f"/sys/module/{name}") or not os.path.isfile(f"{modules}/modules.builtin"):
+        return True
+    for listing in ("modules.builtin", "modules.dep"):
+        with contextlib.suppress(OSError), open(f"{modules}/{listing}", encoding="ascii", errors="replace") as file:
+            if any(f"/{name}.ko" in line.partition(":")[0] for line in file):
+                return True
+    return False
 
 
 def _effective_capabilities() -> int:

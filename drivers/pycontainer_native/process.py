@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from pycontainer.command import Command
     from pycontainer_native.cgroups import Group
+    from pycontainer_native.network import Attachment
     from pycontainer_native.plan import Plan
 
 
@@ -43,6 +44,7 @@ class NativeProcess(ContainerProcess):
         self.pid = -1
         self.pidfd = -1
         self.terminal: int | None = None
+        self.network: Attachment | None = None  # what of it is the host's
         self._groups = groups
         self.directory = ""  # of its cgroups, below each group's base
         self.state = State.CREATING
@@ -96,6 +98,9 @@ class NativeProcess(ContainerProcess):
 
     def _take(self, message: tuple[Any, ...], fds: list[int]) -> None:
         kind = message[0]
+        if kind in ("failed", "exited") and self.network is not None:
+            with contextlib.suppress(OSError):  # the kernel takes it away as well, a little later
+                self.network.release()
         if kind == "failed":
             step, number, note = message[1:4]
             path = None

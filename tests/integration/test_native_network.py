@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
+import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pycontainer import InvalidCommandError, Network, NotRunningError
+import pycontainer
+from pycontainer import ContainerLostError, InvalidCommandError, Network, NotRunningError, SetupError
+from pycontainer_native import rtnetlink
 
 pytestmark = pytest.mark.root
 
@@ -109,3 +115,322 @@ def test_many_at_once(start: Any, namespace: str) -> None:
     for thread in threads:
         thread.join()
     assert not errors
+
+
+# -- bridges
+
+
+def links() -> set[str]:
+    return {line.split(": ")[1].split("@")[0] for line in ip("-o", "link").splitlines()}
+
+
+def ports(bridge: str) -> set[str]:
+    """The interfaces on it: each pair is on its bridge from its first moment on."""
+    return set(os.listdir(f"/sys/class/net/{bridge}/brif"))
+
+
+def ip(*arguments: str) -> str:
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def bridge(native: Any) -> Iterator[str]:
+    """A bridge of this test's own, with 10.253.N.1/24 and fd00:N::1/64; nothing is left on it at the end."""
+    name = f"pyct{os.getpid() % 100000:05d}"
+    ip("link", "add", name, "type", "bridge")
+    try:
+        ip("addr", "add", f"{SUBNET}.1/24", "dev", name)
+        ip("addr", "add", f"{SUBNET6}::1/64", "dev", name, "nodad")
+        ip("link", "set", name, "up")
+        yield name
+        wait_until(lambda: ports(name) == set(), "something is left on the bridge")
+    finally:
+        ip("link", "del", name)
+
+
+SUBNET = f"10.253.{os.getpid() % 250}"
+SUBNET6 = f"fd00:{os.getpid() % 10000}"
+
+
+def at(bridge: str, number: int, **fields: Any) -> Network:
+    return Network(bridge=bridge, address=f"{SUBNET}.{number}", prefix_length=24, **fields)
+
+
+def test_everything_of_docker_0_9(bridge: str, sh: Any) -> None:
+    network = at(
+        bridge,
+        2,
+        gateway=f"{SUBNET}.1",
+        mtu=1400,
+        mac="02:11:22:33:44:55",
+        address6=f"{SUBNET6}::2",
+        prefix_length6=64,
+        gateway6=f"{SUBNET6}::1",
+    )
+    done = sh("ip -o addr show eth0; ip -o link; ip route; ip -6 route; ls /sys/class/net", network=network)
+    for expected in (
+        f"{SUBNET}.2/24",
+        f"{SUBNET6}::2/64",
+        "mtu 1400",
+        "02:11:22:33:44:55",
+        f"default via {SUBNET}.1 dev eth0",
+        f"default via {SUBNET6}::1 dev eth0",
+        "LOOPBACK,UP,LOWER_UP",
+    ):
+        assert expected in done.stdout, done.stdout
+    assert done.stdout.split()[-2:] == ["eth0", "lo"]  # its sysfs shows its own
+
+
+def test_a_port_of_the_container_from_the_host(bridge: str, start: Any) -> None:
+    """And of the host from the container, by both protocols."""
+    network = at(bridge, 2, address6=f"{SUBNET6}::2", prefix_length6=64)
+    for address, own, family in (
+        (f"{SUBNET}.2", f"{SUBNET}.1", socket.AF_INET),
+        (f"{SUBNET6}::2", f"{SUBNET6}::1", socket.AF_INET6),
+    ):
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            listener.bind((own, 0))
+            listener.listen()
+            port = listener.getsockname()[1]
+            script = f"echo hello | nc -w 20 {own} {port}; echo from inside | nc -l -p 8080 -w 20"
+            box = start(["sh", "-c", script], network=network)
+            listener.settimeout(30)
+            connection, (peer, *_) = listener.accept()
+            with connection:
+                assert (connection.recv(100), peer) == (b"hello\n", address)
+        assert read_from(address, 8080) == b"from inside\n"
+        box.kill()
+        box.wait()
+
+
+def read_from(address: str, port: int) -> bytes:
+    """What somebody there says; the listener may not be there yet."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=10) as connection:
+                return connection.recv(100)
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_two_containers_on_one_bridge(bridge: str, start: Any, sh: Any) -> None:
+    server = start(["sh", "-c", "echo to you | nc -l -p 9"], network=at(bridge, 2))
+    script = f"until nc -w 5 {SUBNET}.2 9 </dev/null; do :; done"
+    assert sh(script, network=at(bridge, 3)).stdout == "to you\n"
+    server.wait(30)
+
+
+def test_several_interfaces(bridge: str, sh: Any) -> None:
+    networks = [at(bridge, 2), at(bridge, 3, interface="lan7"), Network(bridge=bridge)]
+    done = sh("ls /sys/class/net; ip -o -4 addr show lan7", network=networks)
+    assert done.stdout.split()[:4] == ["eth0", "eth2", "lan7", "lo"]
+    assert f"{SUBNET}.3/24" in done.stdout
+
+
+def test_an_address_in_use(bridge: str, start: Any, sh: Any) -> None:
+    before = ports(bridge)
+    first = start(["sleep", "1000"], network=at(bridge, 2), name="first")
+    now = ports(bridge)
+    for number, what in ((2, "first"), (1, "this host")):
+        with pytest.raises(InvalidCommandError, match=what) as caught:
+            sh("true", network=at(bridge, number))
+        assert caught.value.field == "network.address"
+    with pytest.raises(InvalidCommandError, match="in use"):
+        sh("true", network=[Network(bridge=bridge), at(bridge, 2)])
+    assert ports(bridge) == now
+    first.kill()
+    first.wait()
+    assert ports(bridge) == before  # when wait returns, not some time later
+    assert sh("true", network=at(bridge, 2)).returncode == 0
+
+
+def test_an_unknown_bridge(bridge: str, sh: Any, native: Any) -> None:
+    before = ports(bridge)
+    with pytest.raises(InvalidCommandError, match="pyc-missing") as caught:
+        sh("true", network="bridge:pyc-missing")
+    assert caught.value.field == "network.bridge"
+    with pytest.raises(InvalidCommandError, match="lo is not a bridge"):
+        sh("true", network="bridge:lo")
+    assert ports(bridge) == before
+
+
+def test_a_bridge_that_is_made(start: Any, caller: Any) -> None:
+    """With the gateway's address; it goes with the process that made it, or with the next if somebody is on it."""
+    name = f"pycm{os.getpid() % 100000:05d}"
+    code = f"""
+from pycontainer import Container, Network
+network = Network(bridge={name!r}, create_bridge=True, address="{SUBNET}.130", prefix_length=25, gateway="{SUBNET}.129")
+print(pycontainer.run(["ping", "-c1", "-W5", "{SUBNET}.129"], rootfs=ROOTFS, network=network, cap_add=["NET_RAW"],
+                      capture_output=True).returncode, flush=True)
+input()
+"""
+    maker = caller(code)
+    assert maker.stdout.readline() == "0\n"
+    assert f"{SUBNET}.129/25" in ip("addr", "show", name)
+    box = start(["sleep", "1000"], network=at(name, 131))
+    maker.communicate("\n")
+    assert name in links()  # somebody is on it
+    box.kill()
+    box.wait()
+    second = caller(code)
+    assert second.stdout.readline() == "0\n"
+    second.kill()
+    second.wait()
+    assert name in links()
+    third = caller(code.replace(name, name + "x"))  # whoever makes the next takes it along
+    assert third.stdout.readline() == "0\n"
+    assert name not in links()
+    third.communicate("\n")
+    assert not {name, name + "x"} & links()
+
+
+@pytest.mark.parametrize("when", range(9))
+def test_nothing_is_left_when_a_step_fails(
+    bridge: str, sh: Any, native: Any, monkeypatch: pytest.MonkeyPatch, when: int
+) -> None:
+    before = ports(bridge)
+    request = rtnetlink.Route._request
+    count = 0
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == when + 1:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        return request(self, *arguments)
+
+    monkeypatch.setattr(rtnetlink.Route, "_request", failing)
+    with pytest.raises((SetupError, OSError)) as caught:
+        sh("true", network=at(bridge, 2, gateway=f"{SUBNET}.1"))
+    assert caught.value.errno == errno.ENOBUFS
+    wait_until(lambda: ports(bridge) == before, "an interface is left")
+    monkeypatch.undo()
+    assert sh("true", network=at(bridge, 2)).returncode == 0
+
+
+@pytest.mark.parametrize("reason", ["execve", "mount"])
+def test_nothing_is_left_when_the_start_fails(bridge: str, start: Any, reason: str) -> None:
+    before = ports(bridge)
+    what: dict[str, Any] = {"argv": ["/missing"]} if reason == "execve" else {"argv": ["true"], "cwd": "/missing"}
+    with pytest.raises(SetupError):
+        start(network=at(bridge, 2), **what)
+    assert ports(bridge) == before
+    start(["true"], network=at(bridge, 2)).wait()
+
+
+def test_nothing_is_left_of_a_caller_that_was_killed(bridge: str, caller: Any, sh: Any) -> None:
+    """At any moment: each one is killed at another time of its start."""
+    before = ports(bridge)
+    code = f"""
+from pycontainer import Container, Network
+network = Network(bridge={bridge!r}, address="{SUBNET}.2", prefix_length=24)
+from pycontainer_native import rtnetlink
+request, count = rtnetlink.Route._request, 0
+def counting(self, *arguments):
+    global count
+    count += 1
+    if count == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return request(self, *arguments)
+rtnetlink.Route._request = counting
+box = Container(["sleep", "1000"], rootfs=ROOTFS, network=network)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    for when in range(1, 9):
+        dead = caller(code.replace("sys.argv[1]", str(when)))
+        assert dead.wait() == -signal.SIGKILL
+        # Its address is free at once, or as soon as the kernel has seen its end.
+        assert sh("true", network=at(bridge, 2)).returncode == 0
+        wait_until(lambda: ports(bridge) == before, f"an interface is left of the one killed at {when}")
+
+
+def test_a_restarted_launcher(bridge: str, own_driver: Any, busybox_rootfs: Path) -> None:
+    before = ports(bridge)
+    box = pycontainer.Container(["sleep", "1000"], rootfs=busybox_rootfs, driver=own_driver, network=at(bridge, 2))
+    os.kill(own_driver._launcher.pid, signal.SIGKILL)
+    with pytest.raises(ContainerLostError):
+        box.wait()
+    box.close()
+    done = pycontainer.run(["true"], rootfs=busybox_rootfs, driver=own_driver, network=at(bridge, 2))
+    assert done.returncode == 0
+    wait_until(lambda: ports(bridge) == before, "an interface is left")
+
+
+def test_bridged_containers_from_many_threads(bridge: str, start: Any) -> None:
+    errors: list[BaseException] = []
+
+    def several(first: int) -> None:
+        try:
+            for number in range(first, first + 4):
+                box = start(
+                    ["ip", "-o", "-4", "addr", "show", "eth0"], stdout=-1, text=True, network=at(bridge, number)
+                )
+                output, _ = box.communicate()
+                assert f"{SUBNET}.{number}/24" in output
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=several, args=(10 * n,)) for n in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def test_of_several_for_one_address_one_gets_it(bridge: str, start: Any) -> None:
+    results: list[Any] = []
+
+    def one() -> None:
+        try:
+            results.append(start(["sleep", "1000"], network=at(bridge, 2)))
+        except InvalidCommandError as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(isinstance(result, InvalidCommandError) for result in results) == [False, True, True, True, True]
+
+
+def test_a_forked_child_keeps_no_network(bridge: str, start: Any) -> None:
+    before = ports(bridge)
+    box = start(["sleep", "1000"], network=at(bridge, 2))
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        box.kill()
+        box.wait()
+        assert ports(bridge) == before
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_what_the_container_sends_is_counted(bridge: str, start: Any) -> None:
+    box = start(["sleep", "1000"], network=at(bridge, 2), cap_add=["NET_RAW"])
+    before = box.stats().network["eth0"]
+    assert box.exec(["ping", "-c3", "-i0.1", "-s1000", "-W5", f"{SUBNET}.1"]).returncode == 0
+    after = box.stats().network["eth0"]
+    assert after.rx_bytes - before.rx_bytes >= 3000
+    assert after.tx_bytes - before.tx_bytes >= 3000
+
+
+def test_exec_and_a_second_container_see_it(bridge: str, start: Any, sh: Any) -> None:
+    box = start(["sleep", "1000"], network=at(bridge, 2))
+    shows = ["ip", "-o", "-4", "addr", "show", "eth0"]
+    assert f"{SUBNET}.2" in box.exec(shows, capture_output=True, text=True).stdout
+    assert f"{SUBNET}.2" in sh(" ".join(shows), network=f"container:{box.id}").stdout

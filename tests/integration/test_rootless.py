@@ -305,3 +305,18 @@ print(subprocess.run([*run, "doctor"], capture_output=True, text=True))
     output = as_user(code)
     assert "stdout='0\\n'" in output
     assert "one uid and one gid" in output
+
+
+def test_a_bridge_is_the_hosts_matter(as_user: AsUser) -> None:
+    code = """
+from pycontainer import UnsupportedError
+first = Container(["sleep", "60"], rootfs="root")
+try:
+    sh("true", network="bridge")
+except UnsupportedError as error:
+    print(error.feature.value, "ordinary user" in str(error))
+shared = sh("readlink /proc/self/ns/net", network=f"container:{first.id}").strip()
+print(shared == os.readlink(f"/proc/{first.pid}/ns/net"))
+first.close()
+"""
+    assert as_user(code).splitlines() == ["network True", "True"]

@@ -639,6 +639,9 @@ def test_several_networks() -> None:
     refused("network.interface", network=["bridge", Network(interface="eth0")])
     refused("network.mac", network=[Network(mac="02:00:00:00:00:0a"), Network(mac="02:00:00:00:00:0A")])
     refused("network", network=["bridge", None])
+    routed = Network(address="10.0.0.2", prefix_length=24, gateway="10.0.0.1")
+    refused("network.gateway", network=[routed, routed])
+    assert named([Network("host")]) == (Network("host"),)
 
 
 def test_dockers_long_form_of_a_network() -> None:
@@ -696,6 +699,8 @@ def test_a_bridged_network(keywords: dict[str, Any]) -> None:
         ("gateway", {"gateway": "10.0.0.1"}),
         ("gateway", {"address": "10.0.0.2", "prefix_length": 24, "gateway": "fd00::1"}),
         ("gateway", {"address": "10.0.0.2", "prefix_length": 24, "gateway": "10.0.0.2"}),
+        ("gateway", {"address": "10.0.0.2", "prefix_length": 24, "gateway": "10.0.1.1"}),
+        ("gateway6", {"address6": "fd00::2", "prefix_length6": 64, "gateway6": "fd01::1"}),
         ("mac", {"mac": "01:00:00:00:00:01"}),
         ("mac", {"mac": "00:00:00:00:00:00"}),
         ("bridge", {"bridge": "x" * 16}),

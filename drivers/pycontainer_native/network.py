@@ -1,0 +1,319 @@
+"""A container's network, finished before there is a container: a namespace with interfaces on the host's bridges.
+
+Whatever goes wrong is known before anything else has been made, and nothing
+here outlives the namespace: both ends of a veth pair go when one does.  The
+descriptor of the namespace is what a start needs, and once that has failed,
+or the process that holds it has died, it is all that kept the pair.
+
+An address is claimed by an alternative name of the host's end, which is made
+of the bridge and the address: the kernel itself refuses a second one, and the
+claim ends with the interface.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import ipaddress
+import os
+import struct
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pycontainer.errors import ContainerError, InvalidCommandError, SetupError
+from pycontainer.network import named
+from pycontainer_native import abi
+from pycontainer_native.namespaces import BRIDGES
+from pycontainer_native.rtnetlink import Link, Route
+
+if TYPE_CHECKING:
+    from pycontainer.network import Network
+
+#: Whoever makes, uses or removes a bridge of ours holds this file's lock meanwhile.
+_LOCK = BRIDGES
+
+#: How long a claim of somebody who has died is waited for: his namespace ends only when RCU has seen its last socket.
+_PATIENCE = 2.0
+
+_LOOPBACK = 1  # its index, in every namespace (LOOPBACK_IFINDEX)
+
+
+class Attachment:
+    """The namespace of one container, and its interfaces' other ends."""
+
+    def __init__(self, fd: int) -> None:
+        """Of the calling thread's own namespace, whose descriptor *fd* is."""
+        self.fd = fd
+        self.route = Route()  # for the interfaces inside
+        self.links: list[str] = []
+        self._owner = os.getpid()
+        _open.add(self)
+
+    def close(self) -> None:
+        """Let go of the namespace: the container has it, or nobody."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            self.route.close()
+
+    __del__ = close
+
+    def release(self) -> None:
+        """The container has ended: so do its interfaces, also where a connection's rest keeps the namespace alive."""
+        self.close()
+        if self.links and os.getpid() == self._owner:
+            with contextlib.closing(Route()) as outside:
+                while self.links:
+                    _delete(outside, self.links.pop())
+
+
+def attach(networks: Sequence[Network], id: str, holds: Callable[[str], bool]) -> Attachment:
+    """A new namespace with loopback and an interface for each of *networks*, for the container *id*.
+
+    *holds* says whether that container of this process runs.  Raises
+    InvalidCommandError: an unknown bridge, an address that is in use;
+    SetupError.  After either nothing is left.
+    """
+    attachment = _new_namespace()
+    try:
+        with contextlib.closing(Route()) as outside:
+            with _step("bring lo up"):
+                attachment.route.set_up(_LOOPBACK)
+            for network in named(networks):
+                with _lock() if network.create_bridge else contextlib.nullcontext():
+                    bridge = _bridge(outside, network)
+                    _join(outside, attachment, network, bridge.index, id, holds)
+                _configure(attachment.route, network)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            attachment.release()
+        raise
+    return attachment
+
+
+#: A forked child lets go of them, or its copies would keep the namespaces.
+_open: weakref.WeakSet[Attachment] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for attachment in list(_open):
+        attachment.close()
+
+
+os.register_at_fork(after_in_child=_close_all)
+
+
+def _new_namespace() -> Attachment:
+    """A network namespace, and a socket in it: made by a thread that ends, so that nobody else is ever in there."""
+    result: list[Attachment | BaseException] = []
+    libc = ctypes.CDLL(None, use_errno=True)
+    caller = os.readlink("/proc/thread-self")
+
+    def make() -> None:
+        try:
+            if os.readlink("/proc/thread-self") == caller:
+                raise ContainerError("threads are no threads here (gevent?): a network needs one for a moment")
+            if libc.unshare(abi.CLONE_NEWNET) == -1:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                result.append(Attachment(fd))
+            except BaseException:
+                os.close(fd)
+                raise
+        except BaseException as error:
+            result.append(error)
+
+    with _step("make a network namespace"):
+        thread = threading.Thread(target=make, name="pycontainer network")
+        thread.start()
+        thread.join()
+        made = result[0]
+        if isinstance(made, BaseException):
+            raise made
+        return made
+
+
+def _join(
+    outside: Route, attachment: Attachment, network: Network, bridge: int, id: str, holds: Callable[[str], bool]
+) -> None:
+    """Make the veth pair, and claim the addresses."""
+    name = f"pyc{os.urandom(4).hex()}"
+    attachment.links.append(name)
+    with _step(f"make a veth pair on {network.bridge}"):
+        assert network.interface is not None
+        outside.add_veth(name, bridge, network.interface, attachment.fd, mac=network.mac, mtu=network.mtu)
+    for suffix in ("", "6"):
+        address: str | None = getattr(network, f"address{suffix}")
+        if address is None:
+            continue
+        field = f"network.address{suffix}"
+        if outside.is_local(address):
+            raise InvalidCommandError(field, f"{address} is in use: it is this host's own")
+        altname = f"pycontainer-{network.bridge}-{ipaddress.ip_address(address).compressed}"
+        deadline = time.monotonic() + _PATIENCE
+        while not _claim(outside, name, altname):
+            holder = _holder(outside, altname)
+            if holder is None:
+                continue
+            pid, other = holder
+            alive = holds(other) if pid == os.getpid() else _started(pid) is not None
+            if alive or time.monotonic() > deadline:
+                reason = f"{address} is in use on {network.bridge}: by container {other} of process {pid}"
+                raise InvalidCommandError(field, reason)
+            time.sleep(0.01)
+        with _step("name the interface"):
+            outside.set_alias(name, f"pycontainer {os.getpid()} {id}")
+
+
+def _claim(outside: Route, name: str, altname: str) -> bool:
+    with _step(f"claim {altname}"):
+        try:
+            outside.add_altname(name, altname)
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            return False
+    return True
+
+
+def _holder(outside: Route, altname: str) -> tuple[int, str] | None:
+    """The process and the container that have claimed an address; None when they no longer do."""
+    try:
+        words = outside.link(altname).alias.split()
+    except OSError:
+        return None
+    return (int(words[1]), words[2]) if len(words) == 3 and words[1].isdecimal() else (0, "that is just starting")
+
+
+def _configure(inside: Route, network: Network) -> None:
+    """Addresses and routes, in the namespace."""
+    with _step(f"configure {network.interface}"):
+        index = _index(inside, network.interface or "")
+        for suffix in ("", "6"):
+            address, bits = getattr(network, f"address{suffix}"), getattr(network, f"prefix_length{suffix}")
+            if address is not None:
+                inside.add_address(index, address, bits)
+        inside.set_up(index)
+        for gateway in (network.gateway, network.gateway6):
+            if gateway is not None:
+                inside.add_default_route(index, gateway)
+
+
+def _index(route: Route, name: str) -> int:
+    """The index of an interface: an ioctl on any socket asks the network namespace of that socket (netdevice(7))."""
+    request = struct.pack("=16s24x", name.encode())
+    return int(struct.unpack_from("=i", fcntl.ioctl(route.socket, abi.SIOCGIFINDEX, request), 16)[0])
+
+
+def _delete(outside: Route, name: str) -> None:
+    try:
+        outside.delete(name)
+    except OSError as error:
+        if error.errno != errno.ENODEV:  # it has gone with its namespace
+            raise
+
+
+# -- bridges
+
+
+def find_bridge(outside: Route, network: Network) -> Link | None:
+    """The bridge of *network*, None where there is none. Raises InvalidCommandError: it is something else."""
+    name = network.bridge or ""
+    try:
+        link = outside.link(name)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return None
+    if link.kind != "bridge":
+        raise InvalidCommandError(
+            "network.bridge", f"{name} is not a bridge" + (f" but a {link.kind}" * bool(link.kind))
+        )
+    return link
+
+
+def _bridge(outside: Route, network: Network) -> Link:
+    """The bridge of *network*, made where that is asked for."""
+    link = find_bridge(outside, network)
+    name = network.bridge or ""
+    if link is None:
+        if not network.create_bridge:
+            raise InvalidCommandError("network.bridge", f"there is no bridge {name!r}: create_bridge=True makes one")
+        sweep(outside)
+        with _step(f"make bridge {name}"):
+            outside.add_bridge(name)
+            link = outside.link(name)
+            outside.set_alias(name, f"pycontainer {os.getpid()} {_started(os.getpid())}")
+            outside.set_up(link.index)
+            link = outside.link(name)
+    if network.create_bridge and link.alias.startswith("pycontainer "):
+        for suffix in ("", "6"):
+            gateway, bits = getattr(network, f"gateway{suffix}"), getattr(network, f"prefix_length{suffix}")
+            if gateway is not None:
+                with _step(f"give bridge {name} the address {gateway}"):
+                    try:
+                        outside.add_address(link.index, gateway, bits)
+                    except OSError as error:
+                        if error.errno != errno.EEXIST:
+                            raise
+    return link
+
+
+def remove_bridges(of: int = 0) -> list[str]:
+    """Remove the bridges on which nothing is, of makers that have died, and of process *of*; their names."""
+    with _lock(), contextlib.closing(Route()) as outside:
+        return sweep(outside, of)
+
+
+def sweep(outside: Route, of: int = 0) -> list[str]:
+    """:func:`remove_bridges`, for whoever holds the lock."""
+    removed = []
+    links = outside.links()
+    used = {link.master for link in links}
+    for link in links:
+        words = link.alias.split()
+        if link.kind != "bridge" or len(words) != 3 or words[0] != "pycontainer" or not words[1].isdecimal():
+            continue
+        if link.index not in used and (int(words[1]) == of or _started(int(words[1])) != words[2]):
+            _delete(outside, link.name)
+            removed.append(link.name)
+    return removed
+
+
+def _started(pid: int) -> str | None:
+    """When that process started (proc_pid_stat(5)), which tells it from a later one; None: it has died."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
+            return stat.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _lock() -> Iterator[None]:
+    """So that no bridge is removed while somebody is about to use it, nor made twice."""
+    with _step("lock the bridges"):
+        os.makedirs(os.path.dirname(_LOCK), 0o700, exist_ok=True)
+        fd = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _step(label: str) -> Iterator[None]:
+    """What the kernel refuses inside, as the SetupError of that step."""
+    try:
+        yield
+    except SetupError:
+        raise
+    except OSError as error:
+        raise SetupError(label, error.errno or errno.EPROTO) from error
