@@ -11,7 +11,6 @@ import marshal
 import os
 import select
 import sys
-from functools import partial
 from time import monotonic, sleep
 
 from pycontainer_native import abi
@@ -321,15 +320,14 @@ class Container:
     def _next_hook(self, point: str, programs: list[Program], status: str, then: Callable[[], None]) -> None:
         while programs:
             try:
-                self.hook = Running(point, programs.pop(0), state_of(self.state, status, self.pid))
+                self.hook = hook = Running(point, programs.pop(0), state_of(self.state, status, self.pid))
             except HookError as error:
                 if self._hook_failed(point, error):
                     return
                 continue
-            ended = partial(self._hook_ended, self.hook, point, programs, status, then)
-            self.launcher.watch(self.hook.pidfd, ended)
-            if self.hook.deadline is not None:
-                self.launcher.deadlines[self.hook] = self.hook.deadline
+            self.launcher.watch(hook.pidfd, lambda hook=hook: self._hook_ended(hook, point, programs, status, then))  # type: ignore[misc]
+            if hook.deadline is not None:
+                self.launcher.deadlines[hook] = hook.deadline
             return
         then()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,16 @@ def test_a_driver_imports_no_other_driver(file: Path) -> None:
 def test_the_core_imports_no_driver(file: Path) -> None:
     drivers = {path.name for path in (ROOT / "drivers").iterdir()}
     assert {name for name in imports(file) if name.split(".")[0] in drivers} == set()
+
+
+def test_the_launcher_loads_little() -> None:
+    """It starts with the first container, and every container's first process copies its page tables."""
+    program = "import sys; sys.path.append(sys.argv[1]); import pycontainer_native.launcher; print(*sys.modules)"
+    command = [sys.executable, "-I", "-S", "-c", program, str(ROOT / "drivers")]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert "pycontainer_native.container" in loaded
+    heavy = {"attrs", "collections", "enum", "functools", "json", "logging", "pathlib", "pycontainer", "re", "socket"}
+    assert heavy & {*loaded} == set()
 
 
 def test_there_is_something_to_look_at() -> None:
