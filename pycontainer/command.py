@@ -190,6 +190,12 @@ class Command:
                     refuse("mounts.source", f"{mount.source!r} is not absolute")
             if len({mount.target for mount in self.mounts}) != len(self.mounts):
                 refuse("mounts.target", "two mounts have the same one")
+            for shared in self.mounts:
+                if shared.propagation not in ("shared", "rshared") or shared.source is None:
+                    continue
+                for mount in self.mounts:
+                    if mount.target.startswith(f"{shared.target}/"):
+                        refuse("mounts.target", f"{mount.target} would appear on the host: {shared.source} is shared")
         check.instance("resources", self.resources, Resources)
         if self.network is not None:
             check_networks(self.networks)

@@ -131,6 +131,9 @@ class Mount:
         if self.mode is not None:
             refuse("mounts.mode", "only a tmpfs has one")
 
+        if self.recursive and self.propagation in ("slave", "shared"):
+            refuse("mounts.propagation", f"{self.propagation!r} is for a mount that is not recursive, else r...")
+
     def _check_tmpfs(self) -> None:
         if self.source is not None:
             refuse("mounts.source", "a tmpfs has none")

@@ -114,7 +114,7 @@ class DetachedVerbs(ExecutionDriver):
     def _build_network(self, command: Command, stack: contextlib.ExitStack) -> Attachment | None: ...
 
     @abstractmethod
-    def _open_namespaces(
+    def _open_given(
         self, command: Command, compiled: Plan, stack: contextlib.ExitStack, network: Attachment | None
     ) -> list[int]: ...
 
@@ -137,7 +137,7 @@ class DetachedVerbs(ExecutionDriver):
             claim = self._store.claim(command.id, config)
             self._own(stack, claim)
             try:
-                given = self._open_namespaces(command, compiled, stack, self._build_network(command, stack))
+                given = self._open_given(command, compiled, stack, self._build_network(command, stack))
                 return self._start_claimed(stack, claim, command, compiled, given, (token, log), deadline)
             except BaseException:
                 stack.close()  # the lock is the monitor's alone, if there is one

@@ -41,7 +41,7 @@ from pycontainer.process import capability_numbers
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp_filter import Filter, compile_filter
 from pycontainer.spec import process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
-from pycontainer_native import namespaces, plan
+from pycontainer_native import namespaces, plan, trees
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
 from pycontainer_native.client import LauncherClient, LauncherGoneError
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
@@ -138,13 +138,7 @@ class NativeDriver(DetachedVerbs):
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} does not exist"))
             elif os.path.realpath(mount.source).startswith("/proc/") or os.path.realpath(mount.source) == "/proc":
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} leads into /proc"))
-        if command.rootfs_propagation is not None:
-            problems.append(InvalidCommandError("rootfs_propagation", "native has only private mounts yet"))
-        for mount in command.mounts:
-            if mount.propagation not in (None, "private", "rprivate"):
-                problems.append(InvalidCommandError("mounts.propagation", "native has only private mounts yet"))
-            if mount.uid_mappings:
-                problems.append(InvalidCommandError("mounts.uid_mappings", "native does not map ids yet"))
+        problems += self._check_propagation(command)
         problems += _check_hooks(command)
         problems += self._unmapped(command)
         held = command.process.capabilities or ()
@@ -201,6 +195,28 @@ class NativeDriver(DetachedVerbs):
                 except OSError:
                     reason = f"there is no bridge {network.bridge!r}: create_bridge=True makes one"
                     yield InvalidCommandError("network.bridge", reason)
+
+    def _check_propagation(self, command: Command) -> Iterator[InvalidCommandError]:
+        """What the host does not allow of what its mounts are to propagate, or whose ids are to be mapped."""
+        wanted: list[tuple[str, str, str | None]] = []
+        for mount in command.mounts:
+            if mount.propagation in trees.PROPAGATING and mount.source is not None:
+                wanted.append(("mounts.propagation", mount.propagation, mount.source))
+            if mount.uid_mappings and self.host.namespace is not None:
+                yield InvalidCommandError("mounts.uid_mappings", "only root of the host can map the ids of a mount")
+        if command.rootfs_propagation in ("slave", "rslave"):
+            path = command.rootfs if isinstance(command.rootfs, str) else None
+            wanted.append(("rootfs_propagation", command.rootfs_propagation, path))
+        for field, propagation, source in wanted:
+            if self.host.namespace is not None:
+                yield InvalidCommandError(field, f"{propagation!r} needs root: a user namespace has mounts of its own")
+            elif source is None:
+                yield InvalidCommandError(field, f"{propagation!r} is of a directory of the host")
+            elif os.path.exists(source):
+                found = trees.propagates(source)
+                if "shared" not in found and ("shared" in propagation or "master" not in found):
+                    reason = f"{propagation!r} takes a shared mount, and {source} is not on one (mount --make-rshared)"
+                    yield InvalidCommandError(field, reason)
 
     @property
     def host(self) -> plan.Host:
@@ -295,11 +311,11 @@ class NativeDriver(DetachedVerbs):
     def _begin(self, command: Command, stdio: Stdio, *, hold: bool) -> NativeProcess:
         self._check(command)
         compiled = self.compile(command, hold=hold, size=stdio.size)
-        if not compiled.entered:
+        if not compiled.entered and not compiled.cloned:
             return self._launch(command, compiled, stdio)
         with contextlib.ExitStack() as stack:
             network = self._build_network(command, stack)
-            given = self._open_namespaces(command, compiled, stack, network)
+            given = self._open_given(command, compiled, stack, network)
             return self._launch(command, compiled, stdio, given=given, network=network)
 
     def _check(self, command: Command) -> None:
@@ -336,12 +352,12 @@ class NativeDriver(DetachedVerbs):
         stack.push(hand_over)
         return network
 
-    def _open_namespaces(
+    def _open_given(
         self, command: Command, compiled: plan.Plan, stack: contextlib.ExitStack, network: Attachment | None
     ) -> list[int]:
-        """Descriptors of the namespaces that *compiled* enters, in its order, open as long as *stack*.
+        """Descriptors of the namespaces that *compiled* enters, and of its clones of mounts; open as long as *stack*.
 
-        Raises InvalidCommandError, NotRunningError.
+        Raises InvalidCommandError, NotRunningError, SetupError.
         """
         fds = []
         for kind, path in compiled.entered:
@@ -354,6 +370,9 @@ class NativeDriver(DetachedVerbs):
                 of_network = kind == "network"
                 shared = (command.networks[0].container or "") if of_network else getattr(command, kind)[10:]
                 fds.append(self._namespace_of(shared, kind, "network.container" if of_network else kind))
+            stack.callback(os.close, fds[-1])
+        for tree in compiled.cloned:
+            fds.append(trees.clone(tree))
             stack.callback(os.close, fds[-1])
         return fds
 

@@ -29,7 +29,7 @@ def read_only_image(path: str, *, recursive: bool = False) -> tuple[int, int]:
         try:
             resolve = abi.RESOLVE_IN_ROOT | (0 if recursive else abi.RESOLVE_NO_XDEV)
             how = struct.pack("=QQQ", abi.O_PATH | abi.O_CLOEXEC, 0, resolve)
-            image = _call(path, "openat2", root, encoded, how, len(how))
+            image = call(path, "openat2", root, encoded, how, len(how))
             if os.path.samestat(os.fstat(image), os.stat(path)):
                 return image, root
             os.close(image)
@@ -42,13 +42,14 @@ def read_only_image(path: str, *, recursive: bool = False) -> tuple[int, int]:
 
 def _clone(source: bytes, path: str, recursive: bool) -> int:
     depth = abi.AT_RECURSIVE if recursive else 0
-    tree = _call(path, "open_tree", abi.AT_FDCWD, source, abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC | depth)
+    tree = call(path, "open_tree", abi.AT_FDCWD, source, abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC | depth)
     attributes = struct.pack("=QQQQ", abi.MOUNT_ATTR_RDONLY, 0, 0, 0)
-    _call(path, "mount_setattr", tree, b"", abi.AT_EMPTY_PATH | depth, attributes, len(attributes))
+    call(path, "mount_setattr", tree, b"", abi.AT_EMPTY_PATH | depth, attributes, len(attributes))
     return tree
 
 
-def _call(path: str, name: str, *arguments: int | bytes) -> int:
+def call(path: str, name: str, *arguments: int | bytes) -> int:
+    """A system call that is about *path*. Raises OSError."""
     ready = [ctypes.c_long(a) if isinstance(a, int) else ctypes.c_char_p(a) for a in (abi.NR[name], *arguments)]
     result: int = libc.syscall(*ready)
     if result < 0:

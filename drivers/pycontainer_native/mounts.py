@@ -44,6 +44,13 @@ _CLEARED = {
     "relatime": 0,
 }
 
+_PROPAGATIONS = {
+    "private": abi.MS_PRIVATE,
+    "slave": abi.MS_SLAVE,
+    "shared": abi.MS_SHARED,
+    "unbindable": abi.MS_UNBINDABLE,
+}
+
 #: name, mode, major, minor: what every container has (OCI runtime spec, "Default Devices").
 DEVICES = (
     ("null", 0o666, 1, 3),
@@ -85,18 +92,26 @@ def encode(path: str) -> bytes:
     return path.encode("utf-8", "surrogateescape")
 
 
-def root_directory(k: Recorder, path: str, *, writable: bool, host_read_only: bool, nodev: bool) -> Slot:
+def root_directory(
+    k: Recorder, path: str, *, writable: bool, host_read_only: bool, nodev: bool, tree: int | None = None
+) -> Slot:
     """A directory of the host as the new root, with whatever is mounted below it.
 
     *writable* is the root itself; what is mounted below follows it.  Mount
     points may still have to be made, so a read-only root becomes read-only at
-    the end (:func:`seal_root`), its submounts now.
+    the end (:func:`seal_root`), its submounts now.  *tree* is the slot of a
+    clone of it that hears of the host's mounts.
     """
-    with k.step(f"open rootfs {path}"):
-        flags = abi.O_PATH | abi.O_DIRECTORY
-        directory = k.openat2(abi.AT_FDCWD, encode(path), flags, abi.RESOLVE_NO_MAGICLINKS)
+    if tree is None:
+        with k.step(f"open rootfs {path}"):
+            flags = abi.O_PATH | abi.O_DIRECTORY
+            directory = k.openat2(abi.AT_FDCWD, encode(path), flags, abi.RESOLVE_NO_MAGICLINKS)
     with k.step(f"clone rootfs {path}"):
-        root = k.open_tree(directory, recursive=True)
+        if tree is None:
+            root = k.open_tree(directory, recursive=True)
+        else:
+            root = (tree,)
+            k.mount_setattr(root, propagation=abi.MS_SLAVE, recursive=True)
         attributes = abi.MOUNT_ATTR_NODEV if nodev else 0
         if not writable:
             attributes |= abi.MOUNT_ATTR_RDONLY
@@ -205,8 +220,8 @@ def seal_root(k: Recorder, root: Slot) -> None:
         k.mount_setattr(root, abi.MOUNT_ATTR_RDONLY)
 
 
-#: type, source, destination, options, whether it is to be mounted on a directory
-Mount: TypeAlias = tuple[str, str, str, Sequence[str], bool]
+#: type, source, destination, options, whether it is to be mounted on a directory, the slot of a clone that is there
+Mount: TypeAlias = tuple[str, str, str, Sequence[str], bool, "int | None"]
 Paths: TypeAlias = tuple[str, ...]
 
 #: Where the file systems go that every container has, and the slots of those that are mounted on the root.
@@ -216,7 +231,7 @@ _BELOW_DEV = ("/dev/pts", "/dev/shm", "/dev/mqueue")
 
 def is_system(mount: Mount) -> bool:
     """Whether *mount* is one of those that do not depend on the root they are mounted in: :func:`make_system`."""
-    fstype, _, destination, _, _ = mount
+    fstype, _, destination, *_ = mount
     return fstype != "bind" and (destination in _SYSTEM or destination in _BELOW_DEV)
 
 
@@ -258,7 +273,7 @@ def make_system(
         attributes = abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV | abi.MOUNT_ATTR_NOEXEC
         _attach(k, k.new_mount("tmpfs", hidden, attributes, out=(abi.EMPTY,)), b"empty")
     # /dev first, whose null the masks need, and before what is below it.
-    for fstype, _, destination, options, _ in sorted(mounts, key=lambda mount: mount[2] not in ("/dev", *_BELOW_DEV)):
+    for fstype, _, destination, options, *_ in sorted(mounts, key=lambda mount: mount[2] not in ("/dev", *_BELOW_DEV)):
         attributes, _, _, data = _split_options(options)
         with k.step(f"mount {fstype} on {destination}"):
             if destination in _BELOW_DEV:
@@ -300,7 +315,7 @@ def mount_all(k: Recorder, root: Slot, system: Iterable[Mount], mounts: Iterable
             later.append(mount)
         else:
             _mount(k, root, *mount)
-    for fstype, _, destination, _, _ in system:
+    for fstype, _, destination, *_ in system:
         if destination in _SYSTEM:
             with k.step(f"mount {fstype} on {destination}"):
                 k.move_mount(_SYSTEM[destination], _target(k, root, destination, directory=True, resolve=_AS_IS))
@@ -308,14 +323,37 @@ def mount_all(k: Recorder, root: Slot, system: Iterable[Mount], mounts: Iterable
         _mount(k, root, *mount)
 
 
+def set_propagation(k: Recorder, mount: Fd, name: str, *, cloned: bool) -> None:
+    """Make *mount* propagate as *name* says, with what is below it if that begins with an ``r``.
+
+    One that was *cloned* outside is still the host's peer: what is not to be
+    stays none.
+    """
+    recursive = name[:1] == "r"
+    if cloned and name.lstrip("r") not in ("shared", "slave"):
+        k.mount_setattr(mount, propagation=abi.MS_PRIVATE, recursive=True)
+    if name not in ("private", "rprivate"):
+        k.mount_setattr(mount, propagation=_PROPAGATIONS[name[recursive:]], recursive=recursive)
+
+
 def _mount(
-    k: Recorder, root: Slot, fstype: str, source: str, destination: str, options: Sequence[str], directory: bool
+    k: Recorder,
+    root: Slot,
+    fstype: str,
+    source: str,
+    destination: str,
+    options: Sequence[str],
+    directory: bool,
+    tree: int | None,
 ) -> None:
     set_, clear, recursive, data = _split_options(options)
     with k.step(f"mount {fstype if fstype != 'bind' else source} on {destination}"):
         if fstype == "bind":
-            opened = k.openat2(abi.AT_FDCWD, encode(source), abi.O_PATH, abi.RESOLVE_NO_MAGICLINKS)
-            new = k.open_tree(opened, recursive="rbind" in options)
+            if tree is None:
+                opened = k.openat2(abi.AT_FDCWD, encode(source), abi.O_PATH, abi.RESOLVE_NO_MAGICLINKS)
+                new = k.open_tree(opened, recursive="rbind" in options)
+            else:
+                new = (tree,)
             if set_ & _ATIME:
                 clear |= _ATIME
             if set_ or clear:
@@ -323,6 +361,8 @@ def _mount(
                 k.mount_setattr(new, set_, clear & ~set_ | (clear & _ATIME), recursive=recursive)
         else:
             new = k.new_mount(fstype, data, set_)
+        propagation = next((option for option in options if option.lstrip("r") in _PROPAGATIONS), "private")
+        set_propagation(k, new, propagation, cloned=tree is not None)
         resolve = _AS_IS if destination in _SYSTEM else _IN_ROOT
         k.move_mount(new, _target(k, root, destination, directory=directory, resolve=resolve))
 
@@ -340,7 +380,7 @@ def _split_options(options: Sequence[str]) -> tuple[int, int, bool, dict[str, st
             set_ |= _ATTRIBUTES[name]
         elif name in _CLEARED:
             clear |= _CLEARED[name]
-        elif name not in ("bind", "rbind", "private", "rprivate", "newinstance", "defaults"):
+        elif name not in ("bind", "rbind", "newinstance", "defaults") and name.lstrip("r") not in _PROPAGATIONS:
             key, equals, value = option.partition("=")
             data[key] = value if equals else None
     return set_, clear, recursive, data

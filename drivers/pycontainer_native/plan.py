@@ -25,7 +25,7 @@ from pycontainer.errors import InvalidCommandError
 from pycontainer.process import capability_numbers
 from pycontainer.seccomp_filter import compile_filter
 from pycontainer.sysctl import path_of
-from pycontainer_native import abi, capabilities, mounts
+from pycontainer_native import abi, capabilities, mounts, trees
 from pycontainer_native.syscalls import Recorder, Slot, Step
 from pycontainer_native.userns import UserNamespace, is_initial, of_ordinary_user, outside
 
@@ -145,6 +145,7 @@ class Plan:
     program: Program
     namespaces: tuple[str, ...]  #: the OCI names of those that are not the launcher's
     entered: tuple[tuple[str, str | None], ...]  #: those of them that it enters: descriptors come along in this order
+    cloned: tuple[trees.Tree, ...]  #: mounts that the caller clones: their descriptors come after those
     fork: str  #: "init": a small init forks before execve; "join": it is for a running container; or ""
     outside: int  #: so many sections, after the first, are for the parent of who is seen in the pid namespace entered
     #: the section, of those after the first, before which hooks are run; the state's fixed parts; the hooks by point
@@ -196,7 +197,12 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         flags &= ~abi.CLONE_NEWCGROUP  # unshared once the v1 cgroups are joined, or it would show the host's paths
     user, terminal = process["user"], bool(process.get("terminal"))
     init = annotations.get(INIT_ANNOTATION) == "true"
-    all_mounts = _mounts_of(spec, host, inside)
+    cloned: list[trees.Tree] = []
+    all_mounts = _mounts_of(spec, host, inside, len(entered), cloned)
+    root_of = _root_of(spec, host)
+    if spec["linux"].get("rootfsPropagation") in trees.PROPAGATING[:2]:
+        cloned.append(trees.Tree(spec["root"]["path"], recursive=True))
+        root_of += (abi.GIVEN + len(entered) + len(cloned) - 1,)
     system, own = [m for m in all_mounts if mounts.is_system(m)], [m for m in all_mounts if not mounts.is_system(m)]
     ahead, elsewhere = mounts.split_hidden(
         *(tuple(paths) for paths in (_masked(spec, inside), spec["linux"].get("readonlyPaths", ())))
@@ -212,7 +218,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     setup = _section(
         _set_up, begin.slots,
         prepared if entered else None,
-        init, _root_of(spec, host), system, own, elsewhere,
+        init, root_of, system, own, elsewhere,
         (process.get("consoleSize"), user["uid"]) if terminal else None, not spec.get("hooks"), inside is not None,
     )  # fmt: skip
     hooks = None
@@ -222,7 +228,9 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         setup = _section(mounts.pivot_to_prepared, setup.slots)
         setups += (setup,)
     name = spec.get("hostname") if abi.CLONE_NEWUTS in wanted else None
-    tuned = _record(_kernel_parameters, setup.slots, name, spec["linux"].get("sysctl", {}), *_standing(process))
+    linux = spec["linux"]
+    parameters = (linux.get("rootfsPropagation"), name, linux.get("sysctl", {}), *_standing(process))
+    tuned = _record(_kernel_parameters, setup.slots, *parameters)
     final = _section(finish, tuned.slots, *_identity(process, filter, host), hold, init)
     return Plan(
         flags=flags,
@@ -231,6 +239,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         program=_program(process),
         namespaces=namespaces,
         entered=entered,
+        cloned=tuple(cloned),
         fork="init" if init else "",
         outside=len(born),
         hooks=hooks,
@@ -337,17 +346,22 @@ def _root_of(spec: Mapping[str, Any], host: Host) -> tuple[Any, ...]:
 
 
 def _mounts_of(
-    spec: Mapping[str, Any], host: Host, inside: UserNamespace | None
-) -> list[tuple[str, str, str, list[str], bool]]:
-    """(type, source, destination, options, whether it mounts on a directory) of every mount."""
+    spec: Mapping[str, Any], host: Host, inside: UserNamespace | None, given: int, cloned: list[trees.Tree]
+) -> list[mounts.Mount]:
+    """Every mount; those that the caller has to clone are added to *cloned*, which come after *given* others."""
     wanted = spec["mounts"]
     if inside is not None:
         own = {namespace["type"] for namespace in spec["linux"]["namespaces"]}
         wanted = [adapted for mount in wanted if (adapted := _in_user_namespace(mount, own, host, inside)) is not None]
-    return [
-        (m["type"], m["source"], m["destination"], m["options"], m["type"] != "bind" or host.is_directory(m["source"]))
-        for m in wanted
-    ]
+    found: list[mounts.Mount] = []
+    for m in wanted:
+        slot = None
+        if (tree := trees.wanted(m)) is not None:
+            slot = abi.GIVEN + given + len(cloned)
+            cloned.append(tree)
+        directory = m["type"] != "bind" or host.is_directory(m["source"])
+        found.append((m["type"], m["source"], m["destination"], m["options"], directory, slot))
+    return found
 
 
 #: What shows a namespace can be mounted by who owns that; where it is the host's there is only the host's mount of it.
@@ -404,13 +418,16 @@ def _set_up(
     if prepared is not None:
         _prepare(k, *prepared)
     _take_stdio(k, init)
-    path, view, overlay, read_only, host_read_only, nodev = root_of
+    path, view, overlay, read_only, host_read_only, nodev, *tree = root_of
     if overlay is not None:
         root = mounts.overlay_root(k, **json.loads(overlay), nodev=nodev, inside=inside)
     elif view is not None:
         root = mounts.host_view(k, json.loads(view), writable=not read_only, inside=inside)
     else:
-        root = mounts.root_directory(k, path, writable=not read_only, host_read_only=host_read_only, nodev=nodev)
+        clone = next(iter(tree), None)
+        root = mounts.root_directory(
+            k, path, writable=not read_only, host_read_only=host_read_only, nodev=nodev, tree=clone
+        )
     mounts.mount_all(k, root, system, own)
     if read_only:
         mounts.seal_root(k, root)
@@ -448,6 +465,7 @@ def compile_exec(
         program=_program(process),
         namespaces=(),
         entered=(),
+        cloned=(),
         fork="join",
         outside=2,
         hooks=None,
@@ -588,9 +606,19 @@ def _loopback(k: Recorder) -> None:
 
 
 def _kernel_parameters(
-    k: Recorder, hostname: str | None, sysctls: Mapping[str, str], oom_score_adj: int | None, affinity: str | None
+    k: Recorder,
+    propagation: str | None,
+    hostname: str | None,
+    sysctls: Mapping[str, str],
+    oom_score_adj: int | None,
+    affinity: str | None,
 ) -> None:
     """What the kernel keeps for the container's namespaces and for its processes."""
+    if propagation is not None and propagation.lstrip("r") in ("shared", "unbindable"):
+        with k.step(f"make the root {propagation}"):
+            # Only now, and of mounts that are nobody's peers: what the set-up has mounted stays here.
+            root = k.openat2(abi.AT_FDCWD, b"/", abi.O_PATH | abi.O_DIRECTORY, 0)
+            mounts.set_propagation(k, root, propagation, cloned=False)
     if hostname:
         encoded = mounts.encode(hostname)
         k.call("sethostname", encoded, len(encoded), path=encoded)

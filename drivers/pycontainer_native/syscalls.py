@@ -128,10 +128,12 @@ class Recorder:
         flags = abi.MOVE_MOUNT_F_EMPTY_PATH | abi.MOVE_MOUNT_T_EMPTY_PATH
         self.call("move_mount", mount, b"", target, b"", flags, accept=accept, skip=skip)
 
-    def mount_setattr(self, mount: Fd, set_: int = 0, clear: int = 0, *, recursive: bool = False) -> None:
+    def mount_setattr(
+        self, mount: Fd, set_: int = 0, clear: int = 0, *, propagation: int = 0, recursive: bool = False
+    ) -> None:
         """Set and clear mount attributes; those not named keep their value (CVE class: flags lost on remount)."""
         flags = abi.AT_EMPTY_PATH | (abi.AT_RECURSIVE if recursive else 0)
-        attr = struct.pack("=QQQQ", set_, clear, 0, 0)
+        attr = struct.pack("=QQQQ", set_, clear, propagation, 0)
         self.call("mount_setattr", mount, b"", flags, attr, len(attr))
 
     def new_mount(

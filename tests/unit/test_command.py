@@ -481,6 +481,8 @@ def test_impossible_options_of_a_tmpfs(option: str) -> None:
     [
         ("mounts.propagation", {"propagation": "public"}),
         ("mounts.propagation", {"propagation": True}),
+        ("mounts.propagation", {"propagation": "slave"}),
+        ("mounts.propagation", {"propagation": "shared"}),
         ("mounts.propagation", {"source": None, "type": "tmpfs", "propagation": "slave"}),
         ("mounts.uid_mappings", {"uid_mappings": [(0, 0, 0)], "gid_mappings": [(0, 0, 1)]}),
         ("mounts.uid_mappings", {"uid_mappings": [(0, -1, 1)], "gid_mappings": [(0, 0, 1)]}),
@@ -565,6 +567,12 @@ def test_the_long_form(text: str, mount: Mount) -> None:
 def test_an_impossible_long_form(text: str) -> None:
     with pytest.raises(InvalidCommandError):
         Mount.parse_long(text)
+
+
+def test_a_target_in_a_shared_mount_would_be_mounted_on_the_host_too() -> None:
+    refused("mounts.target", mounts=[Mount("/a", "/b", propagation="rshared"), Mount("/c", "/b/c")])
+    for propagation in ("rslave", "rprivate", None):
+        Command.of(["true"], mounts=[Mount("/a", "/b", propagation=propagation), Mount("/c", "/b/c")])
 
 
 def test_a_target_twice() -> None:
