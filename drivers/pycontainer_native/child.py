@@ -189,13 +189,15 @@ def send(fd: int, message: bytes) -> None:
 
 def fail(index: int, error: int) -> NoReturn:
     """Report a failed step to the launcher, and end."""
-    report(FAILED + index.to_bytes(4, "little") + error.to_bytes(4, "little"))
+    # The first step is what makes CHANNEL_FD the channel: until then that number is the launcher's own socket.
+    channel = slots[abi.CHANNEL].value if index == 0 else abi.CHANNEL_FD
+    report(FAILED + index.to_bytes(4, "little") + error.to_bytes(4, "little"), channel)
     os._exit(1)
 
 
-def report(message: bytes) -> None:
+def report(message: bytes, channel: int = abi.CHANNEL_FD) -> None:
     """Tell the launcher, by a call that a seccomp filter will hardly forbid: one is loaded by now."""
-    syscall(abi.NR["write"], abi.CHANNEL_FD, message, len(message))
+    syscall(abi.NR["write"], channel, message, len(message))
 
 
 def child(begin: list[Bound]) -> NoReturn:
@@ -226,7 +228,7 @@ def child(begin: list[Bound]) -> NoReturn:
             run_hooks("startContainer", programs, state, "created")
         if fork == "init":
             index = total + 1
-            become_init(rest[-1])
+            become_init(rest[-1], total - len(rest[-1]))
             index = total - len(rest[-1])
         report(EXEC)  # before the filter, which may forbid it; what fails from here on is reported all the same
         run_steps(rest[-1:], index)
@@ -306,7 +308,7 @@ def descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
     return [int.from_bytes(data[i : i + 4], sys.byteorder) for i in range(0, len(data) - 3, 4)]
 
 
-def become_init(last: list[Bound]) -> None:
+def become_init(last: list[Bound], base: int) -> None:
     """Fork: the parent becomes the container's init, only the child returns, to become the payload.
 
     As PID 1 it reaps orphans and passes signals on; a payload that is PID 1
@@ -330,12 +332,13 @@ def become_init(last: list[Bound]) -> None:
         return
     try:
         libc.prctl(abi.PR_SET_NAME, b"init", 0, 0, 0)
-        # Holding the payload's stdio would keep its pipes open, holding the channel would hide its execve, and what the
-        # set-up has opened leads to the host: with CAP_SYS_PTRACE the payload could follow it in /proc/1/fd.
-        for fd in (0, 1, 2, abi.CHANNEL_FD):
+        # Holding the payload's stdio would keep its pipes open, and what the set-up has opened leads to the host: with
+        # CAP_SYS_PTRACE the payload could follow it in /proc/1/fd.
+        for fd in (0, 1, 2):
             os.close(fd)
         syscall(abi.NR["close_range"], abi.REPORT_FD + 1, ctypes.c_long(0xFFFFFFFF), 0)
-        run_steps([last], 0)
+        run_steps([last], base)
+        os.close(abi.CHANNEL_FD)  # now this is as confined as the payload, whose execve it would hide from now on
         while True:
             number = signal.sigwaitinfo(every).si_signo
             if number != signal.SIGCHLD:
@@ -352,6 +355,8 @@ def become_init(last: list[Bound]) -> None:
                 if pid == payload:
                     os.write(abi.REPORT_FD, status.to_bytes(4, "little"))
                     os._exit(0)
+    except StepError as failed:
+        fail(failed.index, failed.errno)
     finally:
         os._exit(1)
 

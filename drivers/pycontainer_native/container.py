@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     from pycontainer_native.hooks import Program
     from pycontainer_native.launcher import Launcher
 
+#: A message that cannot be received now stays where it is.
+NO_MEMORY = (errno.ENOMEM, errno.ENOBUFS)
+
+#: How often a message to the caller is tried to be sent: without it he would wait for ever.
+TRIES = 10
+
 #: How long a container's cgroups may refuse to go away (seconds).
 REMOVAL_TIMEOUT = 5.0
 
@@ -97,6 +103,8 @@ class CgroupRoot:
             return ""
         try:
             return os.read(fd, 1 << 20).decode()
+        except OSError:
+            return ""  # ENODEV: somebody has removed the cgroup
         finally:
             os.close(fd)
 
@@ -273,7 +281,9 @@ class Container:
                 return
             except ConnectionResetError:
                 continue  # it has left its request unread (unix(7)); what it had to say comes after this error
-            except OSError:
+            except OSError as error:
+                if error.errno in NO_MEMORY:
+                    continue
                 message, control = b"", []
             kind = message[:1]
             if kind == EXEC:
@@ -360,7 +370,10 @@ class Container:
     def _tell_up(self, kind: str) -> None:
         """Say that it is there, and hand over its pidfd and, the first time, its terminal."""
         terminal, self.terminal = self.terminal, -1
-        self.tell(kind, fds=[self.pidfd] if terminal < 0 else [self.pidfd, terminal])
+        number = self.tell(kind, fds=[self.pidfd] if terminal < 0 else [self.pidfd, terminal])
+        if number:  # ETOOMANYREFS, where the user has more descriptors on their way than he may have open
+            self.failed = ("hand over its pidfd", number)
+            self.kill()
         if terminal >= 0:
             os.close(terminal)  # the caller's alone: when that is closed the container hears SIGHUP
 
@@ -371,7 +384,9 @@ class Container:
             message = self.status.recv(16, abi.MSG_DONTWAIT)
         except BlockingIOError:
             return
-        except OSError:
+        except OSError as error:
+            if error.errno in NO_MEMORY:
+                return  # the event is still there
             message = b""
         if message and self.channel is not None:
             self.at_gate = False
@@ -403,6 +418,8 @@ class Container:
                 data = os.read(self.report, 4) if result.si_code == os.CLD_EXITED else b""
             except BlockingIOError:
                 data = b""
+            except OSError as error:  # its init's own status would be a wrong one
+                data, self.failed = b"", ("read the payload's status", error.errno or errno.EPROTO)
             # A payload that may trace its init could have written anything.
             status = int.from_bytes(data, "little", signed=True) if len(data) == 4 else 0x7F
             if os.WIFEXITED(status):
@@ -507,20 +524,27 @@ class Container:
                 except OSError:
                     pass
 
-    def tell(self, *message: str | int | None, fds: list[int] | None = None) -> None:
-        """Send to whoever holds the other end of the status socket, if anybody does."""
-        self.send_to([] if self.status is None else [self.status], *message, fds=fds)
+    def tell(self, *message: str | int | None, fds: list[int] | None = None) -> int:
+        """Send to whoever holds the other end of the status socket, if anybody does; what kept it from being sent."""
+        return self.send_to([] if self.status is None else [self.status], *message, fds=fds)
 
-    def send_to(self, ends: list[socket.socket], *message: str | int | None, fds: list[int] | None = None) -> None:
-        """Send to each of *ends* that somebody still holds the other end of."""
+    def send_to(self, ends: list[socket.socket], *message: str | int | None, fds: list[int] | None = None) -> int:
+        """Send to each of *ends* that somebody still holds the other end of; what kept it from being sent to one."""
         rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds or ())
         control = [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)] if rights else []
         data = marshal.dumps((*message, f"{self.launcher.directory}/{self.name}", self.pid))
+        failed = 0
         for end in ends:
-            try:
-                end.sendmsg([data], control, abi.MSG_DONTWAIT | abi.MSG_NOSIGNAL)
-            except OSError:
-                pass
+            for number in range(TRIES):
+                try:
+                    end.sendmsg([data], control, abi.MSG_DONTWAIT | abi.MSG_NOSIGNAL)
+                    break
+                except (BrokenPipeError, ConnectionResetError):
+                    break
+                except OSError as error:
+                    if number == TRIES - 1:
+                        failed = error.errno or errno.EPROTO
+        return failed
 
     def close(self) -> None:
         """Forget it."""

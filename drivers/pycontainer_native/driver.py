@@ -413,7 +413,10 @@ class NativeDriver(DetachedVerbs):
         is what ends with the container.
         """
         request = compiled.wire(command.id, "" if container is None else container.directory)
-        status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise SetupError("make a status socket", error.errno or errno.EMFILE) from None
         process = NativeProcess(command, status, compiled.groups, compiled.namespaces, compiled)
         process.network = network
         try:
@@ -451,13 +454,20 @@ class NativeDriver(DetachedVerbs):
 
     def _ask(self, request: bytes, fds: list[int]) -> LauncherClient:
         """Give *request* to the launcher, which is returned; one that has died meanwhile is replaced, once."""
-        launcher = self._live_launcher()
+        step = "start the launcher"
         try:
-            launcher.request(request, fds)
-        except LauncherGoneError:
-            self._drop(launcher)
             launcher = self._live_launcher()
-            launcher.request(request, fds)
+            step = "send the request"
+            try:
+                launcher.request(request, fds)
+            except LauncherGoneError:
+                self._drop(launcher)
+                launcher = self._live_launcher()
+                launcher.request(request, fds)
+        except OSError as error:
+            if isinstance(error, ContainerError):
+                raise
+            raise SetupError(step, error.errno or errno.EPROTO, error.filename) from None
         return launcher
 
     def _live_launcher(self) -> LauncherClient:

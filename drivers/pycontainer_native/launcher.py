@@ -41,7 +41,7 @@ from time import monotonic
 
 from pycontainer_native import abi
 from pycontainer_native.child import bind, descriptors, libc, send, syscall, unpack
-from pycontainer_native.container import CgroupRoot, Container, DiedError, StepFailed
+from pycontainer_native.container import NO_MEMORY, CgroupRoot, Container, DiedError, StepFailed
 
 TYPE_CHECKING = False  # typing would double the time that the import of this module takes
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ class Launcher:
         """Carry out one request; false when the other end is closed."""
         try:
             message, control, flags, _ = connection.recvmsg(1 << 17, 256, abi.MSG_CMSG_CLOEXEC)
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno in NO_MEMORY  # then it is still there, and so is the event
         fds = descriptors(control)
         try:
             # Without a status socket there is nobody to answer; its other end is closed, which says enough.

@@ -162,13 +162,14 @@ class DetachedContainer(Container):
             self.record_exit(finished=False)
         super().finish()
 
-    def tell(self, *message: str | int | None, fds: list[int] | None = None) -> None:
+    def tell(self, *message: str | int | None, fds: list[int] | None = None) -> int:
         if message[0] == "exited":
             self.launcher.drain()
             note = self.record_exit(finished=True, note=str(message[4]))
             message = (*message[:4], note)
-        super().tell(*message, fds=fds)
+        failed = super().tell(*message, fds=fds)
         self.send_to(self.watchers, *message, fds=fds)
+        return failed
 
     def record_exit(self, finished: bool, note: str = "") -> str:
         """*note*, or what kept the end from being put on record."""

@@ -70,8 +70,13 @@ class NativeProcess(ContainerProcess):
                 data, control, flags, _ = self._status.recvmsg(4096, 64, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return False
-            except OSError:
+            except OSError as error:
                 data, control, flags = b"", [], 0
+                if starter and not isinstance(error, ConnectionResetError):
+                    self.state = State.STOPPED
+                    self._error = SetupError("hear from the launcher", error.errno or errno.EPROTO)
+                    self._hang_up()
+                    return True
             if not data:
                 self.state = State.STOPPED
                 self._on_silence()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -183,14 +184,14 @@ one = pycontainer.Container(["sleep", "100"], rootfs={str(busybox_rootfs)!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (70000, resource.RLIM_INFINITY))
 try:
     pycontainer.run(["true"], rootfs={str(busybox_rootfs)!r}, env={{"BIG": "x" * 100000}})
-except OSError as error:
-    print(type(error).__name__)
+except pycontainer.SetupError as error:
+    print(error.step, error.errno)
 assert one.poll() is None
 one.close()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "OSError\n"
+    assert done.stdout == f"send the request {errno.EFBIG}\n"
 
 
 def test_a_launcher_that_was_stopped_delays_nobody_for_ever(busybox_rootfs: Path, own_driver: NativeDriver) -> None:
