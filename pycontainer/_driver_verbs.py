@@ -1,4 +1,4 @@
-"""The verbs of the command line that are about drivers: ``doctor`` and ``compare``."""
+"""The verbs of the command line that say what drivers do: ``doctor``, ``receipt`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ def add_verbs(verbs: Any, add_run_flags: Callable[[argparse.ArgumentParser], Non
     doctor.add_argument("--json", action="store_true", help="as JSON")
     doctor.set_defaults(verb=_doctor)
 
+    receipt = verbs.add_parser(
+        "receipt",
+        help="show what really holds for a detached container, and what of it is not as it was asked for",
+        description="Exits with 0 when everything is as it was asked for, else with 1.",
+        allow_abbrev=False,
+    )
+    receipt.add_argument("id", metavar="ID", help="the container's name or id")
+    receipt.add_argument("--driver", metavar="NAME", help="default: $PYCONTAINER_DRIVER, or native")
+    receipt.add_argument("--json", action="store_true", help="as JSON")
+    receipt.set_defaults(verb=_receipt)
+
     compare = verbs.add_parser(
         "compare",
         help="run a command through every usable driver and show the differences",
@@ -43,6 +54,21 @@ def _doctor(options: argparse.Namespace) -> int:
     found = doctor(options.driver)
     print(json.dumps(found.to_data(), indent=2) if options.json else "\n".join(found.lines()))
     return 0 if found.healthy else 1
+
+
+def _receipt(options: argparse.Namespace) -> int:
+    from attrs import asdict
+
+    from pycontainer.detached import get
+
+    box = get(options.id, options.driver)
+    found = box.receipt()
+    differences = found.differences(box.command)
+    if options.json:
+        print(json.dumps({**found.to_data(), "differences": [asdict(one) for one in differences]}, indent=2))
+    else:
+        print("\n".join([*found.lines(), *(f"different: {one}" for one in differences)]))
+    return 1 if differences else 0
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@
     pycontainer explain [flags] [--] COMMAND [ARG...]   print the steps that this would take
     pycontainer drivers [--json]                        list the drivers, and whether they work here
     pycontainer doctor [--json] [DRIVER]                say why one does not, and what would help
+    pycontainer receipt [--json] ID                     show what really holds for a detached container
     pycontainer compare [flags] [--] COMMAND [ARG...]   run it through every driver and show the differences
 
 Exit codes of ``run``: the payload's own; 128+N when signal N ended it; 127

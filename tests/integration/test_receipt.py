@@ -195,3 +195,22 @@ def test_on_the_command_line(busybox_rootfs: Path, tmp_path: Path) -> None:
     data = json.loads(file.read_text())
     assert data["uid"] == {"real": 1000, "effective": 1000, "saved": 1000, "filesystem": 1000}
     assert data["seccomp"]["mode"] == "filter"
+
+
+def test_of_a_detached_container(busybox_rootfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"receipt-{os.getpid()}"
+    pycontainer.Container(["sleep", "1000"], rootfs=busybox_rootfs, name=name, detach=True)
+    box = pycontainer.get(name)
+    try:
+        assert main(["receipt", "--json", name]) == 0
+        data = json.loads(capsys.readouterr().out)
+        assert (data["pid"], data["no_new_privileges"], data["differences"]) == (box.pid, True, [])
+        assert main(["receipt", name]) == 0
+        assert "no new privileges: True\n" in capsys.readouterr().out
+        box.update(pids_limit=20)
+        assert box.receipt().limits.pids == 20
+    finally:
+        box.kill()
+        box.wait(60)
+        box.remove()
+    assert main(["receipt", name]) == 125
