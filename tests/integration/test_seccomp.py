@@ -328,6 +328,9 @@ def test_python(python: Sh, code: str, output: str) -> None:
         pytest.param(["node", "-e", "new (require('worker_threads').Worker)(\"console.log('ran')\", {eval: true})"],
                      "ran", id="node's threads", marks=pytest.mark.tool("node")),
         pytest.param(["java", "-Xmx64m", "-version"], "", id="java", marks=pytest.mark.tool("java")),
+        # The one program in Go that the tests' packages bring along, its threads included.
+        pytest.param(["sh", "-c", "runc --version | sed -n 's/^go: .*/ran/p'"], "ran", id="go",
+                     marks=pytest.mark.tool("runc")),
     ],
 )  # fmt: skip
 def test_programs_of_the_host(native: NativeDriver, argv: list[str], output: str) -> None:
