@@ -86,6 +86,9 @@ class CommandKeywords(LimitKeywords, total=False):
     masked_paths: Iterable[str] | None
     readonly_paths: Iterable[str] | None
     cgroup_parent: str | None
+    dns: Iterable[str]
+    dns_search: Iterable[str]
+    extra_hosts: Mapping[str, str] | None
     sysctls: Mapping[str, str | int] | None
     oom_score_adj: int | None
     cpu_affinity: str | None

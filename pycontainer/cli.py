@@ -226,7 +226,7 @@ def command_keywords(options: argparse.Namespace) -> dict[str, Any]:
     from pycontainer.command import COMMAND_KEYWORDS, Command
 
     keywords = {name: value for name, value in vars(options).items() if name in COMMAND_KEYWORDS}
-    for name in ("annotations", "rlimits", "sysctls"):
+    for name in ("annotations", "rlimits", "sysctls", "extra_hosts"):
         if name in keywords:
             keywords[name] = dict(keywords[name])
     if any(name.startswith("network") for name in vars(options)):
@@ -378,6 +378,15 @@ def _assignment(text: str) -> tuple[str, str]:
     if not equals:
         raise ValueError("is not of the form NAME=VALUE")
     return name, value
+
+
+@_checked
+def _extra_host(text: str) -> tuple[str, str]:
+    """``NAME:ADDRESS``, or with an equals sign; docker takes an address of IPv6 in brackets as well."""
+    name, separator, address = text.partition("=" if "=" in text else ":")
+    if not separator:
+        raise ValueError("is not of the form NAME:ADDRESS")
+    return name, address.strip("[]")
 
 
 @_checked
@@ -538,6 +547,16 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--ip", dest="network_address", metavar="ADDRESS/BITS", help="its address on the bridge")
     add("--ip6", dest="network_address6", metavar="ADDRESS/BITS", help="likewise, of IPv6")
+    add("--dns", **many, metavar="ADDRESS", help="a name server; default on a bridge: this host's")
+    add("--dns-search", **many, metavar="DOMAIN", help="where to look for names without a dot")
+    add(
+        "--add-host",
+        dest="extra_hosts",
+        **many,
+        type=_extra_host,
+        metavar="NAME:ADDRESS",
+        help="a line of /etc/hosts; host-gateway is the gateway's address",
+    )
     add("--mac-address", dest="network_mac", metavar="MAC", help="of its interface on the bridge")
     add("-h", "--hostname", metavar="NAME", help="default: its id")
     for namespace in ("pid", "ipc", "uts"):

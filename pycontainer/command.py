@@ -133,7 +133,9 @@ class Command:
     *masked_paths* and *readonly_paths* None are the OCI defaults.  *seccomp* None is the default profile of
     :mod:`pycontainer.seccomp`, or with *privileged* no filter;
     ``"unconfined"`` is none, a mapping is a profile in the form of OCI's
-    ``linux.seccomp``.  *sysctls* are kernel parameters of namespaces that are
+    ``linux.seccomp``.  *dns* (addresses), *dns_search* (domains)
+    and *extra_hosts* (name to address, or ``"host-gateway"``) are Docker's: see
+    :mod:`pycontainer.etc`.  *sysctls* are kernel parameters of namespaces that are
     the container's own: of ``net.*``, of System V IPC and POSIX message queues.
     *oom_score_adj*, -1000 to 1000, makes the kernel kill its processes later
     or sooner (proc_pid_oom_score_adj(5)); *cpu_affinity* is the list of
@@ -162,6 +164,9 @@ class Command:
     masked_paths: tuple[str, ...] | None = field(default=None, converter=check.as_texts_or_none)
     readonly_paths: tuple[str, ...] | None = field(default=None, converter=check.as_texts_or_none)
     cgroup_parent: str | None = None
+    dns: tuple[str, ...] = field(default=(), converter=check.as_texts)
+    dns_search: tuple[str, ...] = field(default=(), converter=check.as_texts)
+    extra_hosts: Mapping[str, str] = _NOTHING
     sysctls: Mapping[str, str] = _NOTHING
     oom_score_adj: int | None = None
     cpu_affinity: str | None = None
@@ -218,6 +223,14 @@ class Command:
                 store(self, name, tuple(check.path(name, path) for path in check.items(name, paths)))
         if self.cgroup_parent is not None:
             check.matching("cgroup_parent", self.cgroup_parent, _CGROUP)
+        if self.dns or self.dns_search:
+            from pycontainer.etc import check_dns
+
+            check_dns(self.dns, self.dns_search)
+        if self.extra_hosts is not _NOTHING:
+            from pycontainer.etc import check_extra_hosts
+
+            store(self, "extra_hosts", check_extra_hosts(self.extra_hosts))
         if self.sysctls is not _NOTHING:
             from pycontainer.sysctl import check_namespaces, check_sysctls
 
@@ -287,6 +300,9 @@ class Command:
         masked_paths: Iterable[str] | None = None,
         readonly_paths: Iterable[str] | None = None,
         cgroup_parent: str | None = None,
+        dns: Iterable[str] = (),
+        dns_search: Iterable[str] = (),
+        extra_hosts: Mapping[str, str] | None = None,
         sysctls: Mapping[str, str | int] | None = None,
         oom_score_adj: int | None = None,
         cpu_affinity: str | None = None,
@@ -355,6 +371,9 @@ class Command:
             masked_paths=None if masked_paths is None else check.several("masked_paths", masked_paths),
             readonly_paths=None if readonly_paths is None else check.several("readonly_paths", readonly_paths),
             cgroup_parent=cgroup_parent,
+            dns=check.several("dns", dns),
+            dns_search=check.several("dns_search", dns_search),
+            extra_hosts=_NOTHING if extra_hosts is None else extra_hosts,
             sysctls=_NOTHING if sysctls is None else sysctls,  # type: ignore[arg-type]
             oom_score_adj=oom_score_adj,
             cpu_affinity=cpu_affinity,

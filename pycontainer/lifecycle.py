@@ -490,6 +490,7 @@ def required_features(command: Command) -> list[Feature]:
         (Feature.CPUSET, (limits.cpuset_cpus, limits.cpuset_mems) != (None, None)),
         (Feature.PIDS, limits.pids_limit is not None),
         (Feature.HOOKS, command.hooks is not None),
+        (Feature.NETWORK, bool(command.dns or command.dns_search or command.extra_hosts)),
         (Feature.SYSCTLS, bool(command.sysctls)),
         (Feature.SECCOMP, isinstance(command.seccomp, Mapping)),
     )

@@ -71,7 +71,8 @@ def to_oci(command: Command) -> dict[str, Any]:
     ``org.pycontainer.network`` the Network as JSON, or a list of them, where
     more than a namespace has to be made, ``org.pycontainer.namespaces`` the ids
     of the containers whose pid, ipc or uts namespace it is to share, as a JSON
-    object by their kind, ``org.pycontainer.init`` ``"true"`` for an init before
+    object by their kind, ``org.pycontainer.etc`` the
+    files of :mod:`pycontainer.etc` as JSON, ``org.pycontainer.init`` ``"true"`` for an init before
     the payload.
 
     Raises InvalidCommandError: the user or a group is not known in the rootfs.
@@ -91,6 +92,8 @@ def to_oci(command: Command) -> dict[str, Any]:
     if command.network is not None and command.networks[0].mode in ("bridge", "container"):
         several = [attrs.asdict(network) for network in command.networks]
         annotations["org.pycontainer.network"] = json.dumps(several if len(several) > 1 else several[0])
+    if files := _etc_files(command):
+        annotations["org.pycontainer.etc"] = json.dumps(files)
     if containers := _containers_of(command):
         annotations["org.pycontainer.namespaces"] = json.dumps(containers)
     masked, readonly = command.masked_paths, command.readonly_paths
@@ -125,6 +128,14 @@ def to_oci(command: Command) -> dict[str, Any]:
     if command.hooks is not None:
         spec["hooks"] = command.hooks.to_oci()
     return spec
+
+
+def _etc_files(command: Command) -> dict[str, str]:
+    if command.network is None and not (command.dns or command.dns_search or command.extra_hosts):
+        return {}  # without the import
+    from pycontainer.etc import etc_files
+
+    return etc_files(command)
 
 
 def process_to_oci(process: Process, rootfs: str | HostView | Overlay | None) -> dict[str, Any]:

@@ -116,6 +116,9 @@ class LxcDriver(ExecutionDriver):
                 refuse("mounts.uid_mappings", "this driver does not map ids")
             if "nosymfollow" in mount.options:
                 refuse("mounts.options", "LXC does not know nosymfollow")
+        for field in ("dns", "dns_search", "extra_hosts"):
+            if getattr(command, field):
+                refuse(field, "is not done with LXC: mount a file of your own over the one in /etc")
         for network in command.networks:
             if network.mode == "bridge" and network.create_bridge:
                 problems.append(UnsupportedError(self.name, Feature.NETWORK, "LXC makes no bridge"))

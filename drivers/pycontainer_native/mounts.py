@@ -386,6 +386,35 @@ def _split_options(options: Sequence[str]) -> tuple[int, int, bool, dict[str, st
     return set_, clear, recursive, data
 
 
+def etc_files(k: Recorder, root: Slot, files: Mapping[str, str], *, make: bool, writable: bool) -> None:
+    """Show *files*, path to content, over what the root has there; with *make* also where it has nothing.
+
+    Before /proc is there, so that no link of the rootfs leads into it, and
+    before the user's mounts, which win.
+    """
+    for path, content in files.items():
+        with k.step(f"provide {path}"):
+            name, data = path.lstrip("/").replace("/", "_").encode(), encode(content)
+            if make:
+                target = _target(k, root, path, directory=False)
+            else:
+                over = 5 + (not writable)
+                target = k.openat2(
+                    root,
+                    encode(path.lstrip("/")),
+                    abi.O_PATH,
+                    _IN_ROOT,
+                    accept={errno.ENOENT: over, errno.ENOTDIR: over},
+                )
+            file = k.openat2((abi.SCRATCH,), name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _AS_IS, 0o644)
+            k.call("write", file, data, len(data))
+            k.call("close", file)
+            new = k.open_tree((abi.SCRATCH,), name)
+            if not writable:
+                k.mount_setattr(new, abi.MOUNT_ATTR_RDONLY)
+            k.move_mount(new, target)
+
+
 def _target(k: Recorder, root: Fd, path: str, *, directory: bool, resolve: int = _IN_ROOT) -> Slot:
     """What to mount on, made where it is missing: one component at a time, each below an open descriptor."""
     relative = encode(path.lstrip("/"))

@@ -50,7 +50,7 @@ class Attachment:
         """Of the calling thread's own namespace, whose descriptor *fd* is."""
         self.fd = fd
         self.route = Route()  # for the interfaces inside
-        self.links: list[str] = []
+        self.links: list[tuple[str, list[str]]] = []  # the other ends' names, and what each has claimed
         self._owner = os.getpid()
         _open.add(self)
 
@@ -64,12 +64,17 @@ class Attachment:
     __del__ = close
 
     def release(self) -> None:
-        """The container has ended: so do its interfaces, also where a connection's rest keeps the namespace alive."""
+        """The container has ended: nothing is left on its bridges, and its addresses are free.
+
+        The interfaces themselves go with the namespace, which the rest of a
+        connection may keep alive for a while (tcp(7), orphaned sockets).
+        """
         self.close()
         if self.links and os.getpid() == self._owner:
             with contextlib.closing(Route()) as outside:
                 while self.links:
-                    _delete(outside, self.links.pop())
+                    with contextlib.suppress(OSError):  # ENODEV: gone with its namespace
+                        outside.retire(*self.links.pop())
 
 
 def attach(networks: Sequence[Network], id: str, holds: Callable[[str], bool]) -> Attachment:
@@ -144,7 +149,8 @@ def _join(
 ) -> None:
     """Make the veth pair, and claim the addresses."""
     name = f"pyc{os.urandom(4).hex()}"
-    attachment.links.append(name)
+    claimed: list[str] = []
+    attachment.links.append((name, claimed))
     with _step(f"make a veth pair on {network.bridge}"):
         assert network.interface is not None
         outside.add_veth(name, bridge, network.interface, attachment.fd, mac=network.mac, mtu=network.mtu)
@@ -167,6 +173,7 @@ def _join(
                 reason = f"{address} is in use on {network.bridge}: by container {other} of process {pid}"
                 raise InvalidCommandError(field, reason)
             time.sleep(0.01)
+        claimed.append(altname)
         with _step("name the interface"):
             outside.set_alias(name, f"pycontainer {os.getpid()} {id}")
 

@@ -37,6 +37,7 @@ ROOTFS_ANNOTATION = "org.pycontainer.rootfs"
 OVERLAY_ANNOTATION = "org.pycontainer.overlay"
 NAMESPACES_ANNOTATION = "org.pycontainer.namespaces"
 INIT_ANNOTATION = "org.pycontainer.init"
+ETC_ANNOTATION = "org.pycontainer.etc"
 NETWORK_ANNOTATION = "org.pycontainer.network"
 
 _NAMESPACES = {
@@ -218,7 +219,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     setup = _section(
         _set_up, begin.slots,
         prepared if entered else None,
-        init, root_of, system, own, elsewhere,
+        init, root_of, json.loads(annotations.get(ETC_ANNOTATION, "{}")), system, own, elsewhere,
         (process.get("consoleSize"), user["uid"]) if terminal else None, not spec.get("hooks"), inside is not None,
     )  # fmt: skip
     hooks = None
@@ -404,6 +405,7 @@ def _set_up(
     prepared: tuple[Any, ...] | None,
     init: bool,
     root_of: tuple[Any, ...],
+    files: Mapping[str, str],
     system: Sequence[mounts.Mount],
     own: Sequence[mounts.Mount],
     hidden: Sequence[Sequence[str]],
@@ -428,6 +430,7 @@ def _set_up(
         root = mounts.root_directory(
             k, path, writable=not read_only, host_read_only=host_read_only, nodev=nodev, tree=clone
         )
+    mounts.etc_files(k, root, files, make=view is not None, writable=not read_only)
     mounts.mount_all(k, root, system, own)
     if read_only:
         mounts.seal_root(k, root)

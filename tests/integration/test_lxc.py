@@ -311,6 +311,28 @@ def test_what_lxc_says_is_in_the_error(driver: LxcDriver, busybox_rootfs: Path) 
     assert any("lxc-start" in note for note in caught.value.__notes__)
 
 
+@pytest.mark.parametrize(
+    ("field", "keywords"),
+    [
+        ("dns", {"dns": ["192.0.2.53"]}),
+        ("dns_search", {"dns_search": ["example.org"]}),
+        ("extra_hosts", {"extra_hosts": {"db": "192.0.2.7"}}),
+        ("network.bridge", {"network": "bridge:pyc-missing"}),
+        ("network.path", {"network": "ns:/proc/self/ns/uts"}),
+        ("network.path", {"network": "ns:/proc/self/ns/net"}),
+    ],
+)
+def test_what_of_a_network_is_refused(run: Callable[..., Any], field: str, keywords: dict[str, Any]) -> None:
+    with pytest.raises(pycontainer.InvalidCommandError) as caught:
+        run("true", **keywords)
+    assert caught.value.field == field
+
+
+def test_no_bridge_is_made(run: Callable[..., Any]) -> None:
+    with pytest.raises(pycontainer.UnsupportedError, match="bridge"):
+        run("true", network=Network(bridge="pyc-missing", create_bridge=True))
+
+
 def test_flags_that_lxc_would_leave_out_are_refused(run: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(pycontainer.InvalidCommandError) as caught:
         run("true", mounts=[Mount(str(tmp_path), "/m", options=("nosuid",))])

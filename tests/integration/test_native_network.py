@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,8 +17,9 @@ from typing import Any
 import pytest
 
 import pycontainer
-from pycontainer import ContainerLostError, InvalidCommandError, Network, NotRunningError, SetupError
+from pycontainer import ContainerLostError, InvalidCommandError, Mount, Network, NotRunningError, SetupError
 from pycontainer_native import rtnetlink
+from pycontainer_native.network import remove_bridges
 
 pytestmark = pytest.mark.root
 
@@ -222,6 +224,61 @@ def read_from(address: str, port: int) -> bytes:
             time.sleep(0.02)
 
 
+def test_the_files_of_etc(bridge: str, sh: Any, busybox_rootfs: Path, tmp_path: Path) -> None:
+    rootfs = tmp_path / "rootfs"
+    shutil.copytree(busybox_rootfs, rootfs, symlinks=True)
+    for name in ("hosts", "resolv.conf"):
+        (rootfs / "etc" / name).write_text("the rootfs's\n")
+    network = at(bridge, 2, gateway=f"{SUBNET}.1")
+    fields: dict[str, Any] = {"hostname": "box", "dns": ["192.0.2.53"], "dns_search": ["example.org"], "rootfs": rootfs}
+    fields["extra_hosts"] = {"db": "192.0.2.7", "host": "host-gateway"}
+    done = sh("cat /etc/hosts /etc/resolv.conf; ls /etc; echo more >> /etc/hosts", network=network, **fields)
+    assert done.returncode == 0
+    for line in (
+        "127.0.0.1\tlocalhost",
+        f"{SUBNET}.2\tbox",
+        "192.0.2.7\tdb",
+        f"{SUBNET}.1\thost",
+        "nameserver 192.0.2.53",
+        "search example.org",
+    ):
+        assert line in done.stdout.splitlines()
+    assert "hostname" not in done.stdout.split()  # the rootfs has none
+    assert (rootfs / "etc/hosts").read_text() == "the rootfs's\n"
+    assert sh("echo more >> /etc/hosts", network=network, read_only=True, **fields).returncode == 1
+    mine = tmp_path / "mine"
+    mine.write_text("mine\n")
+    mounts = [Mount(str(mine), "/etc/hosts")]
+    assert sh("cat /etc/hosts", network=network, mounts=mounts, **fields).stdout == "mine\n"
+    assert sh("cat /etc/hosts", rootfs=rootfs).stdout == "the rootfs's\n"  # nobody asked for anything
+
+
+def test_a_link_of_the_rootfs_leads_none_of_them_elsewhere(
+    bridge: str, sh: Any, busybox_rootfs: Path, tmp_path: Path
+) -> None:
+    rootfs = tmp_path / "rootfs"
+    shutil.copytree(busybox_rootfs, rootfs, symlinks=True)
+    outside = tmp_path / "outside"
+    outside.write_text("the host's\n")
+    (rootfs / "etc/hosts").symlink_to(outside)
+    (rootfs / "etc/hostname").symlink_to("/proc/sys/kernel/hostname")
+    (rootfs / "etc/resolv.conf").symlink_to("../run/resolv.conf")
+    (rootfs / "run").mkdir(exist_ok=True)
+    (rootfs / "run/resolv.conf").touch()
+    script = "grep -c /etc_ /proc/self/mountinfo; cat /etc/resolv.conf"
+    done = sh(script, network=at(bridge, 2), rootfs=rootfs, dns=["192.0.2.53"])
+    assert done.stdout == "1\nnameserver 192.0.2.53\n"  # /run/resolv.conf alone, where its link leads inside
+    assert outside.read_text() == "the host's\n"
+
+
+def test_names_in_the_view_of_the_hosts_programs(bridge: str, python: Any) -> None:
+    code = "import socket; print(socket.gethostbyname(socket.gethostname()), socket.gethostbyname('db'))"
+    done = python(code, network=at(bridge, 2), extra_hosts={"db": "192.0.2.7"})
+    assert done.stdout.split() == [f"{SUBNET}.2", "192.0.2.7"], done.stderr
+    code = "import socket; print(socket.gethostbyname(socket.gethostname()))"
+    assert python(code, extra_hosts={"db": "192.0.2.7"}).stdout == "127.0.0.1\n"
+
+
 def test_two_containers_on_one_bridge(bridge: str, start: Any, sh: Any) -> None:
     server = start(["sh", "-c", "echo to you | nc -l -p 9"], network=at(bridge, 2))
     script = f"until nc -w 5 {SUBNET}.2 9 </dev/null; do :; done"
@@ -291,6 +348,37 @@ input()
     assert name not in links()
     third.communicate("\n")
     assert not {name, name + "x"} & links()
+
+
+def test_a_bridge_whose_maker_was_killed_is_collected(caller: Any) -> None:
+    name = f"pycg{os.getpid() % 100000:05d}"
+    maker = caller(f"""
+box = pycontainer.Container(["sleep", "1000"], rootfs=ROOTFS, network="name={name},create")
+print(flush=True)
+input()
+""")
+    maker.stdout.readline()
+    assert name not in remove_bridges(os.getpid())  # it is neither this process's nor a dead one's
+    maker.kill()
+    maker.wait()
+    wait_until(lambda: remove_bridges() is None or name not in links(), "the bridge is never collected")
+
+
+def test_a_detached_container(bridge: str, caller: Any, native: Any) -> None:
+    code = f"""
+network = pycontainer.Network(bridge={bridge!r}, address="{SUBNET}.2", prefix_length=24)
+print(pycontainer.Container(["sleep", "1000"], rootfs=ROOTFS, network=network, detach=True).id)
+"""
+    id = caller(code).communicate()[0].strip()
+    box = pycontainer.get(id)
+    try:
+        assert f"{SUBNET}.2/24" in box.exec(["ip", "-o", "addr"], capture_output=True, text=True).stdout
+        assert len(ports(bridge)) == 1
+    finally:
+        box.kill()
+        box.wait(30)
+        box.remove()
+    wait_until(lambda: ports(bridge) == set(), "an interface is left")
 
 
 @pytest.mark.parametrize("when", range(9))

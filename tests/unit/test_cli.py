@@ -32,6 +32,7 @@ from pycontainer.errors import (
     add_note,
 )
 from pycontainer.mount import Mount
+from pycontainer.network import Network
 from pycontainer.process import Rlimit
 from pycontainer.rootfs import Overlay
 
@@ -105,6 +106,14 @@ def refusal(flags: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--net host", "network.mode", "host"),
         ("--network none", "network.mode", "none"),
         ("--network container:box", "network.container", "box"),
+        ("--network bridge:br1 --ip 10.0.0.2/24", "network.address", "10.0.0.2"),
+        ("--network name=br1,ip=10.0.0.2/24,create", "network.create_bridge", True),
+        ("--ip6 fd00::2/64 --mac-address 02:00:00:00:00:01", "network.mac", "02:00:00:00:00:01"),
+        ("--ip6 fd00::2/64", "network.prefix_length6", 64),
+        ("--network bridge:a --network bridge:b", "networks", (Network(bridge="a"), Network(bridge="b"))),
+        ("--dns 192.0.2.53 --dns 192.0.2.54", "dns", ("192.0.2.53", "192.0.2.54")),
+        ("--dns-search example.org", "dns_search", ("example.org",)),
+        ("--add-host db:192.0.2.7 --add-host six=fd00::7", "extra_hosts", {"db": "192.0.2.7", "six": "fd00::7"}),
         ("", "network", None),
         ("-m 64m", "resources.memory", 64 << 20),
         ("--memory 1g --memory-swap -1", "resources.memory_swap", -1),
