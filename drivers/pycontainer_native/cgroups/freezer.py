@@ -27,9 +27,12 @@ def freeze(cgroup: Cgroup, timeout: float = TIMEOUT) -> bool:
     Raises OSError (ENODEV, ENOENT) when the cgroup is gone.
     """
     version, path = _freezer(cgroup)
-    done = _freeze_v2(path, timeout) if version == 2 else _freeze_v1(path, timeout)
-    if not done:
-        thaw(cgroup)
+    done = False
+    try:
+        done = _freeze_v2(path, timeout) if version == 2 else _freeze_v1(path, timeout)
+    finally:  # also when it was interrupted
+        if not done:
+            thaw(cgroup)
     return done
 
 
