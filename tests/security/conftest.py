@@ -94,6 +94,12 @@ def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 @pytest.fixture
+def patience(case: Case | None) -> float:
+    """How long something may take that comes of itself (seconds). With a mutant it is expected not to."""
+    return 30.0 if case is None or case.mutant is None else 3.0
+
+
+@pytest.fixture
 def driver(case: Case | None, native: NativeDriver, request: pytest.FixtureRequest) -> Iterator[ExecutionDriver]:
     """The driver under test, with a launcher of its own where the mutant is in the launcher."""
     if case is not None and case.driver != "native":

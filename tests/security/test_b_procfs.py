@@ -357,7 +357,11 @@ def _with_cgroups(spec, *rest):
     return [*_mounts_of(spec, *rest), ("bind", "/sys/fs/cgroup", "/sys/fs/cgroup", ["rbind"], True)]
 
 
-@row("B16", mutants=[Patch("the host's cgroups are bound in", "pycontainer_native.plan._mounts_of", _with_cgroups)])
+@row(
+    "B16",
+    "G10",
+    mutants=[Patch("the host's cgroups are bound in", "pycontainer_native.plan._mounts_of", _with_cgroups)],
+)
 def test_b16_cve_2023_25809_no_cgroup_of_the_host_is_writable(start, sh):
     box = start(["sleep", "100"])
     for mount in host.mounts(box.pid):
