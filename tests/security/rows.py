@@ -206,10 +206,7 @@ ROWS = _parsed()
 #: Rows with N or P that cannot be tested here: why not.
 UNTESTABLE: dict[str, str] = {
     "A18": "there are no volumes with a first content: nothing of an image is copied",
-    "C15": "there are no hooks, and no tool is run for a container",
-    "E12": "there are no user namespaces yet",
-    "E13": "there are no user namespaces yet",
-    "E16": "a root file system is a directory of the caller's: the driver makes none",
+    "E16": "a root file system is a directory of the caller's; what is written to a view of the host has no path there",
     "J5": "limits are the caller's to set, as with Docker: there is no default that could be missing",
     "C12": "nothing is unpacked or compressed, and no program looked up for it: there is no copy, export or commit",
     "H10": "netlink messages are pyroute2's: no length is packed here",

@@ -354,7 +354,8 @@ _mounts_of = plan._mounts_of
 
 
 def _with_cgroups(spec, *rest):
-    return [*_mounts_of(spec, *rest), ("bind", "/sys/fs/cgroup", "/sys/fs/cgroup", ["rbind"], True)]
+    cgroups = {"type": "bind", "source": "/sys/fs/cgroup", "destination": "/sys/fs/cgroup", "options": ["rbind"]}
+    return _mounts_of({**spec, "mounts": [*spec["mounts"], cgroups]}, *rest)
 
 
 @row(

@@ -300,6 +300,36 @@ def test_c14_cve_2021_3602_no_environment_on_the_way(driver, held, start, sh, un
     assert {*done.stdout.split("\n")} <= {"PATH=/bin", "SHLVL=1", "PWD=/", ""}
 
 
+_hook_of = plan._hooks_of
+
+
+def _with_the_containers(spec):
+    state, programs = _hook_of(spec)
+    env = [item.encode() for item in spec["process"]["env"]]
+    return state, {
+        point: [(path, argv, [*own, *env], rest) for path, argv, own, rest in hooks]
+        for point, hooks in programs.items()
+    }
+
+
+@row(
+    "C15",
+    mutants=[
+        Patch("hooks have the container's environment", "pycontainer_native.plan._hooks_of", _with_the_containers)
+    ],
+)
+def test_c15_cve_2025_23266_hooks_have_an_environment_of_their_own(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "tell-nobody")
+    env = {"PATH": "/bin", "LD_PRELOAD": "/marker.so", "PYTHONPATH": "/marker", "BASH_ENV": "/marker", "OWN": "payload"}
+    script = f"tr '\\0' '\\n' </proc/self/environ >>{tmp_path}/environment"
+    hook = pycontainer.Hook("/bin/sh", ["sh", "-c", script], env={"GIVEN": "1"})
+    hooks = pycontainer.Hooks(create_runtime=[hook], poststop=[hook])
+    assert start(["true"], hooks=hooks, env=env).wait(30) == 0
+    names = {line.split("=")[0] for line in (tmp_path / "environment").read_text().splitlines()}
+    assert names <= {"GIVEN", "PWD", "SHLVL", "_"}
+    assert "GIVEN" in names
+
+
 def _not_isolated(path, argv, env, **rest):
     return _posix_spawn(path, [argv[0], *argv[3:]], dict(os.environ), **rest)  # without -I and -S
 

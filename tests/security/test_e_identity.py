@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import signal
 import subprocess
+from pathlib import Path
 
 import attrs
 import pytest
@@ -14,14 +17,14 @@ import pycontainer
 from pycontainer.command import Command
 from pycontainer.errors import ContainerError, InvalidCommandError
 from pycontainer.rootfs import HostView, lookup_user
-from pycontainer_native import capabilities
+from pycontainer_native import capabilities, userns
 from pycontainer_native.driver import NativeDriver
 
 from ..integration import host
 from .calls import errnos
 from .catalogue import row
 from .mutants import Patch, PlanMutant, ambient, given, left_out, no_filter
-from .stages import in_own_mounts
+from .stages import in_own_mounts, libc
 
 pytestmark = pytest.mark.root
 
@@ -263,3 +266,80 @@ def test_e15_cve_2013_6441_the_hosts_files_are_read_only(sh, hostile):
     assert done.stdout == "on\n"
     assert os.path.exists("/usr/bin/env")
     assert not os.path.exists("/usr/new")
+
+
+CLONE_NEWUSER, PR_SET_DUMPABLE = 0x10000000, 4
+
+
+def _line_by_line(pid, namespace):
+    """The maps as they were written elsewhere: each range for itself, and what is refused is refused."""
+    for kind, maps in (("uid", namespace.uids), ("gid", namespace.gids)):
+        for inside, start, count in maps:
+            with contextlib.suppress(OSError):
+                userns._write(f"/proc/{pid}/{kind}_map", f"{inside} {start} {count}\n")
+
+
+def mapped(uids, gids, *, setgroups):
+    """What the kernel has of these maps for a process in a new user namespace: (uid_map, gid_map, setgroups)."""
+    entered, child_entered = os.pipe()
+    child = os.fork()
+    if child == 0:
+        libc.unshare(CLONE_NEWUSER)
+        os.write(child_entered, b"e")
+        signal.pause()
+        os._exit(0)
+    try:
+        os.read(entered, 1)
+        userns.write_maps(child, userns.UserNamespace(uids, gids, setgroups))
+        files = (Path(f"/proc/{child}/{name}").read_text().split() for name in ("uid_map", "gid_map", "setgroups"))
+        return tuple(" ".join(words) for words in files)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(entered)
+        os.close(child_entered)
+
+
+_naive_maps = Patch(
+    "line by line, and no look at what came of it", "pycontainer_native.userns.write_maps", _line_by_line
+)
+
+
+@row("E12", mutants=[_naive_maps])
+def test_e12_cve_2014_8989_setgroups_is_denied_to_an_ordinary_user():
+    def body():
+        os.setgroups([])
+        os.setresgid(*[65534] * 3)
+        os.setresuid(*[65534] * 3)
+        libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # or what is his in /proc would be root's
+        own = ((0, 65534, 1),)
+        assert mapped(own, own, setgroups=False) == ("0 65534 1", "0 65534 1", "deny")
+        assert not userns.of_ordinary_user().setgroups or os.path.exists("/etc/subuid")
+
+    in_own_mounts(body)
+
+
+@row("E13", mutants=[_naive_maps])
+def test_e13_id_maps_are_as_they_were_asked_for():
+    def body():
+        several = ((0, 100000, 1000), (1000, 1000, 1), (2000, 300000, 65536))
+        text = "0 100000 1000 1000 1000 1 2000 300000 65536"
+        assert mapped(several, several, setgroups=False)[:2] == (text, text)
+        for wrong in (
+            ((0, 100000, 1000), (500, 200000, 1000)),  # twice inside
+            ((0, 100000, 1000), (1000, 100500, 1000)),  # twice outside
+            ((0, 100000, 0),),
+            ((0, 2**32 - 10, 100),),
+            (),
+        ):
+            with pytest.raises(OSError, match=r"Invalid argument|Operation not permitted|does not hold"):
+                mapped(wrong, ((0, 0, 1),), setgroups=False)
+
+    in_own_mounts(body)
+
+
+def test_an_id_that_is_not_mapped_is_nobody():
+    namespace = userns.UserNamespace(((0, 1000, 1),), ((0, 1000, 1),), setgroups=False)
+    for user in ({"uid": 1, "gid": 0}, {"uid": 0, "gid": 5}, {"uid": 0, "gid": 0, "additionalGids": [7]}):
+        with pytest.raises(InvalidCommandError):
+            namespace.check(user)
