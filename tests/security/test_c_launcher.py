@@ -89,17 +89,20 @@ def held_inside(driver, held_exec, until):
     """Starts a further process in a container, which waits as the first thing inside; its pid."""
 
     def held_inside(box):
-        def found():
-            return [pid for pid in host.children(driver._launcher.pid) if pid != box.pid and namespace(pid) == own]
+        def joined(name):
+            """The launcher's other children that are in this namespace of the container's."""
+            own, found = os.stat(f"/proc/{box.pid}/ns/{name}").st_ino, set()
+            for pid in host.children(driver._launcher.pid):
+                with contextlib.suppress(OSError):
+                    if pid != box.pid and os.stat(f"/proc/{pid}/ns/{name}").st_ino == own:
+                        found.add(pid)
+            return found
 
-        def namespace(pid):
-            with contextlib.suppress(OSError):
-                return os.stat(f"/proc/{pid}/ns/pid").st_ino
-
-        own = namespace(box.pid)
+        waiting = joined("mnt")  # from before, outside its pid namespace
         held_exec(box, "setsid")
-        until(found)  # who has made it may not have said so yet
-        return found()[0]
+        # Who has made it says so, and ends, maybe only after it was told of: until then nobody else knows it.
+        until(lambda: joined("pid") and joined("mnt") - joined("pid") <= waiting)
+        return joined("pid").pop()
 
     return held_inside
 
