@@ -8,11 +8,14 @@
     pycontainer doctor [--json] [DRIVER]                say why one does not, and what would help
     pycontainer receipt [--json] ID                     show what really holds for a detached container
     pycontainer compare [flags] [--] COMMAND [ARG...]   run it through every driver and show the differences
+    pycontainer run -d [flags] [--] COMMAND [ARG...]    start a container that outlives this program; print its id
+    pycontainer ps, logs, wait, stop, kill, rm, exec, pause, unpause, inspect, gc     what is done with those
 
 Exit codes of ``run``: the payload's own; 128+N when signal N ended it; 127
 when the command does not exist; 126 when it cannot be executed; 125 for any
 other error before it ran, a wrong flag included (those are Docker's); 124
-when ``--timeout`` ended it, as with timeout(1).
+when ``--timeout`` ended it, as with timeout(1).  ``exec`` has the same; the
+other verbs about detached containers exit with 1 when one of them failed.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pycontainer._container_verbs import add_verbs as add_container_verbs
+from pycontainer._container_verbs import run_detached
 from pycontainer._driver_verbs import add_verbs
 from pycontainer.errors import ContainerError, SetupError, WaitTimeoutError
 
@@ -81,6 +86,8 @@ def _run(options: argparse.Namespace) -> int:
     from pycontainer import Container
 
     # Without a terminal the payload gets our own descriptors: nothing is copied.
+    if options.detach:
+        return run_detached(options, _driver(options), command_keywords(options))
     stdin = 0 if options.interactive else None
     with (
         _signal_proxy() as forward_to,
@@ -424,11 +431,6 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-class _NotYet(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        parser.error(f"{'/'.join(self.option_strings)}: containers that outlive their caller are not there yet")
-
-
 def _parser(words: Sequence[str] = ()) -> _Parser:
     parser = _Parser(prog="pycontainer", description="Run containers, without a daemon.", allow_abbrev=False)
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
@@ -454,6 +456,7 @@ def _parser(words: Sequence[str] = ()) -> _Parser:
     drivers.add_argument("--table", action="store_true", help="what each declares, as a table in reStructuredText")
     drivers.set_defaults(verb=_drivers)
     add_verbs(verbs, _add_flags)
+    add_container_verbs(verbs, _driver, words)
     return parser
 
 
@@ -522,7 +525,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         help="such as exec,pause",
     )
     add("--rm", **yes, help="accepted for docker's sake: it is always removed")
-    add("-d", "--detach", action=_NotYet, nargs=0, help="not there yet")
+    add("-d", "--detach", **yes, default=False, help="print its id and leave it alone: 'ps', 'logs' and 'rm' find it")
+    add("--log-opt", dest="log_options", **many, default=[], metavar="max-size=4m", help="of --detach; or max-file=2")
     add(
         "--hooks-file", default=None, metavar="FILE", help="programs to run at points of its life: OCI's hooks, as JSON"
     )

@@ -149,6 +149,7 @@ class Container:
         self.hook: Running | None = None  # the one that runs now
         self.hooked = False  # it has got as far as its hooks, so those after its end are to come
         self.at_gate = False
+        self.handed_over = False  # to a process that the first one has cloned
         self.at_exec = False
         self.started = False
         self.exit: tuple[int | None, int | None] | None = None  # exit code, signal
@@ -397,9 +398,10 @@ class Container:
 
     def _hand_over(self, pid: int, pidfd: int) -> None:
         """Another process goes on, and the one until now ends by itself."""
-        old, self.pid, self.pidfd = self.pidfd, pid, pidfd
-        self.launcher.forget(old)
-        self.launcher.watch(old, lambda: self.launcher.reap(old))
+        self.handed_over = True
+        self.launcher.forget(self.pidfd)
+        self.launcher.reap_later(self.pid, self.pidfd)
+        self.pid, self.pidfd = pid, pidfd
         self.launcher.watch(pidfd, self.on_exit)
 
     def on_exit(self) -> None:
@@ -410,6 +412,8 @@ class Container:
         if result is None:
             return  # or it was an event of the descriptor that had this number before, in the same round
         self.launcher.forget(self.pidfd)
+        if self.target is not None and not self.handed_over and (self.channel is not None or self.at_exec):
+            self.launcher.end_strays()  # its end of the channel is closed, so another process has one
         self._note_start()  # whoever it was forked from may still be about to close the channel
         if self.report >= 0:
             # Empty when the init itself was killed: then its own end is the container's.

@@ -94,6 +94,7 @@ class DetachedVerbs(ExecutionDriver):
     """The native driver's verbs for detached containers. What is declared here and not defined is the driver's."""
 
     _store: Store
+    _has_collected = False
     _processes: weakref.WeakValueDictionary[str, NativeProcess]
     _sockets: set[Any]
 
@@ -132,7 +133,9 @@ class DetachedVerbs(ExecutionDriver):
             "groups": [[group.base, group.version, list(group.controllers)] for group in compiled.groups],
             "namespaces": list(compiled.namespaces),
         }
-        self._store.collect(self._kill_rest)
+        if not self._has_collected:  # once: it takes as long as there are containers
+            self._has_collected = True
+            self._store.collect(self._kill_rest)
         with contextlib.ExitStack() as stack:
             claim = self._store.claim(command.id, config)
             self._own(stack, claim)

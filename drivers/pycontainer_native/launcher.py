@@ -28,6 +28,7 @@ the environment is empty; the process is not dumpable.
 
 from __future__ import annotations
 
+import _signal as signal
 import _socket as socket
 import ctypes
 import errno
@@ -74,6 +75,7 @@ class Launcher:
         self.prepared: tuple[Any, ...] = ()  # what the spare is
         self.count = 0
         self.unfinished: set[Container] = set()
+        self.others: set[int] = set()  # the pids of children that are no container's
         self.deadlines: dict[Running, float] = {}  # of hooks, by time.monotonic()
         self.cgroups: dict[str, CgroupRoot] = {}
         self.running = True
@@ -174,16 +176,36 @@ class Launcher:
             raise StepFailed("fork a monitor", error.errno or errno.EPROTO) from None
         if pid == 0:
             become_monitor(self, request[2:], fds)
-        pidfd = os.pidfd_open(pid)
-        self.watch(pidfd, lambda: self.reap(pidfd))
+        self.reap_later(pid, os.pidfd_open(pid))
         send(status.fileno(), marshal.dumps(("monitor", pid)))
         status.close()
 
-    def reap(self, pidfd: int) -> None:
-        """Let go of a process that has ended."""
-        if os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) is not None:
-            self.forget(pidfd)
-            os.close(pidfd)
+    def reap_later(self, pid: int, pidfd: int) -> None:
+        """A child of this process that is no container's any more, or never was: take note of its end."""
+        self.others.add(pid)
+
+        def reap() -> None:
+            if os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) is not None:
+                self.others.discard(pid)
+                self.forget(pidfd)
+                os.close(pidfd)
+
+        self.watch(pidfd, reap)
+
+    def end_strays(self) -> None:
+        """Kill children that nobody knows: whoever cloned one was killed before it could say so.
+
+        As a zombie it would keep its pid namespace's first process from ending
+        (pid_namespaces(7)), and with it the container for ever.
+        """
+        known = {container.pid for container in self.containers} | self.others
+        known |= {container.hook.pid for container in self.containers if container.hook is not None}
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as children:
+            strays = {*map(int, children.read().split())} - known
+        for pid in strays:
+            pidfd = os.pidfd_open(pid)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            self.reap_later(pid, pidfd)
 
     def prepare(self) -> Container:
         """A first process that waits for its request. Raises StepFailed, leaving nothing."""

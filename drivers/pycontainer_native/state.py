@@ -196,7 +196,7 @@ class Store:
     def _remove_unstarted(self, id: str) -> bool:
         """Remove what a start that was never finished has left; whether the name is free now."""
         with self._owned(id) as owned:
-            if owned and (record := self._read(id)) is not None and record.start is None:
+            if owned and ((record := self._read(id)) is None or record.start is None):
                 self._remove(id)
         return not os.path.lexists(os.path.join(self._directory, id))
 

@@ -231,7 +231,12 @@ def test_variables_add_to_what_there_would_be(tmp_path: Path, monkeypatch: pytes
         ("--cap-add CAP_NONSENSE true", "CAP_NONSENSE"),
         ("--rootfs /nonexistent true", "/nonexistent does not exist"),
         ("--env-file /nonexistent true", "/nonexistent"),
-        ("-d true", "-d/--detach"),
+        ("-d --timeout 3 true", "--timeout"),
+        ("-d --rm true", "--rm"),
+        ("-d -i true", "--interactive"),
+        ("-d --log-opt max-size=1q true", "1q"),
+        ("-d --log-opt max-file=0 true", "max-file"),
+        ("-d --log-opt mode=non-blocking true", "max-size"),
         ("--driver nonexistent true", "no driver is called 'nonexistent'"),
     ],
 )

@@ -1,0 +1,361 @@
+"""Detached containers: they outlive their maker, and their monitor has the truth about their end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import stat
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pycontainer
+from pycontainer import ContainerLostError, LogLimits, State
+from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerNotFoundError, NotRunningError
+from pycontainer_native.driver import NativeDriver
+
+from . import host
+
+pytestmark = pytest.mark.root
+
+COUNT = 200
+
+
+@pytest.fixture
+def root(native: NativeDriver) -> Iterator[str]:
+    """Where detached containers are recorded; nothing may be left of them there."""
+    with tempfile.TemporaryDirectory(prefix="pycontainer-test-", dir="/run") as root:
+        yield root
+        directory = f"{root}/containers"
+        if os.path.isdir(directory):
+            left = os.listdir(directory)
+            for id in left:
+                if id[0] != ".":
+                    pycontainer.get(id, NativeDriver(root)).remove(force=True)
+            assert left == []
+
+
+@pytest.fixture
+def driver(native: NativeDriver, root: str) -> Iterator[NativeDriver]:
+    """A driver with a launcher of its own, and *root*."""
+    driver = NativeDriver(root)
+    yield driver
+    driver.close()
+
+
+@pytest.fixture
+def detach(driver: NativeDriver, busybox_rootfs: Path) -> Iterator[Callable[..., pycontainer.Container]]:
+    """Starts a detached container of busybox, which is removed at the end of the test."""
+    boxes = []
+
+    def detach(script: str, **keywords: Any) -> pycontainer.Container:
+        keywords = {"rootfs": busybox_rootfs, "driver": driver, **keywords}
+        boxes.append(pycontainer.Container(["sh", "-c", script], detach=True, **keywords))
+        return boxes[-1]
+
+    yield detach
+    for box in boxes:
+        with contextlib.suppress(ContainerNotFoundError):
+            pycontainer.get(box.id, driver).remove(force=True)
+        box.close()
+
+
+def monitor_of(box: pycontainer.Container) -> int:
+    assert box.pid is not None
+    return int(host.status(box.pid)["PPid"])
+
+
+def output(box: pycontainer.Container, stream: str = "stdout", **keywords: Any) -> bytes:
+    return b"".join(record.data for record in box.logs(**keywords) if record.stream == stream)
+
+
+def cgroups_of(pid: int) -> set[Path]:
+    return {path for _, path in host.cgroup_directories(pid) if "pycontainer-" in str(path)}
+
+
+def memory(pid: int) -> dict[str, int]:
+    """KiB of a process: its share (Pss), and what is its alone."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    values = {name: int(value) for name, value in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
+    return {"Pss": values["Pss"], "Uss": values["Private_Clean"] + values["Private_Dirty"]}
+
+
+MAKER = """
+driver = pycontainer.get_driver("native", root=sys.argv[1])
+for number in range(int(sys.argv[2])):
+    end = f"exit {number % 251}"
+    wait = "sleep 1000 & wait;" if number % 2 else ""
+    script = f"trap '{end}' TERM; echo out {number}; echo err {number} >&2; {wait} {end}"
+    pycontainer.Container(["sh", "-c", script], rootfs=ROOTFS, driver=driver, name=f"box{number}", detach=True).close()
+print(driver._launcher.pid, flush=True)
+signal.pause()
+"""
+
+
+def test_two_hundred_outlive_their_maker(caller: Any, root: str, driver: NativeDriver, until: Any) -> None:
+    process = caller(f"sys.argv[1:] = [{root!r}, {COUNT}]\n{MAKER}")
+    launcher = int(process.stdout.readline())
+    process.kill()
+    process.wait(60)
+    until(lambda: not host.is_alive(launcher))
+    listed = pycontainer.containers(driver)
+    assert [info.id for info in listed] == [f"box{number}" for number in range(COUNT)]
+    until(lambda: all(driver.info(f"box{n}").state is State.STOPPED for n in range(0, COUNT, 2)))
+    boxes = [pycontainer.get(info.id, driver) for info in listed]
+    alive = boxes[1::2]
+    assert all(box.state is State.RUNNING for box in alive)
+    monitors = [monitor_of(box) for box in alive]
+    used = [memory(pid) for pid in monitors]
+    print("KiB of a monitor:", {name: sorted(each[name] for each in used)[len(used) // 2] for name in ("Pss", "Uss")})
+    directories = {path for box in alive for path in cgroups_of(box.pid or 0)}
+    assert len({path.parent for path in directories}) >= len(alive)
+    for number, box in enumerate(boxes):
+        if number % 2:  # it has printed before it can be signalled
+            until(lambda box=box: b"err" in output(box, "stderr"))
+            box.terminate()
+        assert box.wait(60) == number % 251
+        assert (output(box), output(box, "stderr")) == (f"out {number}\n".encode(), f"err {number}\n".encode())
+        assert pycontainer.get(box.id, driver).wait(0) == number % 251
+        box.remove()
+    assert pycontainer.containers(driver) == []
+    assert os.listdir(f"{root}/containers") == []
+    until(lambda: not any(map(host.is_alive, monitors)))
+    assert not any(map(os.path.exists, [*directories, *(path.parent for path in directories)]))
+
+
+@pytest.mark.parametrize("keywords", [{}, {"init": True}, {"pid": "host"}, {"user": "alice"}, {"tty": True}], ids=str)
+def test_the_monitor_is_killed(detach: Any, driver: NativeDriver, until: Any, keywords: Any) -> None:
+    marker = f"{uuid.uuid4().int % 10**9 + 1000}"
+    box = detach(f"setsid sleep {marker} & echo before; sleep {marker}", **keywords)
+    until(lambda: len(host.running(f"sleep\0{marker}")) == 2 and output(box))
+    directories = cgroups_of(box.pid)
+    os.kill(monitor_of(box), signal.SIGKILL)
+    with pytest.raises(ContainerLostError, match="monitor died"):
+        box.wait(60)
+    assert host.running(f"sleep\0{marker}") == []
+    assert not any(map(os.path.exists, directories))
+    again = pycontainer.get(box.id, driver)
+    for verb in (again.poll, lambda: again.wait(1)):
+        with pytest.raises(ContainerLostError):
+            verb()
+    info = driver.info(box.id)
+    assert (info.state, info.status, info.pid) == (State.STOPPED, None, None)
+    assert output(again).rstrip() == b"before"
+    with pytest.raises(NotRunningError):
+        again.exec(["true"])
+    assert pycontainer.gc(driver) != []
+    with pytest.raises(ContainerNotFoundError):
+        pycontainer.get(box.id, driver)
+
+
+def test_what_is_on_record_outlives_the_monitor(detach: Any, driver: NativeDriver, root: str) -> None:
+    box = detach("exit 7")
+    box.wait(60)
+    record = Path(root, "containers", box.id, "exit.json")
+    record.write_text(record.read_text().replace('"finished": true', '"finished": false'))  # killed right after
+    assert pycontainer.get(box.id, driver).wait(10) == 7
+    assert pycontainer.gc(driver) == []
+    assert pycontainer.get(box.id, driver).wait(10) == 7
+
+
+def test_the_state_is_for_root_alone(detach: Any, root: str) -> None:
+    box = detach("echo; sleep 1000")
+    directory = Path(root, "containers", box.id)
+    assert stat.S_IMODE(directory.stat().st_mode) == stat.S_IMODE(directory.parent.stat().st_mode) == 0o700
+    for path in directory.iterdir():
+        if not path.is_socket():
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+@pytest.mark.parametrize("place", ["below", "itself", "link"])
+def test_a_root_that_others_can_write_to(root: str, place: str, busybox_rootfs: Path) -> None:
+    directory = Path(root, "open")
+    directory.mkdir()
+    directory.chmod(0o1777)
+    if place == "link":
+        Path(root, "link").symlink_to(directory)
+    driver = NativeDriver(str(Path(root, "link", "x") if place == "link" else directory / place.strip("itself")))
+    with pytest.raises(ContainerError, match="others can write"):
+        pycontainer.Container(["true"], rootfs=busybox_rootfs, driver=driver, detach=True)
+    driver.close()
+
+
+def test_a_long_name_and_its_socket(detach: Any, driver: NativeDriver) -> None:
+    box = detach("sleep 1000", name="n" * 128)
+    assert pycontainer.get(box.id, driver).exec(["echo", "in"], capture_output=True).stdout == b"in\n"
+
+
+@pytest.mark.parametrize("name", ["../x", ".new-0", "a/b", "", ".", "x" * 129])
+def test_a_name_that_is_no_name(driver: NativeDriver, name: str) -> None:
+    with pytest.raises(ContainerNotFoundError):
+        pycontainer.get(name, driver)
+    with pytest.raises(ContainerNotFoundError):
+        driver.delete(name)
+
+
+def test_of_many_makers_of_one_name_one_wins(caller: Any, root: str, driver: NativeDriver) -> None:
+    code = f"""
+driver = pycontainer.get_driver("native", root={root!r})
+sys.stdin.readline()
+try:
+    pycontainer.Container(["sleep", "1000"], rootfs=ROOTFS, driver=driver, name="one", detach=True)
+    print("made")
+except pycontainer.AlreadyExistsError:
+    print("refused")
+"""
+    callers = [caller(code) for _ in range(4)]
+    for each in callers:
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    assert sorted(each.communicate(timeout=60)[0] for each in callers) == ["made\n", *["refused\n"] * 3]
+    pycontainer.get("one", driver).remove(force=True)
+
+
+def test_attached_and_detached_do_not_share_a_name(detach: Any, start: Any, driver: NativeDriver) -> None:
+    detach("sleep 1000", name="same")
+    with pytest.raises(AlreadyExistsError):
+        start(["true"], driver=driver, name="same")
+    box = start(["sleep", "1000"], driver=driver, name="other")
+    with pytest.raises(AlreadyExistsError):
+        detach("true", name="other")
+    assert box.poll() is None
+
+
+def test_verbs_of_another_process(detach: Any, output_of: Any, root: str, driver: NativeDriver) -> None:
+    box = detach("trap 'exit 4' TERM; sleep 1000 & wait", memory="64m", cpus=0.5)
+    said = output_of(f"""
+driver = pycontainer.get_driver("native", root={root!r})
+box = pycontainer.get({box.id!r}, driver)
+done = box.exec(["sh", "-c", "tty; stty size; id -u"], tty=True, stdout=pycontainer.PIPE, text=True, user="alice")
+print(done.stdout.split())
+print(box.stats().memory.limit)
+box.update(memory="32m")
+print(box.stats().memory.limit, driver.info(box.id).state.value)
+box.pause()
+print(driver.info(box.id).state.value)
+box.unpause()
+print(box.stop().exit_code)
+""")
+    assert said.split("\n")[1:-1] == ["67108864", "33554432 running", "paused", "4"]
+    assert "/dev/pts/" in said
+    assert "'1000'" in said
+    assert box.wait(60) == 4
+
+
+def test_fifty_execs_at_once(detach: Any) -> None:
+    box = detach("sleep 1000")
+    found: dict[int, bytes] = {}
+
+    def run(number: int) -> None:
+        found[number] = box.exec(["echo", str(number)], capture_output=True).stdout
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == {number: f"{number}\n".encode() for number in range(50)}
+
+
+def test_every_byte_is_in_the_log(detach: Any, tmp_path: Path) -> None:
+    data = os.urandom(700_000)
+    (tmp_path / "data").write_bytes(data)
+    box = detach("cat /data/data; cat /data/data >&2", mounts=[pycontainer.Mount(str(tmp_path), "/data")])
+    box.wait(60)
+    assert output(box) == output(box, "stderr") == data
+
+
+@pytest.mark.parametrize("files", [1, 2, 3])
+def test_the_log_is_limited_on_disk(detach: Any, root: str, files: int) -> None:
+    limits = LogLimits(size=20_000, files=files)
+    box = detach("for i in $(seq 3000); do echo line $i; done", log_limits=limits)
+    box.wait(60)
+    logs = list(Path(root, "containers", box.id).glob("log*"))
+    assert len(logs) == files
+    assert all(0 < log.stat().st_size <= 20_000 for log in logs)
+    lines = output(box).splitlines()
+    assert lines == [b"line %d" % number for number in range(3001 - len(lines), 3001)]
+
+
+def test_following_in_another_process_while_files_are_renamed(detach: Any, caller: Any, root: str) -> None:
+    script = "read x < /gate/fifo; for i in $(seq 20); do echo $i; usleep 2000; done; exit 3"
+    gate = Path(root, "gate")
+    gate.mkdir()
+    os.mkfifo(gate / "fifo")
+    box = detach(script, mounts=[pycontainer.Mount(str(gate), "/gate")], log_limits=LogLimits(size=300, files=20))
+    follower = caller(f"""
+box = pycontainer.get({box.id!r}, pycontainer.get_driver("native", root={root!r}))
+print("ready", flush=True)
+print(b"".join(record.data for record in box.logs(follow=True)).decode().split(), box.wait())
+""")
+    assert follower.stdout.readline() == "ready\n"
+    with open(gate / "fifo", "w") as file:
+        file.write("go\n")
+    assert follower.communicate(timeout=60)[0] == f"{[str(number) for number in range(1, 21)]} 3\n"
+
+
+def test_a_pipe_that_was_handed_out_does_not_keep_it(detach: Any, driver: NativeDriver) -> None:
+    box = detach("sleep 1000")
+    outside = os.open(f"/proc/{box.pid}/fd/1", os.O_WRONLY)  # as somebody has it who got it by SCM_RIGHTS
+    try:
+        os.write(outside, b"from outside\n")
+        box.kill()
+        assert box.wait(60) == -9
+        assert output(box) == b"from outside\n"
+    finally:
+        os.close(outside)
+
+
+def test_a_start_that_nobody_finished(driver: NativeDriver, detach: Any, root: str) -> None:
+    detach("exit 0").wait(60)  # the directory is there
+    for name in ("half", ".new-0123456789abcdef", ".old-0123456789abcdef"):
+        directory = Path(root, "containers", name)
+        directory.mkdir(mode=0o700)
+        (directory / "log").touch()
+    assert [info.id for info in pycontainer.containers(driver)] != ["half"]
+    with pytest.raises(ContainerNotFoundError):
+        pycontainer.get("half", driver)
+    assert detach("exit 5", name="half").wait(60) == 5
+    assert len(pycontainer.gc(driver)) == 2
+    assert not [name for name in os.listdir(f"{root}/containers") if name[0] == "."]
+
+
+def test_a_stopped_monitor_is_no_reason_to_remove_it(detach: Any, driver: NativeDriver) -> None:
+    box = detach("sleep 1000")
+    monitor = monitor_of(box)
+    os.kill(monitor, signal.SIGSTOP)
+    try:
+        assert pycontainer.gc(driver) == []
+        assert driver.info(box.id).is_running
+        with pytest.raises(ContainerError, match="running"):
+            driver.delete(box.id)
+    finally:
+        os.kill(monitor, signal.SIGCONT)
+    assert box.poll() is None
+
+
+def test_the_deadline_of_a_start(driver: NativeDriver, busybox_rootfs: Path, until: Any, root: str) -> None:
+    command = pycontainer.Command.of(["sleep", "1000"], rootfs=busybox_rootfs, name="late")
+    with pytest.raises(pycontainer.WaitTimeoutError):
+        driver.start_detached(command, LogLimits(), deadline=time.monotonic() - 1)
+    assert pycontainer.containers(driver) == []
+    assert os.listdir(f"{root}/containers") == []
+
+
+def test_the_monitor_holds_nothing_of_its_maker(detach: Any, driver: NativeDriver) -> None:
+    box = detach("sleep 1000")
+    monitor = monitor_of(box)
+    mine = {name.split(" -> ")[1] for name in host.descriptors() if "socket:" in name or "pipe:" in name}
+    theirs = {name.split(" -> ")[1] for name in host.descriptors(monitor) if "socket:" in name or "pipe:" in name}
+    assert len(theirs & mine) == 0
+    assert os.getsid(monitor) == monitor
+    assert Path(f"/proc/{monitor}/environ").read_bytes() == b""
+    assert len(host.descriptors(monitor)) < 30
