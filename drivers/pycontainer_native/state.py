@@ -118,8 +118,13 @@ class Store:
             missing.append(path)
             path = os.path.dirname(path)
         for path in reversed(missing):
-            with contextlib.suppress(FileExistsError):
+            try:
                 os.mkdir(path, 0o700)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                reason = f"cannot make {path}: {error.strerror}"
+                raise ContainerError(f"root {self.root} is no place for the state of containers: {reason}") from None
         path = os.path.realpath(self._directory)
         while True:
             found = os.lstat(path)

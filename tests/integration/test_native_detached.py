@@ -188,6 +188,14 @@ def test_a_root_that_others_can_write_to(root: str, place: str, busybox_rootfs: 
     driver.close()
 
 
+def test_a_root_that_cannot_be_made(busybox_rootfs: Path, native: NativeDriver) -> None:
+    driver = NativeDriver("/proc/nowhere")
+    with pytest.raises(ContainerError, match="cannot make /proc/nowhere"):
+        pycontainer.Container(["true"], rootfs=busybox_rootfs, driver=driver, detach=True)
+    assert pycontainer.containers(driver) == []
+    driver.close()
+
+
 def test_a_long_name_and_its_socket(detach: Any, driver: NativeDriver) -> None:
     box = detach("sleep 1000", name="n" * 128)
     assert pycontainer.get(box.id, driver).exec(["echo", "in"], capture_output=True).stdout == b"in\n"
