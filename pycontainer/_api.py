@@ -82,6 +82,9 @@ class CommandKeywords(LimitKeywords, total=False):
     pid: str | None
     ipc: str | None
     uts: str | None
+    userns: str | None
+    uid_mappings: Iterable[tuple[int, int, int]]
+    gid_mappings: Iterable[tuple[int, int, int]]
     seccomp: str | os.PathLike[str] | Mapping[str, Any] | None
     masked_paths: Iterable[str] | None
     readonly_paths: Iterable[str] | None

@@ -397,6 +397,14 @@ def _extra_host(text: str) -> tuple[str, str]:
 
 
 @_checked
+def _id_mapping(text: str) -> tuple[int, int, int]:
+    numbers = text.split(":")
+    if len(numbers) != 3 or not all(number.isascii() and number.isdecimal() for number in numbers):
+        raise ValueError("is not of the form INSIDE:OUTSIDE:COUNT")
+    return int(numbers[0]), int(numbers[1]), int(numbers[2])
+
+
+@_checked
 def _security_option(text: str) -> tuple[str, bool | str]:
     """``no-new-privileges``, also with ``=true`` or ``=false``; ``seccomp=``. Docker takes a colon as well."""
     name, _, value = text.replace(":", "=", 1).partition("=")
@@ -585,6 +593,16 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--sysctl", dest="sysctls", **many, type=_assignment, metavar="NAME=VALUE", help="a kernel parameter of its own"
     )
+    add("--userns", metavar="auto", help="root inside is nobody outside: a user namespace with ids of its own")
+    for kind in ("uid", "gid"):
+        add(
+            f"--{kind}map",
+            dest=f"{kind}_mappings",
+            **many,
+            type=_id_mapping,
+            metavar="INSIDE:OUTSIDE:COUNT",
+            help=f"which {kind}s it has, and who they are on the host",
+        )
     add("--cap-add", **many, metavar="CAPABILITY", help="one more, or ALL")
     add("--cap-drop", **many, metavar="CAPABILITY", help="one less, or ALL")
     add("--privileged", **yes, help="every capability and nothing masked: as good as root on this host")

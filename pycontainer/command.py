@@ -19,7 +19,7 @@ from attrs import field, frozen
 from pycontainer import _fields as check
 from pycontainer._fields import FrozenMapping, refuse, store
 from pycontainer.errors import InvalidCommandError
-from pycontainer.mount import PROPAGATIONS, Mount
+from pycontainer.mount import PROPAGATIONS, Mount, as_mappings, check_mappings
 from pycontainer.network import Network, as_network, check_networks
 from pycontainer.process import DEFAULT_CAPABILITIES, DEFAULT_PATH, Process, Rlimit
 
@@ -142,6 +142,11 @@ class Command:
     processors that they start on, which unlike *cpuset_cpus* they may change
     (sched_setaffinity(2)).  None are the kernel's defaults for both, whatever
     the caller's are.  *hooks* are programs run at points of its life.
+    *userns* ``"auto"`` is a user namespace with 65536 ids of its own, which no
+    other container has meanwhile; *uid_mappings* and *gid_mappings* say which
+    instead (user_namespaces(7)): of each (first id in the container, first id
+    on the host, number of ids).  Its root then is nobody on the host.  Files of
+    the rootfs and of bind mounts are inside whose they are on the disk.
     *config* holds driver-specific raw values, as in 0.9.
 
     :meth:`of` makes one from flat keywords.  Raises InvalidCommandError.
@@ -157,6 +162,9 @@ class Command:
     pid: str | None = None
     ipc: str | None = None
     uts: str | None = None
+    userns: str | None = None
+    uid_mappings: tuple[tuple[int, int, int], ...] = field(default=(), converter=as_mappings)
+    gid_mappings: tuple[tuple[int, int, int], ...] = field(default=(), converter=as_mappings)
     read_only: bool = False
     rootfs_propagation: str | None = None
     init: bool = False
@@ -207,6 +215,8 @@ class Command:
         for name in ("pid", "ipc", "uts"):
             if getattr(self, name) not in (None, "host"):
                 _check_shared(name, getattr(self, name))
+        if self.userns is not None or self.uid_mappings != () or self.gid_mappings != ():
+            self._check_user_namespace()
         check.boolean("read_only", self.read_only)
         check.boolean("init", self.init)
         if self.rootfs_propagation is not None and self.rootfs_propagation not in PROPAGATIONS:
@@ -252,6 +262,26 @@ class Command:
                 if key.startswith(RESERVED_ANNOTATIONS):
                     refuse("annotations", f"{key!r} is reserved: it would change what a runtime does")
 
+    def _check_user_namespace(self) -> None:
+        if self.userns is not None:
+            if self.userns != "auto":
+                refuse("userns", f"{self.userns!r} is not 'auto'; uid_mappings and gid_mappings say which ids")
+            if self.uid_mappings or self.gid_mappings:
+                refuse("userns", "'auto' chooses the ids: give it or uid_mappings and gid_mappings")
+        else:
+            for name in ("uid_mappings", "gid_mappings"):
+                mappings = getattr(self, name)
+                check_mappings(name, mappings, ("in the container", "on the host"))
+                if not any(inside == 0 for inside, _, _ in mappings):
+                    refuse(name, "there has to be an id 0, the root that sets the container up")
+                if any(outside == 0 for _, outside, _ in mappings):
+                    refuse(name, "the host's id 0 must not be in it: its root would be the host's")
+        for name in ("pid", "ipc", "uts"):
+            if getattr(self, name) not in (None, "host"):
+                refuse("userns", f"{name} is another's namespace, over which root in this one has no rights")
+        if any(network.mode == "container" or network.path is not None for network in self.networks):
+            refuse("userns", "the network is another's namespace, over which root in this one has no rights")
+
     @property
     def networks(self) -> tuple[Network, ...]:
         """:attr:`network` as a tuple: empty for None."""
@@ -296,6 +326,9 @@ class Command:
         pid: str | None = None,
         ipc: str | None = None,
         uts: str | None = None,
+        userns: str | None = None,
+        uid_mappings: Iterable[tuple[int, int, int]] = (),
+        gid_mappings: Iterable[tuple[int, int, int]] = (),
         seccomp: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         masked_paths: Iterable[str] | None = None,
         readonly_paths: Iterable[str] | None = None,
@@ -364,6 +397,9 @@ class Command:
             pid=pid,
             ipc=ipc,
             uts=uts,
+            userns=userns,
+            uid_mappings=check.several("uid_mappings", uid_mappings),
+            gid_mappings=check.several("gid_mappings", gid_mappings),
             read_only=read_only,
             rootfs_propagation=rootfs_propagation,
             init=init,

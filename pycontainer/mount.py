@@ -34,18 +34,18 @@ def _size(value: int | str | None) -> int | None:
     return check.size("mounts.size", value)
 
 
-def _as_mappings(value: Any) -> Any:
+def as_mappings(value: Any) -> Any:
     return tuple(map(check.as_tuple, value)) if type(value) in (list, tuple) else value
 
 
-def _check_mappings(where: str, mappings: object) -> None:
+def check_mappings(where: str, mappings: object, sides: tuple[str, str] = ("on the disk", "in the container")) -> None:
     """user_namespaces(7): at most 340 ranges, which do not overlap, on neither side."""
     rows = check.items(where, mappings)
     if len(rows) > 340:
         refuse(where, f"{len(rows)} ranges are more than the kernel's 340")
     for row in rows:
         if type(row) is not tuple or len(row) != 3:
-            refuse(where, f"{row!r} is not (id on the disk, id in the container, number of ids)")
+            refuse(where, f"{row!r} is not (id {sides[0]}, id {sides[1]}, number of ids)")
         for number in row[:2]:
             check.integer(where, number, 0, check.MAX_ID)
         check.integer(where, row[2], 1, check.MAX_ID + 1 - max(row[:2]))
@@ -89,8 +89,8 @@ class Mount:
     size: int | None = field(default=None, kw_only=True, converter=_size)
     mode: int | None = field(default=None, kw_only=True)
     propagation: str | None = field(default=None, kw_only=True)
-    uid_mappings: tuple[tuple[int, int, int], ...] = field(default=(), kw_only=True, converter=_as_mappings)
-    gid_mappings: tuple[tuple[int, int, int], ...] = field(default=(), kw_only=True, converter=_as_mappings)
+    uid_mappings: tuple[tuple[int, int, int], ...] = field(default=(), kw_only=True, converter=as_mappings)
+    gid_mappings: tuple[tuple[int, int, int], ...] = field(default=(), kw_only=True, converter=as_mappings)
 
     def __attrs_post_init__(self) -> None:
         target = check.path("mounts.target", self.target)
@@ -108,7 +108,7 @@ class Mount:
         if self.propagation is not None and self.propagation not in PROPAGATIONS:
             refuse("mounts.propagation", f"{self.propagation!r} is none of {', '.join(PROPAGATIONS)}")
         for name in ("uid_mappings", "gid_mappings"):
-            _check_mappings(f"mounts.{name}", getattr(self, name))
+            check_mappings(f"mounts.{name}", getattr(self, name))
         if bool(self.uid_mappings) is not bool(self.gid_mappings):
             refuse("mounts.gid_mappings", "uid_mappings and gid_mappings belong together")
         if self.type == "bind":

@@ -73,7 +73,8 @@ def to_oci(command: Command) -> dict[str, Any]:
     of the containers whose pid, ipc or uts namespace it is to share, as a JSON
     object by their kind, ``org.pycontainer.etc`` the
     files of :mod:`pycontainer.etc` as JSON, ``org.pycontainer.init`` ``"true"`` for an init before
-    the payload.
+    the payload.  With ``userns="auto"`` there is a user namespace without
+    mappings: the driver has to choose them.
 
     Raises InvalidCommandError: the user or a group is not known in the rootfs.
     """
@@ -113,6 +114,9 @@ def to_oci(command: Command) -> dict[str, Any]:
         linux["rootfsPropagation"] = command.rootfs_propagation
     if command.sysctls:
         linux["sysctl"] = dict(command.sysctls)
+    if command.uid_mappings:
+        for name, mappings in (("uidMappings", command.uid_mappings), ("gidMappings", command.gid_mappings)):
+            linux[name] = [{"containerID": row[0], "hostID": row[1], "size": row[2]} for row in mappings]
     if command.cgroup_parent is not None:
         linux["cgroupsPath"] = f"{command.cgroup_parent}/{command.id}"
     spec: dict[str, Any] = {
@@ -259,6 +263,8 @@ def _namespaces(command: Command) -> list[dict[str, Any]]:
         namespaces.append({"type": "network"})
     if network is not None and network.path is not None:
         namespaces[-1]["path"] = network.path
+    if command.userns is not None or command.uid_mappings:
+        namespaces.append({"type": "user"})
     return namespaces
 
 

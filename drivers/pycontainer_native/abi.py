@@ -23,6 +23,7 @@ _NUMBERS = {
     "execve": (59, 221),
     "fchdir": (81, 50),
     "fchownat": (260, 54),
+    "fcntl": (72, 25),
     "fsconfig": (431, 431),
     "fsmount": (432, 432),
     "fsopen": (430, 430),
@@ -143,6 +144,7 @@ SECCOMP_SET_MODE_FILTER = 1
 
 # linux/close_range.h, linux/keyctl.h, asm-generic/ioctls.h, linux/sockios.h, linux/socket.h
 CLOSE_RANGE_CLOEXEC = 4
+F_DUPFD_CLOEXEC = 1030
 KEYCTL_JOIN_SESSION_KEYRING = 1
 TIOCSCTTY = 0x540E
 TIOCSPTLCK = 0x40045431

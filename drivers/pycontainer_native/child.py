@@ -206,7 +206,7 @@ def child(begin: list[Bound]) -> NoReturn:
     try:
         run_steps([begin], 0)
         index = len(begin)
-        (_, _, _, sections, (paths, argv, env), fork, outside, _, _, hooks), fds = receive(abi.CHANNEL_FD)
+        (_, _, _, sections, (paths, argv, env), fork, outside, _, _, hooks, _), fds = receive(abi.CHANNEL_FD)
         fill({"init": 1, "join": 2}.get(fork, 0), fds)
         rest = [bind(section) for section in sections[1:]]
         arguments, environment = words([*argv, 0], {}), words([*env, 0], {})  # memory first, the filter later

@@ -25,6 +25,7 @@ from pycontainer_native.child import (
     bind,
     child,
     descriptors,
+    libc,
     send,
     slots,
     syscall,
@@ -107,6 +108,40 @@ class CgroupRoot:
             return ""  # ENODEV: somebody has removed the cgroup
         finally:
             os.close(fd)
+
+
+def user_namespace(uid_map: bytes, gid_map: bytes) -> int:
+    """A descriptor of a new user namespace with these ids. Raises StepFailed.
+
+    It is entered by who is cloned for it and dies at once: mapping the ids of a
+    mount takes a namespace that has its maps, and rights that are lost inside.
+    """
+    pidfd = ctypes.c_int(-1)
+    pid = syscall(abi.NR["clone"], abi.CLONE_NEWUSER | abi.CLONE_PIDFD | signal.SIGCHLD, 0, ctypes.byref(pidfd), 0, 0)
+    if pid == 0:
+        libc.prctl(abi.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        while True:
+            signal.pause()
+    if pid == -1:
+        raise StepFailed("make a user namespace", ctypes.get_errno())
+    try:
+        for name, text in (("uid_map", uid_map), ("gid_map", gid_map)):
+            label = f"write {name}"
+            fd = os.open(f"/proc/{pid}/{name}", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.write(fd, text)  # in one write: the second one is refused
+                if os.pread(fd, 1 << 16, 0).split() != text.split():
+                    raise StepFailed(label, errno.EINVAL)
+            finally:
+                os.close(fd)
+        label = "open the user namespace"
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StepFailed(label, error.errno or errno.EPROTO) from None
+    finally:
+        signal.pidfd_send_signal(pidfd.value, signal.SIGKILL)
+        os.waitid(os.P_PIDFD, pidfd.value, os.WEXITED)
+        os.close(pidfd.value)
 
 
 class StepFailed(Exception):
@@ -229,7 +264,7 @@ class Container:
 
         Raises StepFailed, DiedError.
         """
-        _, _, groups, _, _, fork, _, talks, _, hooks = request
+        _, _, groups, _, _, fork, _, talks, _, hooks, ids = request
         if hooks:
             _, self.state, self.programs = hooks
         for base, _, _, _, writes, _ in groups:
@@ -249,6 +284,8 @@ class Container:
                 # It is not reaped as long as it is in here, so that its pid is nobody else's.
                 place = os.open(f"/proc/{self.target.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 extra = [os.dup(self.target.pidfd), place]
+            if ids:
+                extra.append(user_namespace(*ids))
             rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (*fds[:3], *extra, *fds[3:]))
             self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
         except BrokenPipeError:

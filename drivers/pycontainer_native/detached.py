@@ -13,13 +13,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pycontainer.driver import ContainerInfo, ContainerProcess, ExecutionDriver, ExitStatus, LogLimits, State
+from pycontainer.driver import ContainerInfo, ContainerProcess, ExecutionDriver, ExitStatus, Feature, LogLimits, State
 from pycontainer.errors import (
     AlreadyExistsError,
     ContainerError,
     ContainerLostError,
     ContainerNotFoundError,
     SetupError,
+    UnsupportedError,
 )
 from pycontainer.logs import LogRecord, read_log
 from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer, sweep
@@ -124,6 +125,8 @@ class DetachedVerbs(ExecutionDriver):
 
     def start_detached(self, command: Command, log: LogLimits, deadline: float | None = None) -> ContainerProcess:
         self._check(command)
+        if command.userns == "auto":  # its ids are taken by this process, and with it they would be free again
+            raise UnsupportedError(self.name, Feature.USERNS, "detached: say which ids, by uid_mappings")
         compiled = self.compile(command)
         token = os.urandom(8).hex()
         config = {

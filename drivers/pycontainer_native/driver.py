@@ -41,7 +41,7 @@ from pycontainer.process import capability_numbers
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp_filter import Filter, compile_filter
 from pycontainer.spec import process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
-from pycontainer_native import namespaces, plan, trees
+from pycontainer_native import namespaces, plan, trees, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
 from pycontainer_native.client import LauncherClient, LauncherGoneError
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
@@ -74,12 +74,16 @@ FEATURES = frozenset(
         Feature.SYSCTLS,
         Feature.HOOKS,
         Feature.ROOTLESS,
+        Feature.USERNS,
     }
 )
 
 
 _NOFILE = resource.RLIMIT_NOFILE
 _CAP_SYS_RESOURCE = 24
+
+
+_PRIVATE = (None, "private", "rprivate")
 
 
 class NativeDriver(DetachedVerbs):
@@ -141,6 +145,24 @@ class NativeDriver(DetachedVerbs):
         problems += self._check_propagation(command)
         problems += _check_hooks(command)
         problems += self._unmapped(command)
+        special = command.rootfs_propagation not in _PRIVATE or any(
+            mount.uid_mappings or mount.propagation not in _PRIVATE for mount in command.mounts
+        )
+        if special and self.host.namespace is not None:
+            reason = "mounts that propagate, or have mappings of their own, take root"
+            problems.append(UnsupportedError(self.name, Feature.ROOTLESS, reason))
+        if command.userns is not None or command.uid_mappings:
+            if self.host.namespace is not None:
+                reason = "without root there is a user namespace already, that of the user's own"
+                problems.append(UnsupportedError(self.name, Feature.USERNS, reason))
+            if isinstance(command.rootfs, Overlay):
+                problems.append(UnsupportedError(self.name, Feature.USERNS, "with a root of several layers"))
+            if special:
+                reason = "with mounts that propagate, or have mappings of their own"
+                problems.append(UnsupportedError(self.name, Feature.USERNS, reason))
+            if any(network.mode == "bridge" for network in command.networks):
+                reason = "with a bridge: the network is made outside, and its root would have no rights over it"
+                problems.append(UnsupportedError(self.name, Feature.USERNS, reason))
         held = command.process.capabilities or ()
         if command.init and "CAP_SYS_PTRACE" in held and not command.process.privileged:
             reason = "with CAP_SYS_PTRACE the payload could read the init's memory, which was the launcher's"
@@ -239,11 +261,25 @@ class NativeDriver(DetachedVerbs):
             self._layout = detect()
         return self._layout
 
-    def compile(self, command: Command, *, hold: bool = False, size: tuple[int, int] | None = None) -> plan.Plan:
-        """The plan for *command*. Raises InvalidCommandError; touches nothing."""
+    def compile(
+        self,
+        command: Command,
+        *,
+        hold: bool = False,
+        size: tuple[int, int] | None = None,
+        ids: userns.UserNamespace | None = None,
+    ) -> plan.Plan:
+        """The plan for *command*, with *ids* where it leaves them to the driver.
+
+        Raises InvalidCommandError; touches nothing.
+        """
         spec = to_oci(command)
         if size is not None:
             spec["process"]["consoleSize"] = {"height": size[0], "width": size[1]}
+        if command.userns == "auto":
+            ids = ids or userns.first_range()
+            for key, maps in (("uidMappings", ids.uids), ("gidMappings", ids.gids)):
+                spec["linux"][key] = [{"containerID": row[0], "hostID": row[1], "size": row[2]} for row in maps]
         resources = spec["linux"]["resources"]
         if resources or command.cgroup_parent is not None:
             groups = self.layout.groups(resources, command.cgroup_parent)
@@ -296,7 +332,7 @@ class NativeDriver(DetachedVerbs):
         if stdio.size is not None:
             spec["consoleSize"] = {"height": stdio.size[0], "width": stdio.size[1]}
         filter = self._filter(container.command)  # the container's, whatever the process is to be
-        compiled = plan.compile_exec(spec, container.joins, container.namespaces, filter, self.host)
+        compiled = plan.compile_exec(spec, container.joins, container.namespaces, filter, self.host, container.ids)
         try:
             return self._launch(container.command, compiled, stdio, container)
         except LauncherGoneError:  # the monitor, and the container with it
@@ -310,6 +346,8 @@ class NativeDriver(DetachedVerbs):
 
     def _begin(self, command: Command, stdio: Stdio, *, hold: bool) -> NativeProcess:
         self._check(command)
+        if command.userns == "auto":
+            return self._begin_leased(command, stdio, hold=hold)
         compiled = self.compile(command, hold=hold, size=stdio.size)
         if not compiled.entered and not compiled.cloned:
             return self._launch(command, compiled, stdio)
@@ -326,6 +364,20 @@ class NativeDriver(DetachedVerbs):
         if command.cgroup_parent is not None and command.cgroup_parent not in self._parents:
             sweep(self.layout, cgroup_parent=command.cgroup_parent)
             self._parents.add(command.cgroup_parent)
+
+    def _begin_leased(self, command: Command, stdio: Stdio, *, hold: bool) -> NativeProcess:
+        """Start it with ids that nobody else has. Raises SetupError."""
+        try:
+            ids, lease = userns.lease_range()
+        except OSError as error:
+            raise SetupError("reserve a range of ids", error.errno or errno.EPROTO, error.filename) from None
+        try:
+            process = self._launch(command, self.compile(command, hold=hold, size=stdio.size, ids=ids), stdio)
+        except BaseException:
+            os.close(lease)
+            raise
+        process.lease = lease
+        return process
 
     def _build_network(self, command: Command, stack: contextlib.ExitStack) -> Attachment | None:
         """The network of *command* if it has interfaces on bridges; the container's, once *stack* ends in peace.

@@ -143,7 +143,7 @@ class Launcher:
                 return
             for section in request[3][1:]:
                 bind(section)  # here rather than in each child anew
-            _, namespaces, groups, sections, _, _, _, _, target, _ = request
+            _, namespaces, groups, sections, _, _, _, _, target, _, _ = request
             if target:
                 container = self.join(target, sections[0])
             else:

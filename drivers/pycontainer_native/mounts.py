@@ -12,7 +12,7 @@ import errno
 import functools
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from pycontainer_native import abi
@@ -93,14 +93,17 @@ def encode(path: str) -> bytes:
 
 
 def root_directory(
-    k: Recorder, path: str, *, writable: bool, host_read_only: bool, nodev: bool, tree: int | None = None
-) -> Slot:
+    k: Recorder, path: str, *, writable: bool, host_read_only: bool, nodev: bool, tree: int | None = None,
+    ids: Slot | None = None, out: Slot | None = None,
+) -> Slot:  # fmt: skip
     """A directory of the host as the new root, with whatever is mounted below it.
 
     *writable* is the root itself; what is mounted below follows it.  Mount
     points may still have to be made, so a read-only root becomes read-only at
     the end (:func:`seal_root`), its submounts now.  *tree* is the slot of a
-    clone of it that hears of the host's mounts.
+    clone of it that hears of the host's mounts.  *ids* is the user namespace in
+    which the files have the ids that they have on the disk.  It has to be put
+    somewhere: :func:`attach_root`.
     """
     if tree is None:
         with k.step(f"open rootfs {path}"):
@@ -108,7 +111,7 @@ def root_directory(
             directory = k.openat2(abi.AT_FDCWD, encode(path), flags, abi.RESOLVE_NO_MAGICLINKS)
     with k.step(f"clone rootfs {path}"):
         if tree is None:
-            root = k.open_tree(directory, recursive=True)
+            root = k.open_tree(directory, recursive=True, out=out)
         else:
             root = (tree,)
             k.mount_setattr(root, propagation=abi.MS_SLAVE, recursive=True)
@@ -119,17 +122,34 @@ def root_directory(
             k.mount_setattr(root, attributes, recursive=True)
         if not writable and not host_read_only:
             k.mount_setattr(root, clear=abi.MOUNT_ATTR_RDONLY)
-    _attach(k, root, b"root")
+        if ids is not None:
+            k.map_ids(root, ids, recursive=True)
     return root
 
 
-def host_view(k: Recorder, view: Mapping[str, Any], *, writable: bool, inside: bool = False) -> Slot:
+def attach_root(k: Recorder, root: Slot) -> None:
+    """Put the clone *root* where it can be mounted on."""
+    _attach(k, root, b"root")
+
+
+def layers_of_view(k: Recorder, view: Mapping[str, Any], ids: Slot, out: Iterator[Slot]) -> None:
+    """Clones of what :func:`host_view` shows, with the ids that the files have in the user namespace *ids*."""
+    for path in (*view["overlays"], *view["trees"]):
+        with k.step(f"clone {path}"):
+            source = k.openat2(abi.AT_FDCWD, encode(path), abi.O_PATH, abi.RESOLVE_NO_MAGICLINKS)
+            k.map_ids(k.open_tree(source, out=next(out)), ids)
+
+
+def host_view(
+    k: Recorder, view: Mapping[str, Any], *, writable: bool, inside: bool = False, clones: Sequence[Slot] = ()
+) -> Slot:
     """The host's programs, copy-on-write: an empty tmpfs with what the allow list names.
 
     Changes go to the scratch tmpfs, which is never visible in the container.
     *inside* a user namespace changing what belongs to a user who is nobody
-    there fails, as ever.
+    there fails, as ever.  *clones* are those of :func:`layers_of_view`, if any.
     """
+    given = iter(clones)
     scratch = (abi.SCRATCH,)
     with k.step("make the root of the host view"):
         root = k.new_mount("tmpfs", {"mode": "0755"}, abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV)
@@ -144,7 +164,11 @@ def host_view(k: Recorder, view: Mapping[str, Any], *, writable: bool, inside: b
         with k.step(f"mount overlay on {path}"):
             k.mkdirat(scratch, b"upper%d" % number, 0o755)
             k.mkdirat(scratch, b"work%d" % number, 0o755)
-            lower = path.replace("\\", "\\\\").replace(":", "\\:")
+            if clones:
+                lower = f"lower{number}"
+                _attach(k, next(given), lower.encode())
+            else:
+                lower = path.replace("\\", "\\\\").replace(":", "\\:")
             options: dict[str, str | None] = {
                 "lowerdir": lower,
                 "upperdir": f"upper{number}",
@@ -156,8 +180,11 @@ def host_view(k: Recorder, view: Mapping[str, Any], *, writable: bool, inside: b
             k.move_mount(mount, _target(k, root, path, directory=True))
     for path in view["trees"]:
         with k.step(f"mount {path}"):
-            source = k.openat2(abi.AT_FDCWD, encode(path), abi.O_PATH, abi.RESOLVE_NO_MAGICLINKS)
-            tree = k.open_tree(source)
+            if clones:
+                tree = next(given)
+            else:
+                source = k.openat2(abi.AT_FDCWD, encode(path), abi.O_PATH, abi.RESOLVE_NO_MAGICLINKS)
+                tree = k.open_tree(source)
             k.mount_setattr(tree, abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV)
             k.move_mount(tree, _target(k, root, path, directory=True))
     for path in view["files"]:
@@ -303,24 +330,53 @@ def _host_mount(k: Recorder, fstype: str, source: str, destination: str, options
     return mount
 
 
-def mount_all(k: Recorder, root: Slot, system: Iterable[Mount], mounts: Iterable[Mount]) -> None:
+def mount_all(
+    k: Recorder,
+    root: Slot,
+    system: Iterable[Mount],
+    mounts: Iterable[Mount],
+    clones: Mapping[str, Slot] | None = None,
+) -> None:
     """First the user's *mounts*, then /proc, /sys and /dev from :func:`make_system`, then what goes below /dev.
 
     In this order a link in the rootfs cannot lead a user's mount onto the
-    container's /proc or /sys: there is none yet (CVE-2015-3631).
+    container's /proc or /sys: there is none yet (CVE-2015-3631).  *clones* are
+    sources that have been cloned already, by their destination.
     """
+    clones = clones or {}
     later: list[Mount] = []
     for mount in mounts:
         if mount[2].split("/")[1] in ("proc", "sys", "dev"):
             later.append(mount)
         else:
-            _mount(k, root, *mount)
+            _mount(k, root, *mount, clones.get(mount[2]))
     for fstype, _, destination, *_ in system:
         if destination in _SYSTEM:
             with k.step(f"mount {fstype} on {destination}"):
                 k.move_mount(_SYSTEM[destination], _target(k, root, destination, directory=True, resolve=_AS_IS))
     for mount in later:
-        _mount(k, root, *mount)
+        _mount(k, root, *mount, clones.get(mount[2]))
+
+
+def clone_source(
+    k: Recorder, source: str, options: Sequence[str],
+    ids: Slot | None = None, out: Slot | None = None, tree: int | None = None,
+) -> Slot:  # fmt: skip
+    """The *source* of a bind mount as a mount that is nowhere yet; the others are as for :func:`root_directory`."""
+    set_, clear, recursive, _ = _split_options(options)
+    if tree is None:
+        opened = k.openat2(abi.AT_FDCWD, encode(source), abi.O_PATH, abi.RESOLVE_NO_MAGICLINKS)
+        new = k.open_tree(opened, recursive="rbind" in options, out=out)
+    else:
+        new = (tree,)
+    if set_ & _ATIME:
+        clear |= _ATIME
+    if set_ or clear:
+        # What is mounted below a read-only source is as read-only as the source itself.
+        k.mount_setattr(new, set_, clear & ~set_ | (clear & _ATIME), recursive=recursive)
+    if ids is not None:
+        k.map_ids(new, ids, recursive="rbind" in options)
+    return new
 
 
 def set_propagation(k: Recorder, mount: Fd, name: str, *, cloned: bool) -> None:
@@ -345,21 +401,13 @@ def _mount(
     options: Sequence[str],
     directory: bool,
     tree: int | None,
+    clone: Slot | None = None,
 ) -> None:
-    set_, clear, recursive, data = _split_options(options)
     with k.step(f"mount {fstype if fstype != 'bind' else source} on {destination}"):
         if fstype == "bind":
-            if tree is None:
-                opened = k.openat2(abi.AT_FDCWD, encode(source), abi.O_PATH, abi.RESOLVE_NO_MAGICLINKS)
-                new = k.open_tree(opened, recursive="rbind" in options)
-            else:
-                new = (tree,)
-            if set_ & _ATIME:
-                clear |= _ATIME
-            if set_ or clear:
-                # What is mounted below a read-only source is as read-only as the source itself.
-                k.mount_setattr(new, set_, clear & ~set_ | (clear & _ATIME), recursive=recursive)
+            new = clone or clone_source(k, source, options, tree=tree)
         else:
+            set_, _, _, data = _split_options(options)
             new = k.new_mount(fstype, data, set_)
         propagation = next((option for option in options if option.lstrip("r") in _PROPAGATIONS), "private")
         set_propagation(k, new, propagation, cloned=tree is not None)

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from pycontainer.errors import InvalidCommandError
 from pycontainer.process import capability_numbers
@@ -27,7 +27,7 @@ from pycontainer.seccomp_filter import compile_filter
 from pycontainer.sysctl import path_of
 from pycontainer_native import abi, capabilities, mounts, trees
 from pycontainer_native.syscalls import Recorder, Slot, Step
-from pycontainer_native.userns import UserNamespace, is_initial, of_ordinary_user, outside
+from pycontainer_native.userns import UserNamespace, id_map, is_initial, of_ordinary_user, outside
 
 if TYPE_CHECKING:
     from pycontainer.seccomp_filter import Filter
@@ -43,6 +43,7 @@ NETWORK_ANNOTATION = "org.pycontainer.network"
 _NAMESPACES = {
     "mount": abi.CLONE_NEWNS,
     "cgroup": abi.CLONE_NEWCGROUP,
+    "user": abi.CLONE_NEWUSER,
     "uts": abi.CLONE_NEWUTS,
     "ipc": abi.CLONE_NEWIPC,
     "pid": abi.CLONE_NEWPID,
@@ -109,6 +110,11 @@ class Host:
     #: Whether the launcher has the rights of the first user namespace: over devices, and over the file systems there.
     initial: bool = True
 
+    def inside(self, ids: UserNamespace) -> Host:
+        """It as a container in a user namespace of its own sees it, whose root has every capability over it."""
+        everything = (2 << self.last_capability) - 1
+        return evolve(self, namespace=ids, initial=False, capabilities=everything)
+
     @classmethod
     def of_caller(cls) -> Host:
         """That of this process: for an ordinary user, as it is inside the user namespace that he can have."""
@@ -148,6 +154,7 @@ class Plan:
     entered: tuple[tuple[str, str | None], ...]  #: those of them that it enters: descriptors come along in this order
     cloned: tuple[trees.Tree, ...]  #: mounts that the caller clones: their descriptors come after those
     fork: str  #: "init": a small init forks before execve; "join": it is for a running container; or ""
+    ids: UserNamespace | None  #: the user namespace that the launcher makes for it: the first descriptor given
     outside: int  #: so many sections, after the first, are for the parent of who is seen in the pid namespace entered
     #: the section, of those after the first, before which hooks are run; the state's fixed parts; the hooks by point
     hooks: tuple[int, dict[str, Any], dict[str, list[Any]]] | None
@@ -176,7 +183,8 @@ class Plan:
             gate, state, programs = self.hooks
             hooks = (gate, json.dumps({"id": ident, **state})[:-1].encode(), programs)
         forks = (self.fork, self.outside)
-        return marshal.dumps((ident, self.flags, groups, sections, program, *forks, self.talks, target, hooks))
+        ids = None if self.ids is None else (id_map(self.ids.uids).encode(), id_map(self.ids.gids).encode())
+        return marshal.dumps((ident, self.flags, groups, sections, program, *forks, self.talks, target, hooks, ids))
 
 
 def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | None = None, *,
@@ -186,6 +194,9 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     *filter* is that of the spec's seccomp profile, where the caller has it already.
     """
     host = host or Host()
+    ids = user_namespace_of(spec)
+    if ids is not None:
+        host = host.inside(ids)
     filter = filter or compile_filter(spec["linux"].get("seccomp"))
     inside = None if host.initial else host.namespace or _EVERYBODY
     process, annotations = spec["process"], spec.get("annotations", {})
@@ -194,7 +205,10 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     wanted = [_NAMESPACES[name] for name in namespaces if name not in dict(entered)]
     joins = sum(group.version == 1 for group in groups)
     flags = sum(wanted)
-    if joins:
+    new = flags
+    if ids is not None:
+        flags = 0  # they are made inside the user namespace, so that its root has rights over them
+    elif joins:
         flags &= ~abi.CLONE_NEWCGROUP  # unshared once the v1 cgroups are joined, or it would show the host's paths
     user, terminal = process["user"], bool(process.get("terminal"))
     init = annotations.get(INIT_ANNOTATION) == "true"
@@ -211,14 +225,20 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     prepared = ((system, *ahead, inside is not None), abi.CLONE_NEWNET in wanted)
     begin = _section(
         _begin, abi.FIRST_SLOT,
-        joins, bool(joins) and abi.CLONE_NEWCGROUP in wanted, None if entered else prepared,
+        joins, bool(joins) and ids is None and abi.CLONE_NEWCGROUP in wanted,
+        prepared if ids is None and not entered else None,
     )  # fmt: skip
     names = list(dict(entered))
     enter = (_section(_enter_given, begin.slots, names),) if names else ()
     born = (_section(_be_born, begin.slots, False),) if "pid" in names else ()
+    clones: tuple[int, ...] = ()
+    if ids is not None:
+        made = _section(_enter_user_namespace, begin.slots, _root_of(spec, host), own, new & ~abi.CLONE_NEWUSER)
+        clones = tuple(range(begin.slots + 1, begin.slots + 1 + _clones_needed(_root_of(spec, host), own)))
+        enter, born = (made,), (_section(_be_born, made.slots, False),)
     setup = _section(
-        _set_up, begin.slots,
-        prepared if entered else None,
+        _set_up, (*enter, begin)[0].slots,
+        prepared if entered or ids is not None else None, clones,
         init, root_of, json.loads(annotations.get(ETC_ANNOTATION, "{}")), system, own, elsewhere,
         (process.get("consoleSize"), user["uid"]) if terminal else None, not spec.get("hooks"), inside is not None,
     )  # fmt: skip
@@ -242,6 +262,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         entered=entered,
         cloned=tuple(cloned),
         fork="init" if init else "",
+        ids=ids,
         outside=len(born),
         hooks=hooks,
         talks=hold or terminal or bool(born) or hooks is not None,
@@ -403,6 +424,7 @@ def _enter_given(k: Recorder, entered: Sequence[str]) -> None:
 def _set_up(
     k: Recorder,
     prepared: tuple[Any, ...] | None,
+    clones: Sequence[int],
     init: bool,
     root_of: tuple[Any, ...],
     files: Mapping[str, str],
@@ -424,14 +446,19 @@ def _set_up(
     if overlay is not None:
         root = mounts.overlay_root(k, **json.loads(overlay), nodev=nodev, inside=inside)
     elif view is not None:
-        root = mounts.host_view(k, json.loads(view), writable=not read_only, inside=inside)
+        shown = _split_clones(root_of, own, clones)[0]
+        root = mounts.host_view(k, json.loads(view), writable=not read_only, inside=inside, clones=shown)
     else:
-        clone = next(iter(tree), None)
-        root = mounts.root_directory(
-            k, path, writable=not read_only, host_read_only=host_read_only, nodev=nodev, tree=clone
-        )
+        if clones:
+            root = (clones[0],)
+        else:
+            clone = next(iter(tree), None)
+            root = mounts.root_directory(
+                k, path, writable=not read_only, host_read_only=host_read_only, nodev=nodev, tree=clone
+            )
+        mounts.attach_root(k, root)
     mounts.etc_files(k, root, files, make=view is not None, writable=not read_only)
-    mounts.mount_all(k, root, system, own)
+    mounts.mount_all(k, root, system, own, _split_clones(root_of, own, clones)[1])
     if read_only:
         mounts.seal_root(k, root)
     if terminal is not None:
@@ -442,10 +469,78 @@ def _set_up(
         mounts.pivot(k, root)
 
 
+def _clones_needed(root_of: tuple[Any, ...], own: Sequence[mounts.Mount]) -> int:
+    """How many mounts of the host a container is made of."""
+    _, view, *_ = root_of
+    layers = 1 if view is None else sum(len(json.loads(view)[key]) for key in ("overlays", "trees"))
+    return layers + sum(mount[0] == "bind" for mount in own)
+
+
+def _split_clones(
+    root_of: tuple[Any, ...], own: Sequence[mounts.Mount], clones: Sequence[int]
+) -> tuple[list[Slot], dict[str, Slot]]:
+    """The slots *clones* as those of the root, and those of the bind mounts among *own* by destination."""
+    binds = [mount[2] for mount in own if mount[0] == "bind"] if clones else []
+    slots: list[Slot] = [(number,) for number in clones]
+    first = len(slots) - len(binds)
+    return slots[:first], dict(zip(binds, slots[first:], strict=True))
+
+
+def _enter_user_namespace(k: Recorder, root_of: tuple[Any, ...], own: Sequence[mounts.Mount], flags: int) -> None:
+    """Into the user namespace that the launcher has made, and from there into new ones.
+
+    Before that, with the rights of the host's root, what the container is made
+    of is cloned and gets the namespace's ids: inside, the way there may be
+    barred, and mapping ids takes rights over the file system.
+    """
+    path, view, _, read_only, host_read_only, nodev = root_of
+    ids = k.slot()
+    clones = iter([k.slot() for _ in range(_clones_needed(root_of, own))])
+    with k.step("take the user namespace"):
+        k.call("fcntl", (abi.GIVEN,), abi.F_DUPFD_CLOEXEC, 0, out=ids)  # a slot of the plan's can stand in a structure
+    if view is None:
+        options = {"writable": not read_only, "host_read_only": host_read_only, "nodev": nodev}
+        mounts.root_directory(k, path, **options, ids=ids, out=next(clones))
+    else:
+        mounts.layers_of_view(k, json.loads(view), ids, clones)
+    for fstype, source, _, flags_of, *_ in own:
+        if fstype == "bind":
+            with k.step(f"clone {source}"):
+                mounts.clone_source(k, source, flags_of, ids, next(clones))
+    with k.step("enter the user namespace"):
+        k.call("setns", ids, abi.CLONE_NEWUSER)
+    with k.step("make the namespaces"):
+        k.call("unshare", flags)
+    _become_root(k)
+
+
+def _become_root(k: Recorder) -> None:
+    """Be the root of the user namespace that was entered, and nobody who has rights elsewhere."""
+    with k.step("become root of the user namespace"):
+        k.call("setgroups", 0, 0)
+        k.call("setresgid", 0, 0, 0)
+        k.call("setresuid", 0, 0, 0)
+    die_with_parent(k)  # again: the change of ids has cleared it
+
+
+def user_namespace_of(spec: Mapping[str, Any]) -> UserNamespace | None:
+    """The user namespace that *spec* asks for, which is to have its own ids."""
+    if not spec["linux"].get("uidMappings"):
+        return None
+    uids, gids = (
+        tuple((row["containerID"], row["hostID"], row["size"]) for row in spec["linux"][key])
+        for key in ("uidMappings", "gidMappings")
+    )
+    return UserNamespace(uids, gids)
+
+
 def compile_exec(
-    process: Mapping[str, Any], joins: int, namespaces: Sequence[str], filter: Filter | None, host: Host | None = None
-) -> Plan:
+    process: Mapping[str, Any], joins: int, namespaces: Sequence[str], filter: Filter | None, host: Host | None = None,
+    ids: UserNamespace | None = None,
+) -> Plan:  # fmt: skip
     """The plan for a further *process* in a running container with these *namespaces*, *joins* v1 cgroups, *filter*.
+
+    *ids* are those of its user namespace, where that is its own.
 
     Its first part is that of a start, so is its last; between them it enters
     what its container has, where a start makes it.  It becomes visible in the
@@ -456,6 +551,8 @@ def compile_exec(
     host = host or Host()
     user, terminal = process["user"], bool(process.get("terminal"))
     begin = _section(_begin, abi.FIRST_SLOT, joins, False, None)
+    if ids is not None:
+        host = host.inside(ids)
     size = (process.get("consoleSize"), user["uid"]) if terminal else None
     flags = sum(map(_NAMESPACES.__getitem__, namespaces))
     enter = _section(_enter, begin.slots, flags, size, *_standing(process))
@@ -470,6 +567,7 @@ def compile_exec(
         entered=(),
         cloned=(),
         fork="join",
+        ids=None,
         outside=2,
         hooks=None,
         talks=True,
@@ -489,6 +587,8 @@ def _enter(
         # setns(2) leads to the root of the mount namespace, which is not the container's where the host is in a chroot.
         k.call("fchdir", (abi.ROOT,))
         k.call("chroot", b".")
+    if flags & abi.CLONE_NEWUSER:
+        _become_root(k)
     with k.step("close foreign descriptors"):
         k.call("close_range", abi.CHANNEL_FD + 1, 0xFFFFFFFF, 0)
     if terminal is not None:

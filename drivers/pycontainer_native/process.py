@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pycontainer.driver import ContainerProcess, ExitStatus, State
 from pycontainer.errors import ContainerError, ContainerLostError, NotRunningError, SetupError, WaitTimeoutError
 from pycontainer_native.cgroups import Cgroup, freezer
+from pycontainer_native.userns import of_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +42,8 @@ class NativeProcess(ContainerProcess):
         self.id = command.id
         self.command = command
         self.namespaces = namespaces  # those that are its own
+        self.ids = plan.ids if plan is not None else of_command(command)  # of its user namespace
+        self.lease = -1  # what keeps others from having the same ids
         self.pid = -1
         self.pidfd = -1
         self.terminal: int | None = None
@@ -245,7 +248,8 @@ class NativeProcess(ContainerProcess):
         self._status.close()
         pidfd, self.pidfd = self.pidfd, -1
         terminal, self.terminal = self.terminal, None
-        for fd in (pidfd, terminal):
+        lease, self.lease = self.lease, -1
+        for fd in (pidfd, terminal, lease):
             if fd is not None and fd >= 0:
                 os.close(fd)
 

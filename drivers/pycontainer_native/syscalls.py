@@ -136,6 +136,12 @@ class Recorder:
         attr = struct.pack("=QQQQ", set_, clear, propagation, 0)
         self.call("mount_setattr", mount, b"", flags, attr, len(attr))
 
+    def map_ids(self, mount: Fd, namespace: Slot, *, recursive: bool = False) -> None:
+        """Show the files of a *mount* that is nowhere yet with the ids that they have in the user *namespace*."""
+        flags = abi.AT_EMPTY_PATH | (abi.AT_RECURSIVE if recursive else 0)
+        attr: list[Argument] = [abi.MOUNT_ATTR_IDMAP, 0, 0, namespace]
+        self.call("mount_setattr", mount, b"", flags, attr, 32)
+
     def new_mount(
         self, fstype: str, options: Mapping[str, str | None], attributes: int, *, out: Slot | None = None
     ) -> Slot:

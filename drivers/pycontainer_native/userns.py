@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import pwd
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import frozen
 
 from pycontainer.errors import InvalidCommandError
+
+if TYPE_CHECKING:
+    from pycontainer.command import Command
 
 #: first id inside, first id outside, how many
 IdMap: TypeAlias = tuple[int, int, int]
@@ -46,6 +51,16 @@ class UserNamespace:
         """Raises InvalidCommandError when an id of *user*, OCI's ``process.user``, does not exist in it."""
         if problems := list(self.problems(user)):
             raise InvalidCommandError(*problems[0], problems[1:])
+
+
+def of_command(command: Command) -> UserNamespace | None:
+    """That of the mappings of *command*."""
+    return UserNamespace(command.uid_mappings, command.gid_mappings) if command.uid_mappings else None
+
+
+def id_map(maps: Iterable[IdMap]) -> str:
+    """*maps* as /proc/PID/uid_map has them."""
+    return "".join(f"{inside} {start} {count}\n" for inside, start, count in maps)
 
 
 def outside(number: int, maps: Iterable[IdMap]) -> int | None:
@@ -83,6 +98,10 @@ def subordinates(file: str, uid: int) -> Iterator[tuple[int, int]]:
     names = {str(uid)}
     with contextlib.suppress(KeyError):
         names.add(pwd.getpwuid(uid).pw_name)
+    return _ranges(file, names)
+
+
+def _ranges(file: str, names: set[str]) -> Iterator[tuple[int, int]]:
     try:
         with open(file, encoding="utf-8", errors="surrogateescape") as lines:
             for line in lines:
@@ -92,6 +111,60 @@ def subordinates(file: str, uid: int) -> Iterator[tuple[int, int]]:
                     yield int(start), int(count)
     except OSError:
         return
+
+
+#: What is handed out in parts to containers of ``userns="auto"``, where no user "containers" has ranges in
+#: /etc/subuid and /etc/subgid: the upper half of all ids, as with podman.
+AUTO = (2**31, 2**31 - 2**17)
+#: How many ids such a container has.
+AUTO_SIZE = 65536
+
+
+def lease_range() -> tuple[UserNamespace, int]:
+    """AUTO_SIZE ids that nobody else has as long as the returned descriptor is open. Raises OSError."""
+    owned = [set(_ranges(file, {"containers"})) for file in (SUBUID, SUBGID)]
+    directory = _registry()
+    try:
+        for first, count in sorted(owned[0] & owned[1]) or [AUTO]:
+            for start in range(first, first + count - AUTO_SIZE + 1, AUTO_SIZE):
+                fd = os.open(str(start), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(fd)
+                    continue
+                return _whole(start), fd
+    finally:
+        os.close(directory)
+    raise OSError(errno.EAGAIN, "every range of ids is in use")
+
+
+def first_range() -> UserNamespace:
+    """What :func:`lease_range` might give: to show, not to use."""
+    return _whole(AUTO[0])
+
+
+def _whole(start: int) -> UserNamespace:
+    ids = ((0, start, AUTO_SIZE),)
+    return UserNamespace(ids, ids)
+
+
+def _registry() -> int:
+    """The directory whose files stand for ranges, each locked by who uses it; root's own, and nobody else's."""
+    fd = os.open("/run", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for name in ("pycontainer", "userns"):
+        parent = fd
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=parent)
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        finally:
+            os.close(parent)
+        found = os.fstat(fd)
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            os.close(fd)
+            raise PermissionError(errno.EPERM, "others can write to it", f"/run/{name}")
+    return fd
 
 
 def _numbered(own: int, ranges: Iterable[tuple[int, int]]) -> tuple[IdMap, ...]:
@@ -113,7 +186,7 @@ def write_maps(pid: int, namespace: UserNamespace) -> None:
     Raises OSError: the kernel or one of the set-uid programs refused, with what it said.
     """
     for kind, maps in (("uid", namespace.uids), ("gid", namespace.gids)):
-        text = "".join(f"{inside} {start} {count}\n" for inside, start, count in maps)
+        text = id_map(maps)
         if namespace.setgroups:
             program = _program(f"new{kind}map")
             assert program is not None

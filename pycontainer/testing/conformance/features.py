@@ -42,6 +42,7 @@ ASK: Mapping[Feature, Callable[[Area], object]] = {
     Feature.SYSCTLS: lambda area: area.run(area.payload.say(), sysctls={"net.ipv4.ip_forward": 1}),
     Feature.HOOKS: lambda area: area.run(area.payload.say(), hooks=Hooks()),
     Feature.PIDS: lambda area: area.run(area.payload.say(), pids_limit=10),
+    Feature.USERNS: lambda area: area.run(area.payload.say(), userns="auto"),
 }
 
 

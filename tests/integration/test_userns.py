@@ -1,0 +1,298 @@
+"""A user namespace of the container's own: root inside is nobody on the host."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pycontainer
+from pycontainer import InvalidCommandError, Mount, SetupError, UnsupportedError
+from pycontainer.command import Command
+from pycontainer.driver import ContainerProcess, LogLimits, Stdio
+from pycontainer.testing.conformance import Conformance
+from pycontainer_native.driver import NativeDriver
+from pycontainer_native.userns import AUTO, AUTO_SIZE
+
+from .conftest import Sh
+
+pytestmark = [pytest.mark.root, pytest.mark.tool("busybox")]
+
+MAPS = {"uid_mappings": [(0, 300000, 1000), (1000, 500000, 10)], "gid_mappings": [(0, 400000, 65536)]}
+
+
+def of_init(box: pycontainer.Container, *names: str) -> list[str]:
+    """Lines of /proc/PID/status, without their names."""
+    lines = Path(f"/proc/{box.pid}/status").read_text().splitlines()
+    return [" ".join(line.split()[1:]) for name in names for line in lines if line.startswith(f"{name}:")]
+
+
+@pytest.fixture
+def start(native: NativeDriver, busybox_rootfs: Path) -> Iterator[Callable[..., pycontainer.Container]]:
+    boxes = []
+
+    def start(**keywords: Any) -> pycontainer.Container:
+        keywords = {"rootfs": busybox_rootfs, "driver": native, **keywords}
+        boxes.append(pycontainer.Container(["sleep", "1000"], **keywords))
+        return boxes[-1]
+
+    yield start
+    for box in boxes:
+        box.close()
+
+
+class RemappedDriver(NativeDriver):
+    """Native, but that every container has a user namespace."""
+
+    def start(self, command: Command, stdio: Stdio) -> ContainerProcess:
+        return super().start(command.copy_with(userns="auto"), stdio)
+
+    def create(self, command: Command, stdio: Stdio) -> ContainerProcess:
+        return super().create(command.copy_with(userns="auto"), stdio)
+
+
+@pytest.fixture(scope="module")
+def remapped() -> Iterator[NativeDriver]:
+    driver = RemappedDriver()
+    yield driver
+    driver.close()
+
+
+class TestRemapped(Conformance):
+    """The kit, each container in a user namespace."""
+
+    @pytest.fixture
+    def driver(self, remapped: NativeDriver) -> NativeDriver:
+        return remapped
+
+
+def test_root_inside_is_nobody_outside(start: Callable[..., pycontainer.Container], sh: Sh) -> None:
+    box = start(userns="auto")
+    (uid,), (gid,) = ({*ids.split()} for ids in of_init(box, "Uid", "Gid"))
+    assert uid == gid
+    assert int(uid) >= AUTO[0]
+    assert box.exec(["id", "-u"], capture_output=True, text=True).stdout == "0\n"
+    assert sh("cat /proc/self/uid_map", userns="auto").stdout.split()[::2] == ["0", str(AUTO_SIZE)]
+    for name in ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup"):
+        assert os.readlink(f"/proc/{box.pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
+
+
+def test_the_maps_that_were_asked_for(start: Callable[..., pycontainer.Container]) -> None:
+    box = start(**MAPS, user="1005:70", groups=["71"])
+    assert Path(f"/proc/{box.pid}/uid_map").read_text().split() == ["0", "300000", "1000", "1000", "500000", "10"]
+    assert Path(f"/proc/{box.pid}/gid_map").read_text().split() == ["0", "400000", "65536"]
+    assert of_init(box, "Uid", "Gid", "Groups") == [" ".join(["500005"] * 4), " ".join(["400070"] * 4), "400070 400071"]
+
+
+def test_namespaces_are_its_own(sh: Sh) -> None:
+    """It has rights over its namespaces and none over the host: the other way round neither would hold."""
+    script = "ip link set lo mtu 1400 && cat /sys/class/net/lo/mtu; hostname other 2>/dev/null || echo seccomp"
+    assert sh(script, userns="auto", cap_add=["NET_ADMIN"]).stdout.split()[0] == "1400"
+
+
+def test_each_has_its_own_ids(start: Callable[..., pycontainer.Container]) -> None:
+    first, second = start(userns="auto"), start(userns="auto")
+    ids = [of_init(box, "Uid")[0].split()[0] for box in (first, second)]
+    assert ids[0] != ids[1]
+    first.close()
+    assert of_init(start(userns="auto"), "Uid")[0].split()[0] != ids[1]
+
+
+def test_a_range_is_had_again(start: Callable[..., pycontainer.Container]) -> None:
+    box = start(userns="auto")
+    range_file = Path("/run/pycontainer/userns", of_init(box, "Uid")[0].split()[0])
+    with range_file.open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    box.close()
+    with range_file.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # sooner or later: another test may look at it just now
+    assert range_file.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_files_keep_their_owners(sh: Sh, tmp_path: Path, busybox_rootfs: Path) -> None:
+    """What the container's root makes is root's on the disk, in the rootfs and in a bind mount (mount_setattr(2))."""
+    rootfs = tmp_path / "rootfs"
+    subprocess.run(["cp", "-a", busybox_rootfs, rootfs], check=True)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    script = "touch /made /shared/made; chown 5:6 /made; stat -c %u:%g /bin /shared /shared/made"
+    done = sh(script, rootfs=rootfs, mounts=[Mount(str(shared), "/shared")], userns="auto")
+    assert (done.stdout.split(), done.stderr) == (["0:0", "0:0", "0:0"], "")
+    found = [(rootfs / "made").stat(), (shared / "made").stat()]
+    assert [(stat.st_uid, stat.st_gid) for stat in found] == [(5, 6), (0, 0)]
+
+
+def test_the_way_there_may_be_barred(sh: Sh, tmp_path: Path) -> None:
+    """The rootfs is below a directory for the host's root alone: it is opened before the rights over it are gone."""
+    tmp_path.chmod(0o700)
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    done = sh("cat /secret", mounts=[Mount(str(secret), "/secret", read_only=True)], userns="auto")
+    assert (done.stdout, done.stderr) == ("x", "")
+
+
+def test_the_hosts_programs(python: Sh) -> None:
+    code = "import os; open('/usr/made', 'w'); print(os.getuid(), os.stat('/usr').st_uid, os.stat('/usr/made').st_uid)"
+    done = python(code, userns="auto")
+    assert (done.stdout.split(), done.stderr) == (["0", "0", "0"], "")
+    assert not Path("/usr/made").exists()
+
+
+def test_rights_over_the_host_are_none(sh: Sh) -> None:
+    """Even with every capability: they are those of its namespace."""
+    script = "echo x > /proc/sys/kernel/core_pattern; mknod /tmp/sda b 8 0; mount -t tmpfs none /tmp && echo mounted"
+    done = sh(script, userns="auto", privileged=True, rootfs=None)
+    assert done.stdout == "mounted\n"
+    assert "core_pattern" in done.stderr
+    assert "mknod" in done.stderr
+
+
+def test_further_processes_are_in_it_too(start: Callable[..., pycontainer.Container]) -> None:
+    box = start(userns="auto")
+    done = box.exec(["sh", "-c", "id -u; readlink /proc/self/ns/user; grep Cap /proc/self/status"], capture_output=True)
+    lines = done.stdout.decode().splitlines()
+    assert lines[:2] == ["0", os.readlink(f"/proc/{box.pid}/ns/user")]
+    assert [line.split()[1] for line in lines[2:]] == of_init(box, "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+
+
+def test_verbs(start: Callable[..., pycontainer.Container]) -> None:
+    box = start(userns="auto", pids_limit=20)
+    box.pause()
+    box.unpause()
+    assert box.stats().pids.limit == 20
+    box.update(pids_limit=30)
+    assert box.stats().pids.limit == 30
+    box.kill()
+    assert box.wait() == -9
+
+
+def test_with_an_init_and_a_terminal(sh: Sh) -> None:
+    assert sh("id -u; tty", init=True, tty=True, userns="auto").stdout.split() == ["0", "/dev/pts/0"]
+
+
+def test_the_default_is_not_in_one(sh: Sh, native: NativeDriver) -> None:
+    """One after the other: what is cloned ahead is not taken for the wrong kind."""
+    for userns in (None, "auto", None, "auto", "auto", None, None):
+        own = sh("readlink /proc/self/ns/user", userns=userns).stdout.strip() != os.readlink("/proc/self/ns/user")
+        assert own is (userns == "auto")
+
+
+@pytest.fixture
+def detached() -> Iterator[NativeDriver]:
+    with tempfile.TemporaryDirectory(dir="/run") as root:  # others must not be able to write above it either
+        driver = NativeDriver(root=root)
+        yield driver
+        driver.close()
+
+
+def test_a_detached_one(detached: NativeDriver, busybox_rootfs: Path) -> None:
+    """Its ids are known to whoever finds it again; those that are chosen would be free with their maker."""
+    command = Command.of(["sleep", "1000"], rootfs=busybox_rootfs, name="remapped", **MAPS)  # type: ignore[arg-type]
+    process = detached.start_detached(command, LogLimits())
+    try:
+        other = pycontainer.get("remapped", driver=NativeDriver(root=detached._store.root))
+        assert other.exec(["id", "-u"], capture_output=True, text=True).stdout == "0\n"
+        with pytest.raises(InvalidCommandError, match="does not exist in the user namespace"):
+            other.exec(["id", "-u"], user="1010")
+    finally:
+        detached.kill("remapped", 9)
+        process.wait(30)
+        detached.delete("remapped")
+    with pytest.raises(UnsupportedError, match="uid_mappings"):
+        detached.start_detached(Command.of(["true"], rootfs=busybox_rootfs, userns="auto"), LogLimits())
+
+
+@pytest.mark.parametrize(
+    ("keywords", "field"),
+    [
+        ({**MAPS, "user": "1010"}, "process.user"),
+        ({**MAPS, "user": "0:70000"}, "process.user"),
+        ({**MAPS, "groups": ["70000"]}, "process.additional_groups"),
+    ],
+)
+def test_an_id_that_is_not_there(sh: Sh, keywords: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidCommandError, match="does not exist in the user namespace") as caught:
+        sh("true", **keywords)
+    assert caught.value.problems[0][0] == field
+
+
+def test_a_file_system_that_cannot_map_ids(sh: Sh) -> None:
+    """It is an error, and the files are not shown as nobody's."""
+    with pytest.raises(SetupError) as caught:
+        sh("true", mounts=[Mount("/sys/kernel", "/mnt")], userns="auto")
+    assert "/sys/kernel" in caught.value.step
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [
+        [(0, 300000, 65536), (10, 500000, 10)],
+        [(0, 300000, 65536), (70000, 300001, 10)],
+        [(0, 300000, 2**32)],
+        [(0, 300000, 0)],
+        [(0, 0, 65536)],
+        [(0, 300000, 1), (1, 0, 1)],
+        [(1, 300000, 10)],
+        [(0, 2**32, 1)],
+        [(0, -1, 1)],
+        [(0, 300000)],
+        [(True, 300000, 1)],
+        [(n, 300000 + n, 1) for n in range(341)],
+        [],
+    ],
+    ids=lambda maps: str(maps)[:40],
+)
+@pytest.mark.parametrize("kind", ["uid", "gid"])
+def test_bad_maps(kind: str, maps: list[tuple[int, int, int]]) -> None:
+    with pytest.raises(InvalidCommandError) as caught:
+        Command.of(["true"], **{**MAPS, f"{kind}_mappings": maps})  # type: ignore[arg-type]
+    assert caught.value.problems[0][0] == f"{kind}_mappings"
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"userns": "host"},
+        {"userns": "auto", **MAPS},
+        {"userns": "auto", "pid": "container:x"},
+        {"userns": "auto", "network": "container:x"},
+    ],
+)
+def test_what_does_not_go_together(keywords: dict[str, Any]) -> None:
+    with pytest.raises(InvalidCommandError) as caught:
+        Command.of(["true"], **keywords)
+    assert caught.value.problems[0][0] == "userns"
+
+
+def test_as_json_and_as_flags() -> None:
+    from pycontainer.cli import main
+
+    command = Command.of(["true"], **MAPS)  # type: ignore[arg-type]
+    assert Command.from_json(command.to_json()) == command
+    assert (
+        main(["run", "--userns", "auto", "--", "sh", "-c", "test $(cut -b1-22 /proc/self/uid_map | tr -d ' ') != 00"])
+        == 0
+    )
+    assert (
+        main(
+            [
+                "run",
+                "--uidmap",
+                "0:300000:5",
+                "--gidmap",
+                "0:300000:6",
+                "--",
+                "grep",
+                "-q",
+                "300000 *5",
+                "/proc/self/uid_map",
+            ]
+        )
+        == 0
+    )
