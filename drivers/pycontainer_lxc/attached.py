@@ -21,7 +21,7 @@ class Attached(Job):
     def on_event(self, kind: str, *values: Any) -> None:
         if kind == "attached":
             self.adopt(values[0], self.pid)
-            if self.request["terminal"]:
+            if self.request["prelude"]:
                 self.started()
             else:
                 self.guard.impatient.add(self)

@@ -32,16 +32,17 @@ class GuardGoneError(Exception):
 class GuardClient:
     """One guard process, started here, ended by :meth:`close` or by the caller's own end."""
 
-    def __init__(self, bases: Mapping[str, str]) -> None:
+    def __init__(self, bases: Mapping[str, str], directory: int = -1) -> None:
+        """*directory* is that of a detached container, which then is the guard's only one."""
         self.token = self.lxcpath = ""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             lock = self._lock()
             try:
-                self.pid = _spawn(theirs.fileno(), lock)
+                self.pid = _spawn(theirs.fileno(), lock, directory)
             finally:
                 os.close(lock)  # the guard's copy keeps it
-            self._control.sendall(marshal.dumps((self.token, self.lxcpath, dict(bases))))
+            self._control.sendall(marshal.dumps((self.token, self.lxcpath, dict(bases), directory >= 0)))
         except BaseException:
             self._control.close()
             raise
@@ -102,19 +103,27 @@ class GuardClient:
         with contextlib.suppress(ChildProcessError):  # somebody else's waitpid(-1) was first
             os.waitpid(self.pid, 0)
 
+    def end(self) -> None:
+        """End a guard that no longer listens: with its death everything of its container dies."""
+        self._control.close()
+        if not self.ended(REMOVAL_TIMEOUT):
+            os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
     def forget(self) -> None:
         """In a forked child: let go of what belongs to the parent."""
         self._control.close()
 
 
-def _spawn(control: int, lock: int) -> int:
-    """Start the guard with *control* as its descriptor 3 and a pidfd of this process as its 4, *lock* as its 5."""
+def _spawn(control: int, lock: int, directory: int) -> int:
+    """Start the guard with *control* as its descriptor 3, *lock* as its 5; its 4 is *directory* or this one's pidfd."""
     python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     # Only what the dynamic loader may need to find libpython; the guard's environment is empty otherwise.
     env = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    caller = os.pidfd_open(os.getpid())
+    caller = os.pidfd_open(os.getpid()) if directory < 0 else os.dup(directory)
     # dup2 onto itself does not clear close-on-exec everywhere, so none of these may already be 3 to 5.
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in (control, caller, lock)]
     try:
@@ -134,17 +143,19 @@ def _spawn(control: int, lock: int) -> int:
             os.close(fd)
 
 
-def sweep(bases: Mapping[str, str]) -> None:
-    """Remove what guards left that were killed themselves: their lock is free.
+def sweep(bases: Mapping[str, str]) -> list[str]:
+    """Remove what guards left that were killed themselves, for their lock is free; the directories that are gone.
 
     The kernel kills their containers, which takes a moment.
     """
     deadline = time.monotonic() + REMOVAL_TIMEOUT
-    while not _sweep(bases) and time.monotonic() < deadline:
+    removed: list[str] = []
+    while not _sweep(bases, removed) and time.monotonic() < deadline:
         time.sleep(0.005)
+    return removed
 
 
-def _sweep(bases: Mapping[str, str]) -> bool:
+def _sweep(bases: Mapping[str, str], removed: list[str]) -> bool:
     """One round; whether nothing of a dead guard is left."""
     clean = True
     for name in os.listdir(RUN):
@@ -167,6 +178,7 @@ def _sweep(bases: Mapping[str, str]) -> bool:
                         done = remove_cgroups(f"{root}/{name}") and done
             clean = clean and done
             if done:
+                removed.append(path)
                 for directory in (f"{RUN}/lxc/lock{path}", path):
                     with contextlib.suppress(OSError):
                         for file in os.listdir(directory):

@@ -8,6 +8,7 @@ with ``lxc.hook.pre-start=`` in the next line would be a program run as root).
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
@@ -27,7 +28,7 @@ __all__ = ["Config", "render", "render_exec"]
 
 #: Every key that is ever written. ``*`` is one more part, of those characters.
 KEYS = re.compile(
-    r"lxc\.(?:autodev(?:\.tmpfs\.size)?|cap\.keep|cgroup2?\.[a-z]+\.[a-z_.]+|cgroup\.relative"
+    r"lxc\.(?:apparmor\.profile|autodev(?:\.tmpfs\.size)?|cap\.keep|cgroup2?\.[a-z]+\.[a-z_.]+|cgroup\.relative"
     r"|cgroup\.dir\.(?:container|monitor|monitor\.pivot)|console\.path|environment|init\.(?:cwd|gid|groups|uid)"
     r"|mount\.entry|namespace\.(?:clone|share\.net)"
     r"|net\.\d+\.(?:type|flags|link|name|mtu|hwaddr|ipv[46]\.(?:address|gateway))"
@@ -97,6 +98,8 @@ def render(
         options.append("nodev")
     if options:
         config.add("lxc.rootfs.options", ",".join(options))
+    if _apparmor_is_incomplete():
+        config.add("lxc.apparmor.profile", "unconfined")
     config.add("lxc.console.path", "none")
     config.add("lxc.tty.max", 0)
     config.add("lxc.pty.max", 1024)
@@ -125,6 +128,23 @@ def render(
     for line in command.config:
         config.lines.append(line)
     return config.encode()
+
+
+#: The profile that LXC's package loads and LXC asks for.
+APPARMOR_PROFILE = "lxc-container-default-cgns"
+
+
+@functools.cache
+def _apparmor_is_incomplete(directory: str = "/sys") -> bool:
+    """Whether the kernel has AppArmor without what LXC asks of it: then LXC refuses to start anything."""
+    try:
+        if cgroups.read(f"{directory}/module/apparmor/parameters/enabled").strip() != "Y":
+            return False
+        loaded = cgroups.read(f"{directory}/kernel/security/apparmor/profiles")
+        cgroups.read(f"{directory}/kernel/security/apparmor/features/mount/mask")
+    except OSError:
+        return os.path.exists(f"{directory}/module/apparmor")
+    return APPARMOR_PROFILE not in {line.partition(" ")[0] for line in loaded.splitlines()}
 
 
 def render_exec(process: Mapping[str, Any]) -> bytes:

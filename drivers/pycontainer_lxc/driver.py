@@ -7,17 +7,16 @@ import fcntl
 import os
 import signal as signals
 import socket
-import struct
-import termios
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pycontainer.driver import ContainerInfo, ContainerProcess, ExecutionDriver, Feature, Probe, State, Stdio
+from pycontainer.driver import ContainerInfo, ContainerProcess, ExecutionDriver, Feature, LogLimits, Probe, State, Stdio
 from pycontainer.errors import (
     AlreadyExistsError,
     ContainerError,
+    ContainerNotFoundError,
     DriverUnavailableError,
     InvalidCommandError,
     NotRunningError,
@@ -25,14 +24,18 @@ from pycontainer.errors import (
 )
 from pycontainer.network import named
 from pycontainer.rootfs import Overlay
-from pycontainer.spec import process_to_oci, resources_to_oci, to_oci
-from pycontainer_lxc import cgroups, config, terminal
+from pycontainer.seccomp_filter import Filter, compile_filter
+from pycontainer.spec import process_to_oci, resources_to_oci, seccomp_to_oci, to_oci
+from pycontainer_lxc import cgroups, config, prelude, record
 from pycontainer_lxc.client import GuardClient, GuardGoneError, sweep
 from pycontainer_lxc.process import LxcProcess
+from pycontainer_lxc.record import DetachedProcess
 from pycontainer_lxc.stats import take
+from pycontainer_lxc.streams import Borrowed, Pipes, Streams, Terminal
 
 if TYPE_CHECKING:
     from pycontainer.command import Command, Process, Resources
+    from pycontainer.logs import LogRecord
     from pycontainer.stats import Stats
 
 FEATURES = frozenset(
@@ -47,8 +50,13 @@ FEATURES = frozenset(
         Feature.CPUSET,
         Feature.PIDS,
         Feature.TTY,
+        Feature.SECCOMP,
+        Feature.RESTORE,
     }
 )
+
+#: How many seccomp filters are kept.
+MAX_FILTERS = 64
 
 #: What LXC 5 has open, and a few.
 MIN_DESCRIPTORS = 64
@@ -63,6 +71,7 @@ class LxcDriver(ExecutionDriver):
         self._lock = threading.Lock()
         self._guard: GuardClient | None = None
         self._tools: dict[str, str] | None = None
+        self._filters: dict[Any, Filter | None] = {}
         self._bases: dict[str, str] | None = None
         self._processes: weakref.WeakValueDictionary[str, LxcProcess] = weakref.WeakValueDictionary()
         self._commands: weakref.WeakKeyDictionary[LxcProcess, Command] = weakref.WeakKeyDictionary()
@@ -100,7 +109,7 @@ class LxcDriver(ExecutionDriver):
         for field in ("pid", "ipc", "uts"):
             if getattr(command, field) not in (None, "host"):
                 refuse(field, "this driver shares only the host's yet")
-        problems += self._check_process(command.process)
+        problems += [*self._check_process(command.process), *self._check_seccomp(command)]
         for line in command.config:
             problem = config.check_raw(line)
             if problem:
@@ -139,8 +148,8 @@ class LxcDriver(ExecutionDriver):
 
     def _check_process(self, process: Process) -> list[InvalidCommandError | UnsupportedError]:
         problems: list[InvalidCommandError | UnsupportedError] = []
-        if process.tty and not terminal.is_known():
-            problems.append(InvalidCommandError("process.tty", terminal.UNKNOWN))
+        if process.tty and not prelude.is_known():
+            problems.append(InvalidCommandError("process.tty", prelude.UNKNOWN))
         if "\n" in process.entrypoint:
             problem = "cannot have a line break: LXC names it in its log, which tells how it ended"
             problems.append(InvalidCommandError("process.entrypoint", problem))
@@ -179,39 +188,104 @@ class LxcDriver(ExecutionDriver):
     # -- start
 
     def start(self, command: Command, stdio: Stdio) -> ContainerProcess:
-        tools = self.tools
-        problems = self.validate(command)
-        if problems:
-            raise problems[0]
-        spec = to_oci(command)
+        spec = self._checked(command)
         guard = self._live_guard()
+        with Terminal(_uid(spec), stdio.size) if command.process.tty else Borrowed(stdio) as streams:
+            request = self._request(command, spec, guard, streams)
+            process = self._begin("start", request, streams, guard, stdio.deadline)
+        with self._lock:
+            self._commands[process] = command
+        process.cgroups = self._directories(request, guard)
+        return process
+
+    def start_detached(self, command: Command, log: LogLimits, deadline: float | None = None) -> ContainerProcess:
+        spec = self._checked(command)
+        found, lock = record.claim(command)
+        guard: GuardClient | None = None
+        try:
+            sweep(self.bases)
+            guard = GuardClient(self.bases, lock)
+            with Terminal(_uid(spec)) if command.process.tty else Pipes() as streams:
+                request = {**self._request(command, spec, guard, streams), "log": (log.size, log.files)}
+                directories = self._directories(request, guard)
+                found.describe(guard.pid, guard.token, guard.lxcpath, directories, request["isolated"])
+                self._begin("detach", request, streams, guard, deadline).close()
+        except BaseException:
+            if guard is not None:
+                guard.end()
+                sweep(self.bases)
+            found.remove()
+            raise
+        finally:
+            os.close(lock)  # the guard's copy keeps it
+        guard.forget()
+        return self.restore(command.id)
+
+    def _checked(self, command: Command) -> dict[str, Any]:
+        """The OCI runtime specification of *command*. Raises the first of its problems."""
+        assert self.tools
+        for problem in self.validate(command):
+            raise problem
+        return to_oci(command)
+
+    def _directories(self, request: Mapping[str, Any], guard: GuardClient) -> dict[str, str]:
+        """The container's cgroups, by controller."""
+        directory = f"{request['parent']}{guard.token}/payload.{request['id']}"
+        return {name: f"{base}/{directory}" for name, base in self.bases.items()}
+
+    def _request(self, command: Command, spec: dict[str, Any], guard: GuardClient, streams: Streams) -> dict[str, Any]:
+        """What *guard* is to be asked for."""
         parent = f"{command.cgroup_parent.strip('/')}/" if command.cgroup_parent else ""
         network = self._shared_network(command, guard)
-        tty, argv = command.process.tty, list(command.process.argv)
-        options = ["-F", "-q", "-n", command.id, "-P", guard.lxcpath, "-f"]
-        if tty:
-            argv = terminal.arguments(argv, spec["process"]["env"])
-        else:
-            options.insert(0, "-C")  # close what it inherits
-        request = {
+        argv = list(command.process.argv)
+        options = ["-F", "-q", *([] if prelude.is_known() else ["-C"]), "-n", command.id, "-P", guard.lxcpath, "-f"]
+        before = self._prelude(command, command.process.tty)
+        if before is not None:
+            argv = prelude.arguments(argv, spec["process"]["env"])
+        return {
             "id": command.id,
             "program": command.process.entrypoint,
-            "argv": [tools["lxc-start"], *options],  # the name of the configuration comes here
+            "argv": [self.tools["lxc-start"], *options],  # the name of the configuration comes here
             "rest": ["--", *argv],
             "parent": parent,
             "host_pid": command.pid == "host",
             "isolated": bool(network),
-            "terminal": tty,
+            "prelude": before,
+            "config": config.render(command, spec, self.bases, parent + guard.token, network, streams.name),
         }
-        with _Terminal(stdio, spec["process"]["user"]["uid"]) if tty else contextlib.nullcontext() as own:
-            name = own.name if own is not None else ""
-            request["config"] = config.render(command, spec, self.bases, parent + guard.token, network, name)
-            process = self._begin("start", request, stdio, guard, own)
-        with self._lock:
-            self._commands[process] = command
-        directory = f"{parent}{guard.token}/payload.{command.id}"
-        process.cgroups = {name: f"{base}/{directory}" for name, base in self.bases.items()}
-        return process
+
+    def _prelude(self, command: Command, tty: bool) -> tuple[bool, int, bytes] | None:
+        """What runs before a payload of *command*'s; None where it is not needed. Raises as :meth:`_filter`."""
+        flags, code = self._filter(command) or (0, b"")
+        return (tty, flags, code) if prelude.is_known() else None
+
+    def _filter(self, command: Command) -> Filter | None:
+        """The seccomp filter of *command*, kept. Raises InvalidCommandError, UnsupportedError."""
+        key = command.seccomp, command.process.privileged, command.process.capabilities
+        with self._lock:  # once, and not by all who start at the same time
+            if key not in self._filters:
+                if len(self._filters) >= MAX_FILTERS:
+                    self._filters.clear()
+                try:
+                    self._filters[key] = compile_filter(seccomp_to_oci(command))
+                except NotImplementedError as error:
+                    raise UnsupportedError(self.name, Feature.SECCOMP, str(error)) from None
+            return self._filters[key]
+
+    def _check_seccomp(self, command: Command) -> Iterator[InvalidCommandError | UnsupportedError]:
+        try:
+            filter = self._filter(command)
+        except (InvalidCommandError, UnsupportedError) as error:
+            yield error
+            return
+        if filter is None:
+            return
+        if not prelude.is_known():
+            yield InvalidCommandError("seccomp", f'{prelude.UNKNOWN}; "unconfined" is no filter')
+        process = command.process
+        if not process.no_new_privileges and "CAP_SYS_ADMIN" not in (process.capabilities or ()):
+            problem = 'false takes CAP_SYS_ADMIN, or seccomp="unconfined": the filter is loaded last (seccomp(2))'
+            yield InvalidCommandError("process.no_new_privileges", problem)
 
     def _shared_network(self, command: Command, guard: GuardClient) -> str:
         """The network namespace that the container shares with somebody, or "".
@@ -231,10 +305,9 @@ class LxcDriver(ExecutionDriver):
         return f"/proc/{self._running(network.container).pid}/ns/net"
 
     def _begin(
-        self, kind: str, request: dict[str, Any], stdio: Stdio, guard: GuardClient, own: _Terminal | None = None
+        self, kind: str, request: dict[str, Any], streams: Streams, guard: GuardClient, deadline: float | None = None
     ) -> LxcProcess:
-        """Have the guard run a tool, with *own* as its stdio if it is to have a terminal; the process once it runs."""
-        streams = [stdio.stdin, stdio.stdout, stdio.stderr] if own is None else [own.slave] * 3
+        """Have the guard run a tool; the process once it runs."""
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         id = request["id"]
         with theirs:
@@ -247,7 +320,8 @@ class LxcDriver(ExecutionDriver):
                         raise AlreadyExistsError(id)
                     self._processes[id] = process
             try:
-                guard.request(kind, request, [theirs.fileno(), *streams])
+                sources = streams.sources if kind == "detach" else ()
+                guard.request(kind, request, [theirs.fileno(), *streams.stdio, *sources])
             except GuardGoneError:
                 self._drop(guard)  # the end-of-file on the status socket tells the rest
             except BaseException:
@@ -255,13 +329,13 @@ class LxcDriver(ExecutionDriver):
                 process.close()
                 raise
         try:
-            process.wait_for_start(stdio.deadline)
+            process.wait_for_start(deadline)
         except BaseException:
             process.state = State.STOPPED
             process.close()
             raise
-        if own is not None:
-            process.terminal = own.take()
+        if kind != "detach":
+            process.terminal = streams.take()
         return process
 
     def _live_guard(self) -> GuardClient:
@@ -288,11 +362,17 @@ class LxcDriver(ExecutionDriver):
 
     # -- the other verbs
 
-    def _running(self, id: str) -> LxcProcess:
-        process = self._processes.get(id)
+    def _running(self, id: str) -> LxcProcess | DetachedProcess:
+        process: LxcProcess | DetachedProcess | None = self._processes.get(id)
+        if process is None or process.state is State.STOPPED:
+            process = self._detached(id)
         if process is None or process.state is State.CREATING or _ended(process):
             raise NotRunningError(id)
         return process
+
+    def _detached(self, id: str) -> DetachedProcess | None:
+        found = record.find(id)
+        return None if found is None else DetachedProcess(found, lambda: sweep(self.bases))
 
     def kill(self, id: str, signal: int) -> None:
         self._running(id).send_signal(signal)
@@ -308,7 +388,8 @@ class LxcDriver(ExecutionDriver):
     def info(self, id: str) -> ContainerInfo:
         process = self._processes.get(id)
         if process is None or _ended(process):
-            return ContainerInfo(id, State.STOPPED)
+            found = record.find(id)
+            return ContainerInfo(id, State.STOPPED) if found is None else found.info()
         return ContainerInfo(id, process.state, process.pid if process.pid > 0 else None)
 
     def get_pids_for_container(self, id: str) -> Sequence[int]:
@@ -320,45 +401,53 @@ class LxcDriver(ExecutionDriver):
         container = self._running(id)
         if container.state is State.PAUSED:
             raise NotRunningError(id, State.PAUSED.value)
-        command = self._commands[container]
+        command = container.command if isinstance(container, DetachedProcess) else self._commands[container]
         problems = [*self._check_process(process), *_check_exec(command.process, process)]
         if problems:
             raise problems[0]
         guard = self._live_guard()
         spec = process_to_oci(process, command.rootfs)
         user = spec["user"]
-        argv = [self.tools["lxc-attach"], "-q", "-n", id, "-P", guard.lxcpath, "--clear-env"]
+        lxcpath, monitor = _whereabouts(container) or (guard.lxcpath, None)
+        options = ["-q", "-n", id, "-P", lxcpath, "--clear-env"]
         if (user["uid"], user["gid"]) != (0, 0):
-            argv += ["-u", str(user["uid"]), "-g", str(user["gid"])]
+            options += ["-u", str(user["uid"]), "-g", str(user["gid"])]
+        before, argv = self._prelude(command, process.tty), list(process.argv)
+        if before is not None:
+            argv = prelude.arguments(argv, spec["env"])
         request = {
             "id": id,
             "program": process.entrypoint,
-            "argv": [*argv, "-f"],
-            "rest": ["--", *(terminal.arguments(list(process.argv), spec["env"]) if process.tty else process.argv)],
+            "argv": [self.tools["lxc-attach"], *options, "-f"],
+            "rest": ["--", *argv],
             "config": config.render_exec(spec),
-            "terminal": process.tty,
+            "prelude": before,
+            "monitor": monitor,
         }
-        with _Terminal(stdio, user["uid"]) if process.tty else contextlib.nullcontext() as own:
-            return self._begin("attach", request, stdio, guard, own)
+        with Terminal(user["uid"], stdio.size) if process.tty else Borrowed(stdio) as streams:
+            return self._begin("attach", request, streams, guard, stdio.deadline)
 
     def pause(self, id: str) -> None:
         process = self._running(id)
-        self._tool("lxc-freeze", id)
-        process.state = State.PAUSED
+        self._tool("lxc-freeze", process)
+        if isinstance(process, LxcProcess):
+            process.state = State.PAUSED
 
     def unpause(self, id: str) -> None:
         process = self._running(id)
-        self._tool("lxc-unfreeze", id)
-        process.state = State.RUNNING
+        self._tool("lxc-unfreeze", process)
+        if isinstance(process, LxcProcess):
+            process.state = State.RUNNING
 
-    def _tool(self, name: str, id: str) -> None:
-        """Run one of LXC's tools on container *id*. Raises ContainerError with what it says."""
-        guard = self._live_guard()
-        argv = [self.tools[name], "-q", "-n", id, "-P", guard.lxcpath, "--rcfile"]
+    def _tool(self, name: str, container: LxcProcess | DetachedProcess) -> None:
+        """Run one of LXC's tools on *container*. Raises ContainerError with what it says."""
+        guard, id = self._live_guard(), container.id
+        lxcpath, monitor = _whereabouts(container) or (guard.lxcpath, None)
+        argv = [self.tools[name], "-q", "-n", id, "-P", lxcpath, "--rcfile"]
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            request = {"id": id, "program": name, "argv": argv, "rest": [], "config": b""}
-            process = self._begin("tool", request, Stdio(null, null, null), guard)
+            request = {"id": id, "program": name, "argv": argv, "rest": [], "config": b"", "monitor": monitor}
+            process = self._begin("tool", request, Borrowed(Stdio(null, null, null)), guard)
         finally:
             os.close(null)
         status = process.wait()
@@ -378,6 +467,42 @@ class LxcDriver(ExecutionDriver):
             raise InvalidCommandError(field, problem)
         cgroups.update(limits, self.bases, process.cgroups)
 
+    # -- detached containers
+
+    def restore(self, id: str) -> ContainerProcess:
+        process = self._detached(id)
+        if process is None:
+            raise ContainerNotFoundError(id)
+        return process
+
+    def containers(self) -> Sequence[ContainerInfo]:
+        return [found.info() for found in record.records() if found.has_started()]
+
+    def logs(self, id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:
+        process = self._detached(id)
+        if process is None:
+            raise ContainerNotFoundError(id)
+        return record.read(process, follow, tail)
+
+    def delete(self, id: str) -> None:
+        process = self._detached(id)
+        if process is None:
+            raise ContainerNotFoundError(id)
+        try:
+            if not _ended(process):
+                raise ContainerError(f"container {id!r} is {process.state.value}: stop it before it is removed")
+        finally:
+            process.close()
+        process.record.remove()
+
+    def gc(self) -> Sequence[str]:
+        removed = [f"{path} and its cgroups: the guard died" for path in sweep(self.bases)]
+        for found in record.records():
+            if not found.is_guarded() and found.ended() is None:
+                found.remove()
+                removed.append(f"{found.path}: its guard died")
+        return removed
+
     def close(self) -> None:
         with self._lock:
             guard, self._guard = self._guard, None
@@ -394,32 +519,17 @@ class LxcDriver(ExecutionDriver):
         self._commands = weakref.WeakKeyDictionary()
 
 
-class _Terminal:
-    """A new pseudo-terminal, which nobody has kept once this is left unless its master was taken."""
-
-    def __init__(self, stdio: Stdio, uid: int) -> None:
-        self.master, self.slave = os.openpty()
-        os.fchown(self.slave, uid, -1)
-        os.fchmod(self.slave, 0o620)  # as grantpt(3) leaves it
-        self.name = os.ttyname(self.slave)
-        if stdio.size is not None:
-            fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("=4H", *stdio.size, 0, 0))
-
-    def take(self) -> int:
-        """The master, the caller's from here on."""
-        master, self.master = self.master, -1
-        return master
-
-    def __enter__(self) -> _Terminal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for fd in (self.master, self.slave):
-            if fd >= 0:
-                os.close(fd)
+def _uid(spec: Mapping[str, Any]) -> int:
+    uid: int = spec["process"]["user"]["uid"]
+    return uid
 
 
-def _ended(process: LxcProcess) -> bool:
+def _whereabouts(container: LxcProcess | DetachedProcess) -> tuple[str, tuple[int, bool]] | None:
+    """Of a detached one: its LXCPATH, and its monitor, and whether that is in a network namespace of its own."""
+    return container.record.whereabouts() if isinstance(container, DetachedProcess) else None
+
+
+def _ended(process: LxcProcess | DetachedProcess) -> bool:
     try:
         return process.poll() is not None
     except ContainerError:  # lost, or it never started

@@ -25,7 +25,9 @@ import resource
 import select
 import sys
 
+from pycontainer_lxc import prelude
 from pycontainer_lxc.attached import Attached
+from pycontainer_lxc.detached import Detached, write_whole
 from pycontainer_lxc.job import Job, Tool, descriptors
 from pycontainer_lxc.monitor import Monitor
 from pycontainer_lxc.removal import remove_cgroups
@@ -39,6 +41,9 @@ CONTROL_FD, CALLER_FD, LOCK_FD = 3, 4, 5
 #: How often to look again at what does not tell (execve of another's child, busy cgroups), in seconds.
 INTERVAL = 0.001
 
+#: How many programs for different filters are kept.
+MAX_PRELUDES = 64
+
 PR_SET_PDEATHSIG = 1
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -48,7 +53,9 @@ libc.syscall.restype = ctypes.c_long
 class Guard:
     """The event loop and what it watches. *bases* are the directories that containers' cgroups are made below."""
 
-    def __init__(self, control: socket.socket, token: str, lxcpath: str, bases: dict[str, str]) -> None:
+    def __init__(
+        self, control: socket.socket, token: str, lxcpath: str, bases: dict[str, str], detached: bool = False
+    ) -> None:
         self.control = control
         self.token = token
         self.lxcpath = lxcpath
@@ -62,10 +69,12 @@ class Guard:
         self.impatient: set[Job] = set()  # those that are to be asked again after INTERVAL
         self.running = True
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self.terminal = -1  # the program that takes a terminal, made when the first wants it
+        self.preludes: dict[tuple[bool, int, bytes], int] = {}  # their descriptors: see pycontainer_lxc.prelude
         self.errnos = {os.strerror(number): number for number in errno.errorcode}
         self.watch(control.fileno(), self.on_request)
-        self.watch(CALLER_FD, self.stop)
+        self.last: object = None  # how a detached container ended, and when
+        if not detached:
+            self.watch(CALLER_FD, self.stop)
 
     def watch(self, fd: int, handler: Callable[[], None], events: int = select.EPOLLIN) -> None:
         """Call *handler* when *fd* is readable or hung up."""
@@ -86,11 +95,11 @@ class Guard:
             return
         status = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds[1])
         kind, request = marshal.loads(os.pread(fds[0], os.fstat(fds[0]).st_size, 0))
-        job: Job = {"start": Monitor, "attach": Attached, "tool": Tool}[kind](self, status, request)
+        job: Job = KINDS[kind](self, status, request)
         try:
             if flags & socket.MSG_CTRUNC:
                 raise OSError(errno.EMFILE, "receive descriptors")
-            if kind != "start" and request["id"] not in self.monitors:
+            if kind in ("attach", "tool") and request["monitor"] is None and request["id"] not in self.monitors:
                 job.fail("find the container", errno.ESRCH)
                 return
             job.begin(fds[2:])
@@ -99,6 +108,14 @@ class Guard:
         finally:
             for fd in (fds[0], *fds[2:]):
                 os.close(fd)
+
+    def prelude(self, kind: tuple[bool, int, bytes]) -> int:
+        """The descriptor of the program that precedes a payload of this *kind*."""
+        if kind not in self.preludes:
+            if len(self.preludes) >= MAX_PRELUDES:
+                os.close(self.preludes.pop(next(iter(self.preludes))))
+            self.preludes[kind] = prelude.make(*kind)
+        return self.preludes[kind]
 
     def spawn(
         self,
@@ -139,6 +156,11 @@ class Guard:
         """A number that no open descriptor reaches."""
         return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
+    def let_go(self) -> None:
+        """Outlive the caller; the loop ends with the last job."""
+        self.running = False
+        self.forget(self.control.fileno())
+
     def stop(self) -> None:
         """Kill every container; the loop ends when the last is gone."""
         self.running = False
@@ -175,6 +197,8 @@ class Guard:
                 pass  # it stays for the sweep of the next start
 
 
+KINDS = {"start": Monitor, "detach": Detached, "attach": Attached, "tool": Tool}
+
 _CLONE_NEWNET = 0x40000000
 _MACHINE = os.uname().machine
 _NR_RT_SIGACTION = {"x86_64": 13, "aarch64": 134, "riscv64": 134, "ppc64le": 173, "s390x": 174}.get(_MACHINE, -1)
@@ -182,7 +206,10 @@ _NR_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s3
 
 
 def main() -> None:
-    """Serve the socket that is descriptor 3 for the caller whose pidfd is descriptor 4. 5 is its lock."""
+    """Serve the socket that is descriptor 3 for the caller whose pidfd is descriptor 4. 5 is its lock.
+
+    For a detached container 4 is that one's directory.
+    """
     os.closerange(LOCK_FD + 1, os.sysconf("SC_OPEN_MAX"))
     for fd in (CONTROL_FD, CALLER_FD, LOCK_FD):
         os.set_inheritable(fd, False)
@@ -197,8 +224,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, CONTROL_FD)
-    token, lxcpath, bases = marshal.loads(control.recv(1 << 16))
-    guard = Guard(control, token, lxcpath, bases)
+    guard = Guard(control, *marshal.loads(control.recv(1 << 16)))
     try:
         guard.run()
     except BaseException as error:
@@ -213,3 +239,5 @@ def main() -> None:
         raise
     finally:
         guard.close()
+    if guard.last is not None:
+        write_whole("ended", guard.last)

@@ -10,7 +10,7 @@ import marshal
 import os
 import sys
 
-from pycontainer_lxc import terminal
+from pycontainer_lxc import prelude
 from pycontainer_lxc.log import failed_step, parse
 
 TYPE_CHECKING = False
@@ -52,7 +52,7 @@ class Job:
         self.exit: tuple[int | None, int | None] | None = None  # the payload's exit code, signal
         self.result: tuple[int, int] | None = None  # the tool's si_code, si_status
         self.told = False
-        self.report = self.report_end = -1  # what takes the terminal writes there: see pycontainer_lxc.terminal
+        self.report = self.report_end = -1  # the prelude writes there: see pycontainer_lxc.prelude
         self.said: list[int] = []
 
     # -- begin
@@ -76,26 +76,26 @@ class Job:
         guard.watch(self.log, self.on_log)
         guard.watch(self.status.fileno(), self.on_status)
 
-    def prepare_terminal(self, third: int, slave: int) -> list[int]:
-        """The descriptors of a tool whose payload is to have the terminal *slave*; *third* is what 3 is to be."""
-        guard = self.guard
-        if guard.terminal < 0:
-            guard.terminal = terminal.make()
+    def prepare_prelude(self, fds: list[int]) -> list[int]:
+        """The descriptors of a tool that runs a prelude before its payload, which is to have *fds* as its stdio."""
+        guard, kind = self.guard, self.request["prelude"]
         self.report, self.report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.fchmod(self.report, 0o666)  # the payload's user opens it
         guard.watch(self.report, self.on_report)
-        return [guard.null, guard.null, guard.null, third, guard.terminal, self.report, slave]
+        terminal = kind[0]
+        stdio = [guard.null] * 3 if terminal else fds
+        return [*stdio, self.config, guard.prelude(kind), self.report, *fds[:terminal]]
 
     def begin(self, fds: list[int]) -> None:
         """Start the tool with *fds* as its stdio. Raises OSError."""
         self.prepare(LOG)
-        if self.request.get("terminal"):
-            fds = self.prepare_terminal(self.config, fds[0])
+        if self.request.get("prelude"):
+            fds = self.prepare_prelude(fds)
         argv = [*self.request["argv"], f"/proc/{self.guard.pid}/fd/{self.config}", *self.request["rest"]]
-        monitor = self.guard.monitors[self.request["id"]]
+        monitor, isolated = self.request["monitor"] or self.guard.monitors[self.request["id"]].whereabouts()
         network = -1
-        if monitor.request["isolated"]:
-            network = os.open(f"/proc/{monitor.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        if isolated:
+            network = os.open(f"/proc/{monitor}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             self.pid = self.guard.spawn(argv, fds, network, keyring=True)
         finally:
@@ -122,13 +122,13 @@ class Job:
                     self.on_event(*event)
 
     def on_report(self) -> None:
-        """What takes the terminal has said something, or has become the payload."""
+        """The prelude has said something, or has become the payload."""
         while self.report >= 0:
             try:
                 data = os.read(self.report, 4096)
             except BlockingIOError:
                 return
-            self.said += terminal.numbers(data)
+            self.said += prelude.numbers(data)
             end, self.report_end = self.report_end, -1
             if end >= 0:  # it has opened its own
                 os.close(end)
@@ -139,8 +139,8 @@ class Job:
                 self.started()
 
     def has_failed(self) -> bool:
-        """Whether what takes the terminal could not become the payload."""
-        return terminal.FAILED in self.said
+        """Whether the prelude could not become the payload."""
+        return prelude.FAILED in self.said
 
     def started(self) -> None:
         """What there is to do once the payload runs."""
@@ -209,7 +209,7 @@ class Job:
     def fail(self, step: str = "", number: int = 0, path: str = "") -> None:
         """Report that it did not start, as *step* or in LXC's words, and forget it."""
         if not step and self.has_failed():
-            step, number = terminal.fault(self.said)
+            step, number = prelude.fault(self.said)
             path = self.request["program"]
         if not step:
             step, number, path = failed_step(self.errors, self.guard.errnos, self.request["program"])

@@ -43,17 +43,18 @@ class Monitor(Job):
         self.gate = os.pipe2(os.O_CLOEXEC)
         self.prepare(LOG + _STOP, stopping=STOPPING, answer=self.gate[0])
         argv = [*self.request["argv"], "/proc/self/fd/3", *self.request["rest"]]
-        if self.request["terminal"]:
-            keep = self.prepare_terminal(self.config, fds[0])
-        else:
-            keep = [*fds, self.config]
-            for fd in fds:
-                info = os.fstat(fd)
-                if info.st_rdev != _NULL:
-                    self.before.append((os.dup(fd), info))
+        keep = self.prepare_prelude(fds) if self.request["prelude"] else [*fds, self.config]
+        for fd in keep[:3]:
+            info = os.fstat(fd)
+            if info.st_rdev != _NULL:
+                self.before.append((os.dup(fd), info))
         self.pid = guard.spawn(argv, keep, new_network=self.request["isolated"])
         guard.monitors[self.request["id"]] = self
         self.watch()
+
+    def whereabouts(self) -> tuple[int, bool]:
+        """The monitor's pid, and whether it is in a network namespace of its own."""
+        return self.pid, self.request["isolated"]
 
     # -- events
 

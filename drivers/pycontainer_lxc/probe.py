@@ -77,7 +77,8 @@ def probe(name: str, features: Iterable[Feature], directories: Iterable[str] = D
     version = f"lxc-{text}"
     if parse_version(text) < MIN_VERSION:
         needed = ".".join(map(str, MIN_VERSION))
-        return unusable(f"LXC {text or 'of unknown version'} is older than {needed}", INSTALL, version)
+        why = "which first lets one say where a container's cgroups are (lxc.cgroup.dir.container)"
+        return unusable(f"LXC {text or 'of unknown version'} is older than {needed}, {why}", INSTALL, version)
     if os.geteuid() != 0:
         return unusable("needs root", "run as root, or use the native driver", version)
     where = cgroups.bases()

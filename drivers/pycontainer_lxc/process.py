@@ -25,7 +25,7 @@ from pycontainer.errors import (
 )
 from pycontainer_lxc.job import descriptors
 
-__all__ = ["LxcProcess", "wait_readable"]
+__all__ = ["LxcProcess", "reason", "wait_readable"]
 
 
 class LxcProcess(ContainerProcess):
@@ -81,7 +81,7 @@ class LxcProcess(ContainerProcess):
         self.state = State.STOPPED
         if kind == "exited":
             code, signal, oom_killed, note = values
-            self._exit = ExitStatus(code, signal, oom_killed, _reason(code, signal, oom_killed, note))
+            self._exit = ExitStatus(code, signal, oom_killed, reason(code, signal, oom_killed, note))
         elif kind == "lost":
             self._error = ContainerLostError(self.id, values[0])
         elif kind == "failed":
@@ -165,7 +165,8 @@ def wait_readable(fd: int, timeout: float | None) -> None:
     poll.poll(None if timeout is None else max(0, round(timeout * 1000 + 0.5)))
 
 
-def _reason(code: int | None, signal: int | None, oom_killed: bool, note: str) -> str:
+def reason(code: int | None, signal: int | None, oom_killed: bool, note: str) -> str:
+    """The sentence of an ExitStatus."""
     if signal is None:
         text = f"exited with code {code}"
     else:

@@ -15,7 +15,7 @@ from pycontainer import PIPE, SetupError
 from pycontainer.driver import Stdio
 from pycontainer.process import Process
 from pycontainer.stdio import TtyTerminal
-from pycontainer_lxc import terminal as taking
+from pycontainer_lxc import prelude
 from pycontainer_lxc.driver import LxcDriver
 
 from . import test_native_tty
@@ -106,7 +106,7 @@ def test_a_further_process_has_one_of_its_own(start: Any, driver: LxcDriver) -> 
         argv = [
             "sh",
             "-c",
-            "stty size; echo by name >/dev/tty; trap 'stty size; exit 6' WINCH; while :; do sleep 0.01; done",
+            "trap 'stty size; exit 6' WINCH; stty size; echo by name >/dev/tty; while :; do sleep 0.01; done",
         ]
         process = driver.exec(box.id, Process.of(argv, tty=True), Stdio(fd, fd, fd, size=(33, 99)))
     assert process.terminal is not None
@@ -131,7 +131,7 @@ def test_a_further_process_that_cannot_be_executed(start: Any, driver: LxcDriver
 
 
 def test_on_another_machine_it_is_refused(monkeypatch: pytest.MonkeyPatch, sh: Any) -> None:
-    monkeypatch.setattr(taking, "is_known", lambda: False)
+    monkeypatch.setattr(prelude, "is_known", lambda: False)
     with pytest.raises(pycontainer.InvalidCommandError) as caught:
         sh("true", tty=True)
     assert caught.value.field == "process.tty"

@@ -115,7 +115,7 @@ def test_stdin(both: Both, data: bytes) -> None:
         "umask",
         "echo $$",
         "ls -A /proc/self/fd | tr '\\n' ' '",
-        "grep -E '^(Sig(Blk|Ign|Cgt)|Cap|NoNewPrivs|Uid|Gid|Groups)' /proc/self/status",
+        "grep -E '^(Sig(Blk|Ign|Cgt)|Cap|NoNewPrivs|Seccomp|Uid|Gid|Groups)' /proc/self/status",
         "ip -o addr | sed 's/ *valid_lft.*//'",
         "stat -c '%n %F %a %t:%T' /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty",
         "readlink /dev/fd /dev/stdin /dev/stdout /dev/stderr",
@@ -139,6 +139,9 @@ def test_surroundings(both: Both, script: str, keywords: dict[str, Any]) -> None
     both(sh(script + " || true"), **keywords)
 
 
+ALLOW = {"defaultAction": "SCMP_ACT_ALLOW"}
+
+
 @pytest.mark.parametrize(
     "keywords",
     [
@@ -148,7 +151,10 @@ def test_surroundings(both: Both, script: str, keywords: dict[str, Any]) -> None
         {"cap_add": ["NET_RAW"]},
         {"cap_drop": ["ALL"]},
         {"cap_drop": ["ALL"], "user": "alice"},
-        {"no_new_privileges": False},
+        {"no_new_privileges": False, "seccomp": "unconfined"},
+        {"seccomp": "unconfined"},
+        {"seccomp": {**ALLOW, "syscalls": [{"names": ["chdir"], "action": "SCMP_ACT_ERRNO"}]}},
+        {"seccomp": {**ALLOW, "syscalls": [{"names": ["raed"], "action": "SCMP_ACT_ERRNO"}]}},
         {"rlimits": {"nofile": (100, 200), "core": 0}},
         {"user": "nobody"},
         {"user": "no-such-user"},
@@ -167,7 +173,8 @@ def test_surroundings(both: Both, script: str, keywords: dict[str, Any]) -> None
 def test_keywords(both: Both, keywords: dict[str, Any]) -> None:
     script = (
         "hostname; pwd; ulimit -n; ulimit -c; id; cut -c1-99 /proc/self/cgroup | wc -l;"
-        "grep -E '^(Cap|NoNewPrivs|Groups|Cpus_allowed_list)' /proc/self/status; (echo > /x) 2>/dev/null; echo $?"
+        "grep -E '^(Cap|NoNewPrivs|Seccomp|Groups|Cpus_allowed_list)' /proc/self/status; (cd /tmp);"
+        "(echo > /x) 2>/dev/null; echo $?"
     )
     keywords = {"name": None, "hostname": "box", **keywords}
     both(sh(script), **keywords)
@@ -267,6 +274,43 @@ def test_no_terminal_for_what_cannot_be_executed(both: Both) -> None:
     assert both(["/etc/passwd"], tty=True, capture_output=False, stdout=PIPE)[1:] == ("execve", 13)
 
 
+#: (number, arguments) on x86-64: what the default profile allows, denies, answers with another errno, has not heard of.
+CALLS = [
+    *((39,), (102,), (250, 0), (272, 0x10000000), (272, 0), (321, 0), (425, 1), (435, 0), (999,), (462, 0)),
+    *((135, 0x40000), (135, 0xFFFFFFFF), (41, 40, 1, 0), (41, 2, 1, 0), (41, 16, 3, 0), (41, 16, 3, 9), (41, 17, 3, 0)),
+    *((16, 0, 0x5412, 0), (16, 0, 2**32 + 0x5412, 0), (16, 0, 0x541C, 0), (101, 0, 0, 0), (310, 1), (155, 0)),
+    *((0x40000000 + 39,), (157, 99), (452, -1, 0, 0, 0), (165, 0, 0, 0), (56, 0x10000000, 0, 0, 0, 0)),
+]
+PROBE = """
+import ctypes, sys
+call = ctypes.CDLL(None, use_errno=True).syscall
+for line in sys.argv[1:]:
+    result = call(*map(ctypes.c_long, map(int, line.split(","))))
+    print(line, 0 if result >= 0 else ctypes.get_errno())
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="its numbers are x86-64's")
+@pytest.mark.parametrize("keywords", [{}, {"user": "alice"}, {"cap_add": ["NET_RAW"]}], ids=str)
+def test_system_calls(both: Both, keywords: dict[str, Any]) -> None:
+    """The default profile's verdict, asked inside."""
+    trees = [path for path in ("/usr", "/lib", "/lib64") if os.path.isdir(path)]
+    argv = [python_of_usr(), "-I", "-S", "-c", PROBE, *(",".join(map(str, call)) for call in CALLS)]
+    status, out, err = both(argv, mounts=[Mount(path, path, read_only=True) for path in trees], **keywords)
+    assert (status.exit_code, err, len(out.splitlines())) == (0, b"", len(CALLS))
+    said = dict(line.split() for line in out.decode().splitlines())
+    assert said["39"] == "0"
+    assert said["250,0"] == "1"
+    assert said["435,0"] == said["999"] == "38"
+
+
+def python_of_usr() -> str:
+    """A Python of the distribution's: that of the tests may be anywhere."""
+    found = next((path for path in ("/usr/bin/python3", "/usr/local/bin/python3") if os.path.exists(path)), None)
+    assert found is not None, "needs a python3 in /usr"
+    return found
+
+
 # -- verbs
 
 
@@ -314,7 +358,7 @@ def execute(box: pycontainer.Container, argv: list[str], **keywords: Any) -> Any
         (sh("id -u; id -g"), {}),
         (sh("id -u; id -g"), {"user": "alice"}),
         (["id"], {"user": "no-such-user"}),
-        (sh("grep -E '^(Cap|NoNewPrivs|Sig(Blk|Ign))' /proc/self/status; ls -A /proc/self/fd | wc -l"), {}),
+        (sh("grep -E '^(Cap|NoNewPrivs|Seccomp|Sig(Blk|Ign))' /proc/self/status; ls -A /proc/self/fd | wc -l"), {}),
         (sh("grep -E '^Cap' /proc/self/status"), {"user": "alice"}),
         (sh("hostname | wc -c; pwd; umask; ulimit -n"), {"rlimits": {"nofile": (99, 111)}}),
         (sh("ls /proc | grep -c '^1$'; cut -d: -f2 /proc/self/cgroup | sort"), {}),
@@ -393,6 +437,26 @@ def test_pids_and_info(boxes: Any) -> None:
         assert box._life.driver.info(box.id).state is State.STOPPED
         with pytest.raises(NotRunningError):
             box._life.driver.kill(box.id, 9)
+
+
+@pytest.mark.parametrize("tty", [False, True])
+def test_restore(drivers: Any, busybox_rootfs: Path, tty: bool) -> None:
+    results = []
+    for driver in drivers:
+        if Feature.RESTORE not in driver.features():
+            continue
+        argv = sh("trap 'echo over; exit 6' TERM; echo begun; while :; do sleep 0.02; done")
+        first = pycontainer.Container(argv, rootfs=busybox_rootfs, driver=driver, detach=True, tty=tty)
+        try:
+            begun = next(iter(first.logs(follow=True))).data
+            first.close()
+            second = pycontainer.get(first.id, driver)
+            second.terminate()
+            status = second.wait(60)
+            results.append((begun, [one.data for one in second.logs()], status, second.status))
+        finally:
+            pycontainer.get(first.id, driver).remove(force=True)
+    assert all(result == results[0] for result in results)
 
 
 def test_validate_says_the_same(drivers: Any, busybox_rootfs: Path) -> None:

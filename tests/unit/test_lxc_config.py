@@ -234,3 +234,30 @@ def test_what_an_exec_needs_is_not_in_its_arguments(rootfs: Path) -> None:
     process = Command.of(["true"], rootfs=rootfs, env={"SECRET": "x"}, rlimits={"nofile": (64, 128)}).process
     text = render_exec(process_to_oci(process, str(rootfs))).decode()
     assert text == 'lxc.environment="SECRET=x"\nlxc.prlimit.nofile="64:128"\n'
+
+
+@pytest.mark.parametrize(
+    ("enabled", "profiles", "mask", "expected"),
+    [
+        (None, None, False, False),
+        ("N", None, False, False),
+        ("Y", None, False, True),
+        ("Y", "lxc-container-default-cgns (enforce)\nman (enforce)\n", True, False),
+        ("Y", "lxc-container-default-cgns (enforce)\n", False, True),
+        ("Y", "lxc-container-default-cgns-x (enforce)\n", True, True),
+    ],
+)
+def test_apparmor_that_lxc_would_refuse(
+    tmp_path: Path, enabled: str | None, profiles: str | None, mask: bool, expected: bool
+) -> None:
+    if enabled is not None:
+        (tmp_path / "module/apparmor/parameters").mkdir(parents=True)
+        (tmp_path / "module/apparmor/parameters/enabled").write_text(f"{enabled}\n")
+    security = tmp_path / "kernel/security/apparmor"
+    if profiles is not None:
+        security.mkdir(parents=True)
+        (security / "profiles").write_text(profiles)
+    if mask:
+        (security / "features/mount").mkdir(parents=True)
+        (security / "features/mount/mask").write_text("mount umount pivot_root\n")
+    assert config._apparmor_is_incomplete(str(tmp_path)) is expected

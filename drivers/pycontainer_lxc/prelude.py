@@ -1,17 +1,24 @@
-"""A terminal for the payload, which LXC itself gives to none.
+"""What LXC executes in the payload's place: it does what LXC has no way to do, and becomes the payload by execve(2).
 
-``lxc-start`` makes its payload the leader of a session (setsid(2)) and leaves
-it to the payload to take a controlling terminal: an init does that, a shell
-does not.  Nobody but the leader can (ioctl_tty(2), TIOCSCTTY).  ``lxc-attach``
-puts a second terminal behind the first, which writes every line's end twice.
-So LXC starts :data:`CODE`, which takes the terminal and becomes the payload by
-execve(2).  It is a sealed memfd, inherited through LXC: nothing of it may be
-seen in the container, nor be written to from there (CVE-2019-5736).
+* The terminal.  ``lxc-start`` makes its payload the leader of a session
+  (setsid(2)) and leaves it to the payload to take a controlling terminal: an
+  init does that, a shell does not, and nobody but the leader can (ioctl_tty(2),
+  TIOCSCTTY).  ``lxc-attach`` puts a second terminal behind the first, which
+  writes every line's end twice.
+* The seccomp filter.  LXC's own profiles know no numbers, drop what libseccomp
+  has no name for, let 32-bit calls pass that have the names of permitted ones,
+  and are compiled anew by every start, which takes longer than the start
+  itself.  So the filter is the one that every driver has.
+* What went wrong, and that nothing did: LXC says the one in words, of an
+  ``lxc-attach`` not always, and does not say the other.
+
+It is a sealed memfd, inherited through LXC: nothing of it may be seen in the
+container, nor be written to from there (CVE-2019-5736).
 
 Descriptors: 4 is the program, 5 the read end of a pipe, 6 the terminal.  It
 opens 5 for writing (5 itself LXC holds open; this ends with its execve), and
-writes 64-bit numbers: 0 once it has the terminal, -errno for each step that
-failed, 1 when that was the last it could try.
+writes 64-bit numbers: 0 once it has the terminal, 0 once it is confined, -errno
+for each step that failed, and 1 when that was the last it could try.
 """
 
 from __future__ import annotations
@@ -34,13 +41,16 @@ CODE = bytes.fromhex(
     "4c8d642408"  # lea r12,[rsp+0x8]  ; argv
     "488b0424"  # mov rax,QWORD PTR [rsp]
     "4d8d6cc408"  # lea r13,[r12+rax*8+0x8]  ; envp, behind the NULL of argv
-    "b870000000"  # mov eax,0x70  ; setsid, which LXC has done for a first process
-    "0f05"  # syscall
-    "488d35b8000000"  # lea rsi,[rip+path]
+    "488d1d05010000"  # lea rbx,[rip+data]
+    "488d35ee000000"  # lea rsi,[rip+path]
     "ba01000800"  # mov edx,0x80001  ; O_WRONLY | O_CLOEXEC
     "b801010000"  # mov eax,0x101  ; openat
     "0f05"  # syscall
     "4189c6"  # mov r14d,eax
+    "833b00"  # cmp DWORD PTR [rbx],0x0
+    "741c"  # je close
+    "b870000000"  # mov eax,0x70  ; setsid, which LXC has done for a first process
+    "0f05"  # syscall
     "bf06000000"  # mov edi,0x6
     "31f6"  # xor esi,esi
     # dup:
@@ -49,20 +59,36 @@ CODE = bytes.fromhex(
     "ffc6"  # inc esi
     "83fe03"  # cmp esi,0x3
     "75f2"  # jne dup
+    # close:
     "bf03000000"  # mov edi,0x3
     "83ceff"  # or esi,0xffffffff
     "ba04000000"  # mov edx,0x4  ; CLOSE_RANGE_CLOEXEC
     "b8b4010000"  # mov eax,0x1b4  ; close_range
     "0f05"  # syscall
     "85c0"  # test eax,eax
-    "784c"  # js fail
+    "7876"  # js fail
+    "833b00"  # cmp DWORD PTR [rbx],0x0
+    "7414"  # je filter
     "31ff"  # xor edi,edi
     "be0e540000"  # mov esi,0x540e  ; TIOCSCTTY
     "31d2"  # xor edx,edx
     "b810000000"  # mov eax,0x10  ; ioctl
     "0f05"  # syscall
     "85c0"  # test eax,eax
+    "785d"  # js fail
+    # filter:
+    "31c0"  # xor eax,eax
+    "e871000000"  # call say
+    "66837b0800"  # cmp WORD PTR [rbx+0x8],0x0
+    "7417"  # je program
+    "bf01000000"  # mov edi,0x1  ; SECCOMP_SET_MODE_FILTER
+    "8b7304"  # mov esi,DWORD PTR [rbx+0x4]
+    "488d5308"  # lea rdx,[rbx+0x8]
+    "b83d010000"  # mov eax,0x13d  ; seccomp
+    "0f05"  # syscall
+    "85c0"  # test eax,eax
     "7838"  # js fail
+    # program:
     "31c0"  # xor eax,eax
     "e84c000000"  # call say
     "4d89e7"  # mov r15,r12
@@ -100,11 +126,12 @@ CODE = bytes.fromhex(
     "58"  # pop rax
     "c3"  # ret
     "2f70726f632f73656c662f66642f3500"  # path: .asciz "/proc/self/fd/5"
+    # data: whether there is a terminal and the flags of seccomp(2), 32 bits each, struct sock_fprog, and its filter
 )
 
-_BASE = 0x400000
+_BASE, _HEADERS = 0x400000, 64 + 56
 
-UNKNOWN = "needs x86-64: LXC gives its payload no controlling terminal, and what takes one is machine code"
+UNKNOWN = "needs x86-64: LXC itself cannot do it, and what does it in the payload's place is machine code"
 
 
 def is_known() -> bool:
@@ -112,23 +139,28 @@ def is_known() -> bool:
     return os.uname().machine == "x86_64"
 
 
-def make() -> int:
-    """A descriptor of the program: an ELF file of one segment (elf(5)), sealed, open for reading."""
-    size = 64 + 56 + len(CODE)
+def make(terminal: bool, flags: int, filter: bytes) -> int:
+    """A descriptor of the program: an ELF file of one segment (elf(5)), sealed, open for reading.
+
+    *filter* is an array of struct sock_filter, or empty; *flags* are seccomp(2)'s.
+    """
+    data = _BASE + _HEADERS + len(CODE)
+    program = CODE + struct.pack("<IIHxxxxxxQ", terminal, flags, len(filter) // 8, data + 24) + filter
     header = struct.pack(
         "<16sHHIQQQIHHHHHH",
-        b"\x7fELF\2\1\1", 2, 62, 1, _BASE + 64 + 56, 64, 0, 0, 64, 56, 1, 0, 0, 0,
+        b"\x7fELF\2\1\1", 2, 62, 1, _BASE + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0,
     )  # fmt: skip
+    size = _HEADERS + len(program)
     segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    memfd_flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
-        memfd = os.memfd_create("terminal", flags | 0x10)  # MFD_EXEC: vm.memfd_noexec wants it said, Linux 6.3
+        memfd = os.memfd_create("prelude", memfd_flags | 0x10)  # MFD_EXEC, which vm.memfd_noexec wants, Linux 6.3
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        memfd = os.memfd_create("terminal", flags)
+        memfd = os.memfd_create("prelude", memfd_flags)
     try:
-        os.write(memfd, header + segment + CODE)
+        os.write(memfd, header + segment + program)
         seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
         fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, seals)
         # what somebody has open for writing cannot be executed (ETXTBSY)
@@ -153,8 +185,9 @@ def numbers(report: bytes) -> list[int]:
 
 def fault(said: list[int]) -> tuple[str, int]:
     """The step that failed, and its errno."""
-    if said[0] < 0:
-        return "take the controlling terminal", -said[0]
-    # As execvp(3): that one of several paths does not exist says less than why another cannot be executed.
     failed = [-number for number in said if number < 0] or [errno.ENOENT]
+    done = said.count(0)
+    if done < 2:
+        return ("take the controlling terminal", "load the seccomp filter")[done], failed[0]
+    # As execvp(3): that one of several paths does not exist says less than why another cannot be executed.
     return "execve", next((number for number in failed if number not in (errno.ENOENT, errno.ENOTDIR)), failed[-1])

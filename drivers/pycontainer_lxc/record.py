@@ -1,0 +1,297 @@
+"""What is on record of detached containers, and how any process finds and watches them.
+
+Each has a directory below :data:`ROOT`.  Its guard holds a lock on it as long
+as it lives (flock(2)), which nobody can forget to give back; ``container`` is
+there before the guard is, ``started`` and ``ended`` come from the guard
+(:mod:`pycontainer_lxc.detached`).  Without ``started`` nothing ever ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal as signals
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pycontainer.command import Command
+from pycontainer.driver import ContainerInfo, ContainerProcess, ExitStatus, State
+from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerLostError, WaitTimeoutError
+from pycontainer.logs import LogRecord, read_log
+from pycontainer_lxc import cgroups
+from pycontainer_lxc.process import reason, wait_readable
+
+__all__ = ["ROOT", "DetachedProcess", "Record", "claim", "find", "read", "records"]
+
+ROOT = "/run/pycontainer/lxc"
+
+#: linux/inotify.h: IN_MODIFY, IN_MOVED_TO, IN_CREATE
+_CHANGES = 0x2 | 0x80 | 0x100
+
+
+def claim(command: Command) -> tuple[Record, int]:
+    """A new record, and the descriptor that holds its lock. Raises AlreadyExistsError: the id is the host's."""
+    id, content = command.id, {"command": command.to_json(), "created": time.time()}
+    os.makedirs(ROOT, 0o700, exist_ok=True)
+    while True:
+        path = f"{ROOT}/.{os.urandom(6).hex()}"  # no id begins like that
+        os.mkdir(path, 0o700)
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # somebody's gc
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with open(f"{path}/container", "w") as file:
+                json.dump(content, file)
+            _remove_unfinished(id)
+            os.rename(path, f"{ROOT}/{id}")
+            return Record(id), lock
+        except BaseException as error:
+            os.close(lock)
+            shutil.rmtree(path, ignore_errors=True)
+            if isinstance(error, FileNotFoundError | BlockingIOError):
+                continue
+            if isinstance(error, OSError) and os.path.isdir(f"{ROOT}/{id}"):  # ENOTEMPTY
+                raise AlreadyExistsError(id) from None
+            raise
+
+
+def _remove_unfinished(id: str) -> None:
+    """The directory of one whose start was never finished does not keep its id."""
+    record = Record(id)
+    if os.path.isdir(record.path) and not record.has_started() and not record.is_guarded():
+        record.remove()
+
+
+def find(id: str) -> Record | None:
+    """The record of *id*, None where there is none, or nothing of it ever ran."""
+    record = Record(id)
+    return record if record.has_started() else None
+
+
+def records() -> list[Record]:
+    """All of them, the oldest first; also those that never ran."""
+    try:
+        names = os.listdir(ROOT)
+    except FileNotFoundError:
+        return []
+    found = [Record(name) for name in names]
+    return sorted(found, key=lambda record: record.created)
+
+
+class Record:
+    """The directory of one detached container."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.path = f"{ROOT}/{id}"
+
+    def _read(self, name: str) -> Any:
+        try:
+            return json.loads(cgroups.read(f"{self.path}/{name}"))
+        except FileNotFoundError:
+            return None
+
+    def describe(self, guard: int, token: str, lxcpath: str, directories: Mapping[str, str], isolated: bool) -> None:
+        """Add what is known once there is a guard."""
+        known = {"guard": guard, "token": token, "lxcpath": lxcpath, "directories": directories, "isolated": isolated}
+        with open(f"{self.path}/.container", "w") as file:
+            json.dump({**self.content, **known}, file)
+        os.rename(f"{self.path}/.container", f"{self.path}/container")
+
+    def whereabouts(self) -> tuple[str, tuple[int, bool]]:
+        """Its LXCPATH, its monitor's pid and whether that is in a network namespace of its own."""
+        content = self.content
+        return content["lxcpath"], (self.started()["monitor"], content["isolated"])
+
+    @property
+    def content(self) -> Mapping[str, Any]:
+        """What was recorded at its start: command, created, guard, token, directories, isolated."""
+        return self._read("container") or {}
+
+    @property
+    def created(self) -> float:
+        created: float = self.content.get("created", 0.0)
+        return created
+
+    def has_started(self) -> bool:
+        return os.path.exists(f"{self.path}/started")
+
+    def started(self) -> Mapping[str, int]:
+        """The pids: its own, and its monitor's."""
+        return self._read("started") or {}
+
+    def ended(self) -> tuple[ExitStatus | None, float] | None:
+        """How and when it ended, if that is on record; the status is None where LXC itself did not know."""
+        found = self._read("ended")
+        if found is None:
+            return None
+        (kind, *values), when = found
+        if kind != "exited":
+            return None, when
+        code, signal, oom_killed, note = values
+        return ExitStatus(code, signal, oom_killed, reason(code, signal, oom_killed, note)), when
+
+    def is_guarded(self) -> bool:
+        """Whether its guard lives."""
+        try:
+            lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def info(self) -> ContainerInfo:
+        """What ``info`` says of it."""
+        content = self.content
+        state, pid, status, when = State.STOPPED, None, None, None
+        ended = self.ended()
+        if ended is not None:
+            status, when = ended
+        elif self.is_guarded():
+            pid = self.started().get("pid")
+            state = State.PAUSED if _is_frozen(content["directories"]) else State.RUNNING
+        return ContainerInfo(
+            self.id, state, pid, Command.from_json(content["command"]), content["created"], when, status
+        )
+
+
+def _is_frozen(directories: Mapping[str, str]) -> bool:
+    """Whether somebody has paused what is in these cgroups."""
+    for controller, name, words in (("freezer", "freezer.state", "FROZEN FREEZING"), ("", "cgroup.freeze", "1")):
+        with contextlib.suppress(OSError):
+            if controller in directories and cgroups.read(f"{directories[controller]}/{name}").strip() in words.split():
+                return True
+    return False
+
+
+class DetachedProcess(ContainerProcess):
+    """One process's view of a detached container; to close it changes nothing there."""
+
+    def __init__(self, record: Record, sweep: Callable[[], object]) -> None:
+        self.record = record
+        self.id = record.id
+        self.command = Command.from_json(record.content["command"])
+        self.cgroups: dict[str, str] = dict(record.content["directories"])
+        self.pid = record.started()["pid"]
+        self.pidfd = -1
+        self.terminal = None
+        self._sweep = sweep
+        self._exit: ExitStatus | None = None
+        self._guard = record.content["guard"]
+        try:
+            self._fd = os.pidfd_open(self._guard)  # readable when the guard has ended
+        except ProcessLookupError:
+            self._fd = -1
+        if self._fd < 0 or not record.is_guarded():  # then the pid may be anybody's
+            self.close()
+            self._fd, theirs = os.pipe2(os.O_CLOEXEC)
+            os.close(theirs)  # readable
+            return
+        with contextlib.suppress(OSError):
+            self.pidfd = os.pidfd_open(self.pid)
+            if not self._is_inside():
+                os.close(self.pidfd)
+                self.pidfd = -1
+
+    def _is_inside(self) -> bool:
+        """Whether :attr:`pid` still is the container's first process: it may have ended already."""
+        return f"{self.record.content['token']}/payload.{self.id}" in cgroups.read(f"/proc/{self.pid}/cgroup")
+
+    @property
+    def state(self) -> State:
+        return State.STOPPED if self.poll() is not None else self.record.info().state
+
+    def poll(self) -> ExitStatus | None:
+        if self._exit is None and not self._is_over():
+            return None
+        if self._exit is None:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._guard, os.WNOHANG)  # if it was this process that made it
+            ended = self.record.ended()
+            if ended is None or ended[0] is None:
+                self._sweep()
+                raise ContainerLostError(self.id, "its guard has ended without a word")
+            self._exit = ended[0]
+        return self._exit
+
+    def _is_over(self) -> bool:
+        if self._fd < 0:
+            raise ContainerError(f"container {self.id!r}: this process has let go of it")
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def wait(self, timeout: float | None = None) -> ExitStatus:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            status = self.poll()
+            if status is not None:
+                return status
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise WaitTimeoutError(self.id, timeout or 0.0)
+            wait_readable(self._fd, left)
+
+    def send_signal(self, signal: int) -> None:
+        if self.pidfd >= 0 and self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                signals.pidfd_send_signal(self.pidfd, signal)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        for fd in (self._fd, self.pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self.pidfd = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            self.close()
+
+
+def read(process: DetachedProcess, follow: bool, tail: int | None) -> Iterator[LogRecord]:
+    """The log of *process*, which is closed at its end."""
+    try:
+        if not follow:
+            yield from read_log(process.record.path, None, tail)
+            return
+        libc = ctypes.CDLL(None, use_errno=True)
+        inotify = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        if inotify < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "inotify_init1")
+        try:
+            libc.inotify_add_watch(inotify, os.fsencode(process.record.path), _CHANGES)  # its end is seen anyway
+            yield from read_log(process.record.path, lambda: _wait(process, inotify), tail)
+        finally:
+            os.close(inotify)
+    finally:
+        process.close()
+
+
+def _wait(process: DetachedProcess, inotify: int) -> bool:
+    """Block until the log may be longer; whether somebody still writes it."""
+    poll = select.poll()
+    poll.register(inotify, select.POLLIN)
+    poll.register(process.fileno(), select.POLLIN)
+    ready = [fd for fd, _ in poll.poll()]
+    if inotify in ready:
+        os.read(inotify, 1 << 16)
+    return process.fileno() not in ready

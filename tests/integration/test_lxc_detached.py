@@ -1,0 +1,168 @@
+"""Detached containers of LXC: what is on record of them, and what becomes of it when somebody dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pycontainer
+from pycontainer import Container, ContainerLostError, ContainerNotFoundError, LogLimits, Network, SetupError
+from pycontainer.command import Command
+from pycontainer_lxc import client, record
+from pycontainer_lxc.driver import LxcDriver
+
+from . import host
+from .test_lxc import left
+
+pytestmark = [pytest.mark.root, pytest.mark.tool("lxc-start", "busybox")]
+
+
+@pytest.fixture
+def driver() -> Iterator[LxcDriver]:
+    driver = LxcDriver()
+    yield driver
+    driver.close()
+
+
+@pytest.fixture
+def detach(driver: LxcDriver, busybox_rootfs: Path) -> Iterator[Callable[..., Container]]:
+    boxes: list[Container] = []
+
+    def detach(script: str, **keywords: Any) -> Container:
+        argv = ["sh", "-c", script]
+        boxes.append(Container(argv, **{"rootfs": busybox_rootfs, "driver": driver, "detach": True, **keywords}))
+        return boxes[-1]
+
+    yield detach
+    for box in boxes:
+        with contextlib.suppress(ContainerNotFoundError):
+            pycontainer.get(box.id, driver).remove(force=True)
+        box.close()
+
+
+def content(id: str) -> Any:
+    found = record.find(id)
+    assert found is not None
+    return found.content
+
+
+MAKER = """
+import sys, pycontainer
+box = pycontainer.Container(["sh", "-c", "echo begun; read x </dev/zero; sleep 1000"], rootfs=sys.argv[1],
+                            driver="lxc", detach=True)
+print(box.id, box.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_it_outlives_a_killed_maker_and_leaves_nothing(
+    driver: LxcDriver, busybox_rootfs: Path, until: Callable[..., None]
+) -> None:
+    argv = [sys.executable, "-c", MAKER, str(busybox_rootfs)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as maker:
+        assert maker.stdout is not None
+        id, pid = maker.stdout.readline().split()
+        maker.kill()
+    box = pycontainer.get(id, driver)
+    try:
+        assert box.pid == int(pid)
+        assert host.is_alive(int(pid))
+        assert box.exec(["sh", "-c", "exit 3"]).returncode == 3
+        assert box.stats().pids.current >= 1
+        box.update(pids_limit=77)
+        assert box.stats().pids.limit == 77
+        token = content(id)["token"]
+        box.kill()
+        assert box.wait(60) == -signal.SIGKILL
+        assert left(token) == []
+        assert [one.data for one in box.logs()] == [b"begun\n"]
+    finally:
+        box.remove(force=True)
+
+
+def test_a_killed_guard_takes_it_along_and_that_is_told(
+    driver: LxcDriver, detach: Callable[..., Container], until: Callable[..., None]
+) -> None:
+    box = detach("sleep 1000")
+    token = content(box.id)["token"]
+    os.kill(content(box.id)["guard"], signal.SIGKILL)
+    with pytest.raises(ContainerLostError):
+        box.wait(60)
+    until(lambda: not host.is_alive(box.pid or 0))
+    until(lambda: left(token) == [])
+    info = driver.info(box.id)
+    assert (info.state, info.status, info.pid) == (pycontainer.State.STOPPED, None, None)
+    assert any(box.id in line for line in driver.gc())
+    with pytest.raises(ContainerNotFoundError):
+        driver.restore(box.id)
+
+
+def test_a_start_that_was_never_finished_keeps_no_id(
+    driver: LxcDriver, busybox_rootfs: Path, detach: Callable[..., Container]
+) -> None:
+    command = Command.of(["true"], rootfs=busybox_rootfs, name="unfinished")
+    _, lock = record.claim(command)
+    with pytest.raises(pycontainer.AlreadyExistsError):  # somebody is at it
+        detach("true", name="unfinished")
+    assert [info.id for info in driver.containers() if info.id == "unfinished"] == []
+    os.close(lock)
+    assert detach("exit 4", name="unfinished").wait(60) == 4
+
+
+def test_a_start_that_fails_leaves_nothing(driver: LxcDriver, busybox_rootfs: Path) -> None:
+    before = sorted(os.listdir("/run"))
+    with pytest.raises(SetupError):
+        Container(["/no/such"], rootfs=busybox_rootfs, driver=driver, detach=True, name="fails")
+    assert not os.path.exists(f"{record.ROOT}/fails")
+    assert [name for name in sorted(os.listdir("/run")) if name not in before and name.startswith(client.PREFIX)] == []
+
+
+def test_its_record_is_for_nobody_else(detach: Callable[..., Container]) -> None:
+    box = detach("sleep 100")
+    directory = Path(record.ROOT, box.id)
+    for path in (directory, directory.parent):
+        assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) == (0o700, 0)
+    assert stat.S_IMODE((directory / "log").stat().st_mode) == 0o600
+
+
+def test_the_files_of_a_log_are_as_many_as_asked_for(detach: Callable[..., Container]) -> None:
+    for files in (1, 3):
+        script = "i=0; while [ $i -lt 500 ]; do echo line $i; i=$((i+1)); done"
+        box = detach(script, log_limits=LogLimits(size=2000, files=files))
+        box.wait(60)
+        names = sorted(name for name in os.listdir(f"{record.ROOT}/{box.id}") if name.startswith("log"))
+        assert names == ["log", "log.1", "log.2"][:files]
+        assert [one.data for one in box.logs()][-1] == b"line 499\n"
+
+
+def test_out_of_memory_is_on_record(detach: Callable[..., Container]) -> None:
+    box = detach("x=a; while :; do x=$x$x; done", memory="24m")
+    assert box.wait(60) == -9
+    assert box.status is not None
+    assert box.status.oom_killed
+
+
+def test_with_the_hosts_network_exec_finds_it(detach: Callable[..., Container]) -> None:
+    """Then its monitor is in a network namespace of its own, which others have to enter to reach it."""
+    box = detach("sleep 100", network=Network(mode="host"))
+    done = box.exec(["ip", "-o", "link"], capture_output=True)
+    assert len(done.stdout.splitlines()) == len(os.listdir("/sys/class/net"))
+    box.pause()
+    box.unpause()
+
+
+def test_a_line_break_is_where_it_was(detach: Callable[..., Container]) -> None:
+    box = detach("printf 'a\\rb\\n\\nc'; printf 'e\\0\\377\\n' >&2")
+    box.wait(60)
+    records = list(box.logs())
+    assert b"".join(one.data for one in records if one.stream == "stdout") == b"a\rb\n\nc"
+    assert [one.data for one in records if one.stream == "stderr"] == [b"e\0\xff\n"]
