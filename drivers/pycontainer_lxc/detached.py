@@ -7,7 +7,6 @@ once nothing of it is left, and its log in the format of :mod:`pycontainer.logs`
 
 from __future__ import annotations
 
-import json
 import os
 from time import gmtime, strftime, time, time_ns
 
@@ -68,11 +67,29 @@ class Log:
         self.begin()
 
 
+def as_json(value: object) -> str:
+    """*value* in JSON: the module of that name would cost every guard the time to import it."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{as_json(name)}:{as_json(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(as_json, value)) + "]"
+    if isinstance(value, str):
+        return '"' + "".join(c if c.isalnum() and c.isascii() else _escape(c) for c in value) + '"'
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value)
+
+
+def _escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+
 def write_whole(name: str, content: object) -> None:
     """*content* as JSON in the file *name* of the container's directory: all of it, or none."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     with open(os.open(f".{name}", flags, 0o600, dir_fd=DIRECTORY_FD), "w") as file:
-        json.dump(content, file)
+        file.write(as_json(content))
     os.rename(f".{name}", name, src_dir_fd=DIRECTORY_FD, dst_dir_fd=DIRECTORY_FD)
 
 

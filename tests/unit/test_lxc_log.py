@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pycontainer import DriverUnavailableError, Feature, get_driver
+from pycontainer_lxc.detached import as_json
 from pycontainer_lxc.log import STOPPING, failed_step, parse
 from pycontainer_lxc.probe import TOOLS, find_tools, parse_version, probe
 
@@ -143,3 +145,10 @@ def test_the_guards_modules_import_nothing_heavy() -> None:
     argv = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.append({path!r}); {code}"]
     names = set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
     assert not names & {"re", "json", "typing", "socket", "signal", "subprocess", "attr", "attrs", "enum"}
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 0, 1, -7, 1.5, "", 'a "b"\n\\\0é\U0001f600\udcff', [1, [None, "x"]], {"a": {"b c": [False]}}]
+)
+def test_what_is_recorded_can_be_read(value: object) -> None:
+    assert json.loads(as_json(value)) == value
