@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pycontainer._api import CompletedContainer, Container, run
     from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
     from pycontainer.detached import containers, gc, get
+    from pycontainer.device import Device
     from pycontainer.diagnosis import Diagnosis, Finding, doctor
     from pycontainer.driver import (
         ContainerInfo,
@@ -80,6 +81,7 @@ __all__ = [
     "ContainerNotFoundError",
     "ContainerProcess",
     "CpuStats",
+    "Device",
     "Diagnosis",
     "DriverConflictError",
     "DriverNotFoundError",
@@ -140,6 +142,7 @@ _HOMES = {
     "_api": "CompletedContainer Container run",
     "command": "Command Mount Network Process Resources Rlimit",
     "detached": "containers gc get",
+    "device": "Device",
     "diagnosis": "Diagnosis Finding doctor",
     "driver": "ContainerInfo ContainerProcess ExecutionDriver ExitStatus Feature FeatureProbe LogLimits "
     "Probe State Stdio",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from pycontainer.detached import DetachedLifecycle
+    from pycontainer.device import Device
     from pycontainer.hooks import Hooks
     from pycontainer.logs import LogRecord
     from pycontainer.receipt import Receipt
@@ -54,6 +55,14 @@ class LimitKeywords(TypedDict, total=False):
     pids_limit: int | None
     cpuset_cpus: str | None
     cpuset_mems: str | None
+    blkio_weight: int | None
+    blkio_weight_device: Mapping[str, int] | None
+    device_read_bps: Mapping[str, int | str] | None
+    device_write_bps: Mapping[str, int | str] | None
+    device_read_iops: Mapping[str, int] | None
+    device_write_iops: Mapping[str, int] | None
+    hugepage_limits: Mapping[str, int | str] | None
+    device_cgroup_rules: Sequence[str] | None
 
 
 class CommandKeywords(LimitKeywords, total=False):
@@ -67,6 +76,7 @@ class CommandKeywords(LimitKeywords, total=False):
     additional_groups: Iterable[str | int]
     hostname: str | None
     mounts: Iterable[Mount]
+    devices: Iterable[Device | str]
     network: Network | str | Iterable[Network | str] | None
     tty: bool
     privileged: bool

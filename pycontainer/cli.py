@@ -228,12 +228,19 @@ def command_of(options: argparse.Namespace) -> Command:
     return Command.of(options.argv, **command_keywords(options))
 
 
+#: The keywords that are mappings, whose flags have a pair each.
+_PAIRS = (
+    *("annotations", "rlimits", "sysctls", "extra_hosts", "blkio_weight_device", "hugepage_limits"),
+    *("device_read_bps", "device_write_bps", "device_read_iops", "device_write_iops"),
+)
+
+
 def command_keywords(options: argparse.Namespace) -> dict[str, Any]:
     """The flags as the keywords of :meth:`Command.of`; a flag that was not given is not among them."""
     from pycontainer.command import COMMAND_KEYWORDS, Command
 
     keywords = {name: value for name, value in vars(options).items() if name in COMMAND_KEYWORDS}
-    for name in ("annotations", "rlimits", "sysctls", "extra_hosts"):
+    for name in _PAIRS:
         if name in keywords:
             keywords[name] = dict(keywords[name])
     if any(name.startswith("network") for name in vars(options)):
@@ -402,6 +409,14 @@ def _id_mapping(text: str) -> tuple[int, int, int]:
     if len(numbers) != 3 or not all(number.isascii() and number.isdecimal() for number in numbers):
         raise ValueError("is not of the form INSIDE:OUTSIDE:COUNT")
     return int(numbers[0]), int(numbers[1]), int(numbers[2])
+
+
+@_checked
+def _disk(text: str) -> tuple[str, int | str]:
+    path, colon, number = text.rpartition(":")
+    if not colon:
+        raise ValueError("is not of the form /dev/sda:NUMBER")
+    return path, int(number) if number.isdecimal() else number
 
 
 @_checked
@@ -587,9 +602,19 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("--ulimit", dest="rlimits", **many, type=_ulimit, metavar="TYPE=SOFT[:HARD]", help="such as nofile=64:128")
     add("--cpu-affinity", metavar="LIST", help="the processors it starts on, which it may change")
     add("--oom-score-adj", type=int, metavar="NUMBER", help="out of memory, later or sooner: -1000 to 1000")
+    add("--blkio-weight", type=int, metavar="WEIGHT", help="of a busy disk, against other containers: 10 to 1000")
+    disks: dict[str, Any] = {**many, "type": _disk}
+    add("--blkio-weight-device", **disks, metavar="DISK:WEIGHT", help="of one disk: /dev/sda:500")
+    for way in ("read", "write"):
+        add(f"--device-{way}-bps", **disks, metavar="DISK:RATE", help=f"bytes it may {way} a second: /dev/sda:10m")
+        add(f"--device-{way}-iops", **disks, metavar="DISK:NUMBER", help=f"how often it may {way} in a second")
+    limit: dict[str, Any] = {**many, "type": _assignment, "metavar": "SIZE=BYTES"}
+    add("--hugepage-limit", dest="hugepage_limits", **limit, help="huge pages of a size: 2MB=64m")
     add("--cgroup-parent", metavar="CGROUP", help="make its cgroups below this one")
 
     add = parser.add_argument_group("what it may do").add_argument
+    add("--device", dest="devices", **many, metavar="PATH[:PATH][:rwm]", help="a device of this host: /dev/fuse")
+    add("--device-cgroup-rule", dest="device_cgroup_rules", **many, metavar="RULE", help="such as 'c 10:229 rw'")
     add(
         "--sysctl", dest="sysctls", **many, type=_assignment, metavar="NAME=VALUE", help="a kernel parameter of its own"
     )

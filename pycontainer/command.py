@@ -22,8 +22,10 @@ from pycontainer.errors import InvalidCommandError
 from pycontainer.mount import PROPAGATIONS, Mount, as_mappings, check_mappings
 from pycontainer.network import Network, as_network, check_networks
 from pycontainer.process import DEFAULT_CAPABILITIES, DEFAULT_PATH, Process, Rlimit
+from pycontainer.resources import Resources
 
 if TYPE_CHECKING:
+    from pycontainer.device import Device
     from pycontainer.hooks import Hooks
     from pycontainer.rootfs import HostView, Overlay
 
@@ -47,72 +49,11 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _CGROUP = re.compile(r"/?[A-Za-z0-9_:@-][A-Za-z0-9_.:@-]{0,254}(/[A-Za-z0-9_:@-][A-Za-z0-9_.:@-]{0,254})*")
 
 
-def _memory(value: int | str | None) -> int | None:
-    return check.size("resources.memory", value)
-
-
-def _memory_swap(value: int | str | None) -> int | None:
-    return check.size("resources.memory_swap", value)
-
-
-@frozen(kw_only=True)
-class Resources:
-    """The container's limits, all of them cgroup ones; None leaves the kernel's default.
-
-    *memory* in bytes, or with a unit as Docker has it (``"64m"``, ``"1.5g"``);
-    *memory_swap* is memory and swap together, in the same units: -1 is
-    unlimited, None or 0 twice the memory.  *cpu_shares* 2 to 262144 (the
-    kernel's default is 1024), *cpu_quota* and *cpu_period* in microseconds.
-    *pids_limit* counts processes and threads, -1 is unlimited.  *cpuset_cpus*
-    and *cpuset_mems* are lists as in cpuset(7): ``"0-3,5"``.
-
-    Raises InvalidCommandError, for ``resources.<field>``.
-    """
-
-    memory: int | None = field(default=None, converter=_memory)
-    memory_swap: int | None = field(default=None, converter=_memory_swap)
-    cpu_shares: int | None = None
-    cpu_quota: int | None = None
-    cpu_period: int | None = None
-    pids_limit: int | None = None
-    cpuset_cpus: str | None = None
-    cpuset_mems: str | None = None
-
-    @classmethod
-    def of(cls, *, cpus: float | None = None, **limits: Any) -> Resources:
-        """From keywords, *cpus* being a number of processors: a quota in a period of 100000 us."""
-        if cpus is not None:
-            if (limits.get("cpu_quota"), limits.get("cpu_period")) != (None, None):
-                refuse("resources.cpu_quota", "cpus says the same as cpu_quota and cpu_period: give one of them")
-            limits.update(cpu_quota=check.processors("cpus", cpus), cpu_period=100000)
-        return cls(**limits)
-
-    def __attrs_post_init__(self) -> None:
-        if self.memory is not None:
-            check.integer("resources.memory", self.memory, check.PAGE, 2**63 - 1)
-        if self.memory_swap is not None:
-            check.integer("resources.memory_swap", self.memory_swap, -1, 2**63 - 1)
-            if self.memory_swap > 0:
-                if self.memory is None:
-                    refuse("resources.memory_swap", "is given without memory")
-                if self.memory_swap < self.memory:
-                    refuse("resources.memory_swap", f"{self.memory_swap} is less than the memory, {self.memory}")
-        if self.cpu_shares is not None:
-            check.integer("resources.cpu_shares", self.cpu_shares, 2, 262144)
-        if self.cpu_quota is not None and (type(self.cpu_quota) is not int or self.cpu_quota != -1):
-            # sched_group_set_cfs_bandwidth: at least 1 ms, at most what 44 bits hold
-            check.integer("resources.cpu_quota", self.cpu_quota, 1000, 2**44 - 1)
-        if self.cpu_period is not None:
-            check.integer("resources.cpu_period", self.cpu_period, 1000, 1000000)
-        if self.pids_limit is not None and (type(self.pids_limit) is not int or self.pids_limit != -1):
-            check.integer("resources.pids_limit", self.pids_limit, 1, 2**22)
-        if self.cpuset_cpus is not None:
-            check.cpuset("resources.cpuset_cpus", self.cpuset_cpus)
-        if self.cpuset_mems is not None:
-            check.cpuset("resources.cpuset_mems", self.cpuset_mems)
-
-
 def _as_mounts(value: Sequence[Mount]) -> tuple[Mount, ...]:
+    return check.as_tuple(value)  # type: ignore[no-any-return]
+
+
+def _as_devices(value: Sequence[Device]) -> tuple[Device, ...]:
     return check.as_tuple(value)  # type: ignore[no-any-return]
 
 
@@ -157,6 +98,7 @@ class Command:
     rootfs: str | HostView | Overlay | None = None
     hostname: str | None = None
     mounts: tuple[Mount, ...] = field(default=(), converter=_as_mounts)
+    devices: tuple[Device, ...] = field(default=(), converter=_as_devices)
     resources: Resources = _NO_LIMITS
     network: Network | tuple[Network, ...] | None = field(default=None, converter=as_network)
     pid: str | None = None
@@ -209,6 +151,8 @@ class Command:
                 for mount in self.mounts:
                     if mount.target.startswith(f"{shared.target}/"):
                         refuse("mounts.target", f"{mount.target} would appear on the host: {shared.source} is shared")
+        if check.items("devices", self.devices):
+            self._check_devices()
         check.instance("resources", self.resources, Resources)
         if self.network is not None:
             check_networks(self.networks)
@@ -289,6 +233,17 @@ class Command:
             return ()
         return self.network if isinstance(self.network, tuple) else (self.network,)
 
+    def _check_devices(self) -> None:
+        from pycontainer.device import Device
+
+        check.instances("devices", self.devices, Device)
+        paths = [device.container_path for device in self.devices]
+        for path in paths:
+            if paths.count(path) > 1:
+                refuse("devices.container_path", f"two devices have the same one, {path}")
+            if any(other.startswith(path + "/") for other in paths):
+                refuse("devices.container_path", f"{path} cannot be a device and a directory with another in it")
+
     @classmethod
     def of(
         cls,
@@ -310,7 +265,16 @@ class Command:
         pids_limit: int | None = None,
         cpuset_cpus: str | None = None,
         cpuset_mems: str | None = None,
+        blkio_weight: int | None = None,
+        blkio_weight_device: Mapping[str, int] | None = None,
+        device_read_bps: Mapping[str, int | str] | None = None,
+        device_write_bps: Mapping[str, int | str] | None = None,
+        device_read_iops: Mapping[str, int] | None = None,
+        device_write_iops: Mapping[str, int] | None = None,
+        hugepage_limits: Mapping[str, int | str] | None = None,
+        device_cgroup_rules: Sequence[str] | None = None,
         mounts: Iterable[Mount] = (),
+        devices: Iterable[Device | str] = (),
         network: Network | str | Iterable[Network | str] | None = None,
         tty: bool = False,
         privileged: bool = False,
@@ -352,7 +316,8 @@ class Command:
         random hexadecimal digits.  *cpus* is a number of processors, put down
         as a quota in a period of 100000 us.  *rlimits* may be a mapping,
         ``{"nofile": 64}`` or ``{"nofile": (64, 128)}``.  *cap_add* and
-        *cap_drop* change the default set as in Docker.
+        *cap_drop* change the default set as in Docker.  A device may be text,
+        as for :meth:`Device.parse`.
 
         Raises InvalidCommandError; TypeError for a keyword that does not exist.
         """
@@ -360,7 +325,25 @@ class Command:
             raise TypeError(_unknown_keyword(next(iter(unknown))))
         if groups and additional_groups:
             refuse("process.additional_groups", "groups is the same under its short name: give one of them")
-        limits = (memory, memory_swap, cpus, cpu_shares, cpu_quota, cpu_period, pids_limit, cpuset_cpus, cpuset_mems)
+        limits: dict[str, Any] = {
+            "memory": memory,
+            "memory_swap": memory_swap,
+            "cpus": cpus,
+            "cpu_shares": cpu_shares,
+            "cpu_quota": cpu_quota,
+            "cpu_period": cpu_period,
+            "pids_limit": pids_limit,
+            "cpuset_cpus": cpuset_cpus,
+            "cpuset_mems": cpuset_mems,
+            "blkio_weight": blkio_weight,
+            "blkio_weight_device": blkio_weight_device,
+            "device_read_bps": device_read_bps,
+            "device_write_bps": device_write_bps,
+            "device_read_iops": device_read_iops,
+            "device_write_iops": device_write_iops,
+            "hugepage_limits": hugepage_limits,
+            "device_cgroup_rules": device_cgroup_rules,
+        }
         return cls(
             id=os.urandom(6).hex() if name is None else name,
             process=Process.of(
@@ -380,19 +363,8 @@ class Command:
             rootfs=_existing(rootfs),
             hostname=hostname,
             mounts=tuple(map(_from_here, check.several("mounts", mounts))),
-            resources=_NO_LIMITS
-            if limits.count(None) == len(limits)
-            else Resources.of(
-                memory=memory,
-                memory_swap=memory_swap,
-                cpus=cpus,
-                cpu_shares=cpu_shares,
-                cpu_quota=cpu_quota,
-                cpu_period=cpu_period,
-                pids_limit=pids_limit,
-                cpuset_cpus=cpuset_cpus,
-                cpuset_mems=cpuset_mems,
-            ),
+            devices=tuple(map(_existing_device, check.several("devices", devices))) if devices else (),
+            resources=_NO_LIMITS if all(limit is None for limit in limits.values()) else Resources.of(**limits),
             network=network,
             pid=pid,
             ipc=ipc,
@@ -476,6 +448,16 @@ def _existing(rootfs: Any) -> Any:
     return path
 
 
+def _existing_device(device: Any) -> Any:
+    """A Device that the host has; it is asked again when the container starts, perhaps on another host."""
+    from pycontainer.device import Device
+
+    device = Device.parse(device) if type(device) is str else device
+    check.instance("devices", device, Device)
+    device.looked_up()
+    return device
+
+
 def _profile(seccomp: Any) -> Any:
     """The content of a file; a value that is no path as it is."""
     if seccomp == "unconfined" or not isinstance(seccomp, (str, os.PathLike)):
@@ -525,7 +507,11 @@ def _from_data(cls: type[Any], data: Any, where: str) -> Any:
     values = dict(data)
     for name, value in data.items():
         inner = _NESTED.get((cls.__name__, name))
-        if type(value) is list:
+        if name == "devices" and type(value) is list:
+            from pycontainer.device import Device
+
+            values[name] = tuple(_from_data(Device, item, "devices.") for item in value)
+        elif type(value) is list:
             values[name] = tuple(_from_data(inner, item, f"{where}{name}.") if inner else item for item in value)
         elif inner is not None and type(value) is dict:
             values[name] = _from_data(inner, value, f"{where}{name}.")

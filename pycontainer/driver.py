@@ -106,13 +106,15 @@ class Feature(enum.Enum):
     ROOTLESS = "rootless"  #: usable without root
     SECCOMP = "seccomp"  #: system call filter
     USERNS = "userns"  #: a user namespace, root inside being somebody else outside
-    DEVICES = "devices"  #: device nodes and device rules beyond the fixed set
+    DEVICES = "devices"  #: Command.devices and Resources.device_cgroup_rules
     SYSCTLS = "sysctls"  #: kernel parameters of the container's own namespaces
     HOOKS = "hooks"  #: the OCI runtime spec's life-cycle hooks
     MEMORY = "memory"  #: Resources.memory and memory_swap
     CPU = "cpu"  #: Resources.cpu_shares, cpu_quota, cpu_period
     CPUSET = "cpuset"  #: Resources.cpuset_cpus and cpuset_mems
     PIDS = "pids"  #: Resources.pids_limit
+    BLKIO = "blkio"  #: Resources.blkio_weight and the other limits of disks
+    HUGETLB = "hugetlb"  #: Resources.hugepage_limits
 
 
 class State(enum.Enum):

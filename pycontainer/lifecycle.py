@@ -304,7 +304,14 @@ class Lifecycle:
 
     def update(self, resources: Resources) -> None:
         """Feature.UPDATE. Raises NotRunningError; InvalidCommandError, after which every limit is as it was."""
-        self._ask(self.driver.update, resources)
+        self._ask(self._update, resources)
+
+    def _update(self, id: str, resources: Resources) -> None:
+        declared = self.driver.features()
+        for feature in (Feature.UPDATE, *_limited_features(resources)):
+            if feature not in declared:
+                raise UnsupportedError(self.driver.name, feature)
+        self.driver.update(id, resources)
 
     def _ask(self, verb: Callable[Concatenate[str, P], T], *arguments: P.args, **keywords: P.kwargs) -> T:
         with self._verb():
@@ -478,24 +485,36 @@ def run(
 
 def required_features(command: Command) -> list[Feature]:
     """The features that *command* cannot do without: none of its fields may be silently ignored."""
-    limits = command.resources
     needs = (
         (Feature.TTY, command.process.tty),
         (Feature.INIT, command.init),
         (Feature.HOST_ROOTFS, not isinstance(command.rootfs, (str, Overlay))),
         (Feature.OVERLAY, isinstance(command.rootfs, Overlay)),
         (Feature.NETWORK, any(network.mode not in ("none", "host") for network in command.networks)),
-        (Feature.MEMORY, limits.memory is not None),
-        (Feature.CPU, (limits.cpu_shares, limits.cpu_quota, limits.cpu_period) != (None, None, None)),
-        (Feature.CPUSET, (limits.cpuset_cpus, limits.cpuset_mems) != (None, None)),
-        (Feature.PIDS, limits.pids_limit is not None),
+        (Feature.DEVICES, bool(command.devices)),
         (Feature.HOOKS, command.hooks is not None),
         (Feature.NETWORK, bool(command.dns or command.dns_search or command.extra_hosts)),
         (Feature.SYSCTLS, bool(command.sysctls)),
         (Feature.USERNS, command.userns is not None or bool(command.uid_mappings)),
         (Feature.SECCOMP, isinstance(command.seccomp, Mapping)),
     )
-    return [feature for feature, is_needed in needs if is_needed]
+    needed = [feature for feature, is_needed in needs if is_needed]
+    return needed + [feature for feature in _limited_features(command.resources) if feature not in needed]
+
+
+def _limited_features(limits: Resources) -> list[Feature]:
+    """The features that *limits* need."""
+    disks = (limits.device_read_bps, limits.device_write_bps, limits.device_read_iops, limits.device_write_iops)
+    given = {
+        Feature.MEMORY: (limits.memory, limits.memory_swap),
+        Feature.CPU: (limits.cpu_shares, limits.cpu_quota, limits.cpu_period),
+        Feature.CPUSET: (limits.cpuset_cpus, limits.cpuset_mems),
+        Feature.PIDS: (limits.pids_limit,),
+        Feature.BLKIO: (limits.blkio_weight, limits.blkio_weight_device, *disks),
+        Feature.HUGETLB: (limits.hugepage_limits,),
+        Feature.DEVICES: (limits.device_cgroup_rules,),
+    }
+    return [feature for feature, values in given.items() if any(value is not None for value in values)]
 
 
 def combine(problems: Sequence[InvalidCommandError | UnsupportedError]) -> InvalidCommandError | UnsupportedError:

@@ -10,18 +10,20 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from pycontainer._fields import all_capabilities
+from pycontainer._fields import all_capabilities, refuse
 from pycontainer.process import DEFAULT_CAPABILITIES, DEFAULT_PATH
 from pycontainer.rootfs import HostView, Overlay, UserIds, lookup_user
 from pycontainer.seccomp import default_profile
 
 if TYPE_CHECKING:
     from pycontainer.command import Command, Resources
+    from pycontainer.device import Device
     from pycontainer.mount import Mount
     from pycontainer.process import Process
 
@@ -30,6 +32,7 @@ __all__ = [
     "OCI_VERSION",
     "READONLY_PATHS",
     "RLIM_INFINITY",
+    "limits_to_oci",
     "process_to_oci",
     "resources_to_oci",
     "seccomp_to_oci",
@@ -76,7 +79,8 @@ def to_oci(command: Command) -> dict[str, Any]:
     the payload.  With ``userns="auto"`` there is a user namespace without
     mappings: the driver has to choose them.
 
-    Raises InvalidCommandError: the user or a group is not known in the rootfs.
+    Raises InvalidCommandError: the user or a group is not known in the rootfs,
+    or a device not on this host.
     """
     privileged = command.process.privileged
     annotations = dict(command.annotations)
@@ -104,10 +108,12 @@ def to_oci(command: Command) -> dict[str, Any]:
         readonly = () if privileged else READONLY_PATHS
     linux: dict[str, Any] = {
         "namespaces": _namespaces(command),
-        "resources": resources_to_oci(command.resources),
+        "resources": limits_to_oci(command),
         "maskedPaths": list(masked),
         "readonlyPaths": list(readonly),
     }
+    if command.devices:
+        linux["devices"] = [device.to_oci() for device in command.devices]
     if (profile := seccomp_to_oci(command)) is not None:
         linux["seccomp"] = profile
     if command.rootfs_propagation is not None:
@@ -198,16 +204,43 @@ def seccomp_to_oci(command: Command) -> dict[str, Any] | None:
     return _thawed(seccomp) if isinstance(seccomp, Mapping) else None
 
 
-def resources_to_oci(resources: Resources) -> dict[str, Any]:
+def limits_to_oci(command: Command) -> dict[str, Any]:
+    """The specification's ``linux.resources`` of *command*: those of its Resources, and rules for its devices.
+
+    There are rules where the Command asks for devices, for rules, or for
+    CAP_MKNOD, with which it could make any device.  They begin with one that
+    denies everything.  Raises InvalidCommandError: no such device here.
+    """
+    limits = resources_to_oci(command.resources)
+    process = command.process
+    if process.privileged:
+        limits["devices"] = [{"allow": True, "access": "rwm"}]
+    elif command.devices or "devices" in limits or "CAP_MKNOD" in (process.capabilities or ()):
+        limits["devices"] = device_rules_to_oci(command.devices, command.resources.device_cgroup_rules or ())
+    return limits
+
+
+def device_rules_to_oci(devices: Iterable[Device], rules: Iterable[str]) -> list[dict[str, Any]]:
+    """The specification's ``linux.resources.devices``: nothing but the default devices, *devices* and *rules*."""
+    from pycontainer.device import DEFAULT_DEVICE_RULES, rule_to_oci
+
+    allowed = (*DEFAULT_DEVICE_RULES, *(device.rule() for device in devices), *rules)
+    return [{"allow": False, "access": "rwm"}, *map(rule_to_oci, allowed)]
+
+
+def resources_to_oci(resources: Resources, *, unlimited: bool = False) -> dict[str, Any]:
     """The specification's ``linux.resources``: only what is limited.
 
     ``memory.swap`` is memory and swap together, as in the specification: twice
-    the memory where the Command does not say (Docker).
+    the memory where the Command does not say (Docker).  *unlimited* keeps the
+    -1 of disks and huge pages, which the specification does not know: an
+    update takes a limit away with it.  Raises
+    InvalidCommandError: a disk is not one of this host.
     """
     swap = resources.memory_swap or None
     if swap is None and resources.memory is not None:
         swap = 2 * resources.memory
-    controllers: dict[str, dict[str, int | str | None]] = {
+    controllers: dict[str, dict[str, Any]] = {
         "memory": {"limit": resources.memory, "swap": swap},
         "cpu": {
             "shares": resources.cpu_shares,
@@ -217,12 +250,46 @@ def resources_to_oci(resources: Resources) -> dict[str, Any]:
             "mems": resources.cpuset_mems,
         },
         "pids": {"limit": resources.pids_limit},
+        "blockIO": {
+            "weight": resources.blkio_weight,
+            "weightDevice": _by_disk("blkio_weight_device", resources, unlimited, "weight"),
+            "throttleReadBpsDevice": _by_disk("device_read_bps", resources, unlimited),
+            "throttleWriteBpsDevice": _by_disk("device_write_bps", resources, unlimited),
+            "throttleReadIOPSDevice": _by_disk("device_read_iops", resources, unlimited),
+            "throttleWriteIOPSDevice": _by_disk("device_write_iops", resources, unlimited),
+        },
     }
-    given = {}
+    given: dict[str, Any] = {}
     for name, limits in controllers.items():
         if values := {key: value for key, value in limits.items() if value is not None}:
             given[name] = values
+    if resources.hugepage_limits is not None:
+        given["hugepageLimits"] = [
+            {"pageSize": size, "limit": limit}
+            for size, limit in resources.hugepage_limits.items()
+            if limit != -1 or unlimited
+        ]
+    if resources.device_cgroup_rules is not None:
+        given["devices"] = device_rules_to_oci((), resources.device_cgroup_rules)
     return given
+
+
+def _by_disk(name: str, resources: Resources, unlimited: bool, number: str = "rate") -> list[dict[str, int]] | None:
+    """The field *name* by the disks' numbers, which are looked up now."""
+    given = getattr(resources, name)
+    if given is None:
+        return None
+    found = []
+    for path, value in given.items():
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            refuse(f"resources.{name}", f"{path}: {error.strerror}")
+        if not stat.S_ISBLK(status.st_mode):
+            refuse(f"resources.{name}", f"{path} is not a disk: no block device")
+        if value != -1 or unlimited:
+            found.append({"major": os.major(status.st_rdev), "minor": os.minor(status.st_rdev), number: value})
+    return found
 
 
 def _thawed(value: Any) -> Any:

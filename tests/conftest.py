@@ -20,6 +20,8 @@ ALLOWED_SKIPS: tuple[str, ...] = (
     "needs pids on v1",
     "needs two hierarchies",
     "the tests' directory is not on a disk",
+    "no disk here",
+    "no huge pages that can be limited",
     "needs (java|node)",  # hundreds of megabytes, to see them start under the seccomp filter
 )
 

@@ -12,6 +12,7 @@ import os
 
 #: name: (x86_64, the generic table of aarch64 and riscv64)
 _NUMBERS = {
+    "bpf": (321, 280),
     "capset": (126, 91),
     "chdir": (80, 49),
     "chroot": (161, 51),
@@ -70,6 +71,7 @@ MACHINE = os.uname().machine
 NR = {name: numbers[MACHINE != "x86_64"] for name, numbers in _NUMBERS.items()}
 
 AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 

@@ -13,7 +13,7 @@ import select
 import sys
 from time import monotonic, sleep
 
-from pycontainer_native import abi
+from pycontainer_native import abi, bpf
 from pycontainer_native.child import (
     EXEC,
     FAILED,
@@ -195,13 +195,19 @@ class Container:
     def prepare(self, flags: int, groups: list[Any], begin: bytes) -> None:
         """Make the cgroups and clone the first process, which waits for its request. Raises StepFailed."""
         try:
-            for base, version, enable, seed, _, oom_file in groups:
+            for base, version, enable, seed, _, oom_file, first, program in groups:
                 label = f"make cgroup {base}"
                 root = self.launcher.cgroup_root(base, version, enable, seed)
                 os.mkdir(self.name, 0o755, dir_fd=root.fd)
                 self.roots.append(root)
                 if oom_file:
                     self.oom_file = (root, f"{self.name}/{oom_file}")
+                for name, value in first:
+                    label = f"write {value} to {name}"
+                    root.write(f"{self.name}/{name}", value)
+                if program:
+                    label = "set device rules"
+                    self.set_device_rules(root, program)
         except OSError as error:
             raise StepFailed(label, error.errno or errno.EPROTO) from None
         self._clone(flags, self.roots, begin)
@@ -267,7 +273,7 @@ class Container:
         _, _, groups, _, _, fork, _, talks, _, hooks, ids = request
         if hooks:
             _, self.state, self.programs = hooks
-        for base, _, _, _, writes, _ in groups:
+        for base, _, _, _, writes, _, _, _ in groups:
             root = self.launcher.cgroups[base]
             for name, value in writes:
                 try:
@@ -301,6 +307,17 @@ class Container:
         self.launcher.watch(status.fileno(), self.on_status)
         if talks:
             self.launcher.epoll.modify(self.channel.fileno(), select.EPOLLIN)
+
+    def set_device_rules(self, root: CgroupRoot, program: bytes) -> None:
+        """Attach *program* to the container's directory of *root*."""
+        opened = []
+        try:
+            opened.append(root.open_to_join(self.name))
+            opened.append(bpf.load(program))
+            bpf.attach(*opened)  # the cgroup keeps the program, as long as it is there
+        finally:
+            for fd in opened:
+                os.close(fd)
 
     def reject(self, status: socket.socket, label: int | str, error: int) -> None:
         """The request cannot be carried out: end, and say so when everything is undone."""

@@ -40,7 +40,7 @@ from pycontainer.network import named
 from pycontainer.process import capability_numbers
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp_filter import Filter, compile_filter
-from pycontainer.spec import process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
+from pycontainer.spec import limits_to_oci, process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
 from pycontainer_native import namespaces, plan, trees, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
 from pycontainer_native.client import LauncherClient, LauncherGoneError
@@ -51,6 +51,7 @@ from pycontainer_native.state import Claim, Store
 if TYPE_CHECKING:
     from pycontainer.command import Command, Process, Resources
     from pycontainer.stats import Stats
+    from pycontainer_native.cgroups.devices import Rules
     from pycontainer_native.network import Attachment
 
 FEATURES = frozenset(
@@ -67,6 +68,9 @@ FEATURES = frozenset(
         Feature.OVERLAY,
         Feature.MEMORY,
         Feature.CPU,
+        Feature.BLKIO,
+        Feature.HUGETLB,
+        Feature.DEVICES,
         Feature.CPUSET,
         Feature.PIDS,
         Feature.SECCOMP,
@@ -167,9 +171,6 @@ class NativeDriver(DetachedVerbs):
         if command.init and "CAP_SYS_PTRACE" in held and not command.process.privileged:
             reason = "with CAP_SYS_PTRACE the payload could read the init's memory, which was the launcher's"
             problems.append(InvalidCommandError("init", reason))
-        if "CAP_MKNOD" in held and not command.process.privileged:
-            reason = "CAP_MKNOD would open every device of the host: there are no device rules yet"
-            problems.append(UnsupportedError(self.name, Feature.DEVICES, reason))
         if command.process.capabilities is not None:
             host = self.host.capabilities
             numbers = capability_numbers()
@@ -181,11 +182,16 @@ class NativeDriver(DetachedVerbs):
         if (command.oom_score_adj or 0) < 0 and not self.host.capabilities >> _CAP_SYS_RESOURCE & 1:
             reason = "below 0 takes CAP_SYS_RESOURCE, which this process does not have"
             problems.append(InvalidCommandError("oom_score_adj", reason))
-        if command.resources != _NO_LIMITS or command.cgroup_parent is not None:
-            from pycontainer.spec import resources_to_oci
-
-            limits = resources_to_oci(command.resources)
-            problems += [InvalidCommandError(*p) for p in self.layout.check(limits, command.cgroup_parent)]
+        confined = self.host.namespace is not None or command.userns is not None or command.uid_mappings
+        if command.devices and confined:
+            problems.append(InvalidCommandError("devices", "no node that is made in a user namespace opens (mknod(2))"))
+        asked = command.resources != _NO_LIMITS or command.cgroup_parent is not None
+        if asked or command.devices or "CAP_MKNOD" in held:
+            try:
+                limits = limits_to_oci(command)
+                problems += [InvalidCommandError(*p) for p in self.layout.check(limits, command.cgroup_parent)]
+            except InvalidCommandError as error:
+                problems.append(error)
         try:
             self._filter(command)
         except (InvalidCommandError, UnsupportedError) as error:
@@ -637,12 +643,18 @@ class NativeDriver(DetachedVerbs):
         return stats
 
     def update(self, id: str, resources: Resources) -> None:
-        from pycontainer_native.cgroups.limits import Limits
+        from pycontainer_native.cgroups.limits import FIXED, Limits
         from pycontainer_native.cgroups.update import update
 
-        cgroup = self.cgroup(id)
+        process = self._running(id)
+        for name in FIXED:
+            if getattr(resources, name) is not None:
+                raise InvalidCommandError(f"resources.{name}", "cannot be changed while the container runs")
+        rules = None
+        if resources.device_cgroup_rules is not None:
+            rules = _new_rules(process.command, resources.device_cgroup_rules)
         with _gone(id):
-            update(cgroup, Limits(**attrs.asdict(resources)))
+            update(process.cgroup(), Limits.to_update(resources, rules))
 
     def close(self) -> None:
         with self._lock:
@@ -669,6 +681,20 @@ class NativeDriver(DetachedVerbs):
         self._sockets.clear()
         self._lock = threading.Lock()
         self._processes = weakref.WeakValueDictionary()
+
+
+def _new_rules(command: Command, rules: tuple[str, ...]) -> Rules:
+    """What *command* may use with other *rules*. Raises InvalidCommandError."""
+    from pycontainer_native.cgroups.devices import rules_of
+
+    if rules_of(limits_to_oci(command).get("devices")) is None:
+        problem = "the container was started without any, and may use what it is given"
+        raise InvalidCommandError("resources.device_cgroup_rules", problem)
+    resources = attrs.evolve(command.resources, device_cgroup_rules=rules)
+    found = rules_of(limits_to_oci(command.copy_with(resources=resources))["devices"])
+    if found is None:
+        raise InvalidCommandError("resources.device_cgroup_rules", "'a *:* rwm' is no rule, but the end of them all")
+    return found
 
 
 @contextlib.contextmanager

@@ -25,6 +25,10 @@ def describe(plan: Plan) -> Iterator[str]:
     """One line a step: who takes it, what it is for, and the call."""
     for group in plan.groups:
         yield f"launcher: make cgroup {group.base}/.../ ({','.join(group.controllers) or 'no controllers'})"
+        for name, value in group.first_writes:
+            yield f"launcher: write {value} to {name}"
+        if group.device_program:
+            yield f"launcher: set device rules: bpf(BPF_PROG_ATTACH, {len(group.device_program) // 8} instructions)"
     flags = [f"CLONE_NEW{name}" for name in _NAMESPACES if plan.flags & getattr(abi, f"CLONE_NEW{name}")]
     flags.append("CLONE_PIDFD")
     if any(group.version == 2 for group in plan.groups):

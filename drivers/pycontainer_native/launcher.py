@@ -147,7 +147,7 @@ class Launcher:
             if target:
                 container = self.join(target, sections[0])
             else:
-                self.wanted = (namespaces, [(*group[:4], [], group[5]) for group in groups], sections[0])
+                self.wanted = (namespaces, [(*group[:4], [], *group[5:]) for group in groups], sections[0])
                 container = self.take_spare()
             try:
                 container.dispatch(request, message, fds, status)

@@ -330,6 +330,24 @@ def _host_mount(k: Recorder, fstype: str, source: str, destination: str, options
     return mount
 
 
+#: path, mode with the type, major, minor, uid, gid
+Device: TypeAlias = tuple[str, int, int, int, int, int]
+
+
+def make_devices(k: Recorder, devices: Iterable[Device]) -> None:
+    """More nodes in the /dev of :func:`make_system`, which is on no root yet."""
+    dev = (abi.DEV,)
+    for path, mode, major, minor, uid, gid in devices:
+        with k.step(f"make device {path}"):
+            parts = encode(path).split(b"/")[2:]
+            for depth in range(1, len(parts)):
+                k.mkdirat(dev, b"/".join(parts[:depth]), 0o755, accept={errno.EEXIST: 0})
+            name = b"/".join(parts)
+            k.mknodat(dev, name, mode, os.makedev(major, minor))
+            if (uid, gid) != (0, 0):
+                k.call("fchownat", dev, name, uid, gid, abi.AT_SYMLINK_NOFOLLOW, path=name)
+
+
 def mount_all(
     k: Recorder,
     root: Slot,

@@ -14,6 +14,7 @@ import errno
 import json
 import marshal
 import os
+import stat
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,8 @@ _NAMESPACES = {
     "pid": abi.CLONE_NEWPID,
     "network": abi.CLONE_NEWNET,
 }
+
+_DEVICE_TYPES = {"c": stat.S_IFCHR, "b": stat.S_IFBLK}
 
 # getrlimit(2): asm-generic/resource.h
 _RLIMITS = {
@@ -174,7 +177,10 @@ class Plan:
         """The request that the launcher takes; *target* is the cgroup directory of the container to enter."""
         sections = [section.data for section in self.sections]
         groups = [
-            (g.base, g.version, list(g.enable), list(g.parent_writes), list(g.writes), g.oom_events)
+            (
+                *(g.base, g.version, list(g.enable), list(g.parent_writes), list(g.writes), g.oom_events),
+                *(list(g.first_writes), g.device_program),
+            )
             for g in self.groups
         ]
         program = (list(self.program.paths), list(self.program.argv), list(self.program.env))
@@ -239,7 +245,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     setup = _section(
         _set_up, (*enter, begin)[0].slots,
         prepared if entered or ids is not None else None, clones,
-        init, root_of, json.loads(annotations.get(ETC_ANNOTATION, "{}")), system, own, elsewhere,
+        init, root_of, json.loads(annotations.get(ETC_ANNOTATION, "{}")), _devices_of(spec), system, own, elsewhere,
         (process.get("consoleSize"), user["uid"]) if terminal else None, not spec.get("hooks"), inside is not None,
     )  # fmt: skip
     hooks = None
@@ -361,28 +367,33 @@ def _root_of(spec: Mapping[str, Any], host: Host) -> tuple[Any, ...]:
     """What the root file system is made from: (path, host view, overlay, read-only, on the host too, no devices)."""
     path, read_only = spec["root"]["path"], bool(spec["root"].get("readonly"))
     view, overlay = map(spec.get("annotations", {}).get, (ROOTFS_ANNOTATION, OVERLAY_ANNOTATION))
-    # Device nodes in a rootfs are for those who could make them anyway.
-    nodev = "CAP_MKNOD" not in spec["process"]["capabilities"]["bounding"]
     plain = view is None and overlay is None
-    return path, view, overlay, read_only, read_only and plain and host.is_read_only(path), nodev
+    return path, view, overlay, read_only, read_only and plain and host.is_read_only(path), _without_devices(spec)
 
 
 def _mounts_of(
     spec: Mapping[str, Any], host: Host, inside: UserNamespace | None, given: int, cloned: list[trees.Tree]
 ) -> list[mounts.Mount]:
-    """Every mount; those that the caller has to clone are added to *cloned*, which come after *given* others."""
+    """Every mount; those that the caller has to clone are added to *cloned*, which come after *given* others.
+
+    Of the host's directories none brings devices along, where the container
+    may not make any: it has no device rules.
+    """
     wanted = spec["mounts"]
     if inside is not None:
         own = {namespace["type"] for namespace in spec["linux"]["namespaces"]}
         wanted = [adapted for mount in wanted if (adapted := _in_user_namespace(mount, own, host, inside)) is not None]
+    barred = ["rnodev"] if _without_devices(spec) else []
     found: list[mounts.Mount] = []
     for m in wanted:
         slot = None
         if (tree := trees.wanted(m)) is not None:
             slot = abi.GIVEN + given + len(cloned)
             cloned.append(tree)
-        directory = m["type"] != "bind" or host.is_directory(m["source"])
-        found.append((m["type"], m["source"], m["destination"], m["options"], directory, slot))
+        bind = m["type"] == "bind"
+        directory = not bind or host.is_directory(m["source"])
+        options = [*m["options"], *barred] if bind and directory else m["options"]
+        found.append((m["type"], m["source"], m["destination"], options, directory, slot))
     return found
 
 
@@ -413,6 +424,19 @@ def _masked(spec: Mapping[str, Any], inside: UserNamespace | None) -> Sequence[s
     return masked
 
 
+def _devices_of(spec: Mapping[str, Any]) -> list[mounts.Device]:
+    """The nodes that the container has beside :data:`mounts.DEVICES`."""
+    return [
+        (d["path"], _DEVICE_TYPES[d["type"]] | d["fileMode"], d["major"], d["minor"], d["uid"], d["gid"])
+        for d in spec["linux"].get("devices", ())
+    ]
+
+
+def _without_devices(spec: Mapping[str, Any]) -> bool:
+    """Whether device nodes outside of /dev are of no use in it: they are for those who could make them anyway."""
+    return "CAP_MKNOD" not in spec["process"]["capabilities"]["bounding"]
+
+
 def _enter_given(k: Recorder, entered: Sequence[str]) -> None:
     """Into the namespaces that the caller has opened; of a pid namespace only the children will be."""
     for number, name in enumerate(entered):
@@ -428,6 +452,7 @@ def _set_up(
     init: bool,
     root_of: tuple[Any, ...],
     files: Mapping[str, str],
+    devices: Sequence[mounts.Device],
     system: Sequence[mounts.Mount],
     own: Sequence[mounts.Mount],
     hidden: Sequence[Sequence[str]],
@@ -458,6 +483,7 @@ def _set_up(
             )
         mounts.attach_root(k, root)
     mounts.etc_files(k, root, files, make=view is not None, writable=not read_only)
+    mounts.make_devices(k, devices)
     mounts.mount_all(k, root, system, own, _split_clones(root_of, own, clones)[1])
     if read_only:
         mounts.seal_root(k, root)

@@ -21,6 +21,9 @@ _CONTROLLERS = {Feature.MEMORY: "memory", Feature.CPU: "cpu", Feature.CPUSET: "c
 #: What verbs need of the hierarchies: one of each tuple. cgroup2 freezes and counts CPU time without any controller.
 _NEEDS: dict[Feature, list[tuple[str, ...]]] = {
     Feature.PAUSE: [("cgroup2", "freezer")],
+    Feature.DEVICES: [("cgroup2", "devices")],
+    Feature.BLKIO: [("blkio", "io")],
+    Feature.HUGETLB: [("hugetlb",)],
     Feature.STATS: [("cgroup2", "cpuacct"), ("memory",), ("pids",)],
     Feature.UPDATE: [("memory", "cpu", "cpuset", "pids")],
 }

@@ -203,11 +203,6 @@ def test_a_launcher_that_was_stopped_delays_nobody_for_ever(busybox_rootfs: Path
     own_driver.close()
 
 
-def test_device_nodes_are_refused_until_there_are_rules(busybox_rootfs: Path, native: NativeDriver) -> None:
-    with pytest.raises(pycontainer.UnsupportedError, match="devices"):
-        pycontainer.run(["true"], rootfs=busybox_rootfs, driver=native, cap_add=["MKNOD"])
-
-
 def test_an_init_that_could_be_traced_is_refused(busybox_rootfs: Path, native: NativeDriver) -> None:
     with pytest.raises(pycontainer.InvalidCommandError) as caught:
         pycontainer.run(["true"], rootfs=busybox_rootfs, driver=native, init=True, cap_add=["SYS_PTRACE"])

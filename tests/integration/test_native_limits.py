@@ -12,6 +12,7 @@ import pytest
 from pycontainer import PIPE
 from pycontainer.errors import InvalidCommandError, SetupError, WaitTimeoutError
 from pycontainer_native.cgroups import Layout, detect
+from pycontainer_native.cgroups.limits import page_sizes
 
 from . import host
 
@@ -54,6 +55,73 @@ def test_a_limit_is_in_the_kernel(start: Any, keywords: Any, v1: Any, v2: Any) -
         assert 1 <= int(value or 0) <= 10000  # a weight is derived from the shares
     else:
         assert value in (v1[1], v2[1])
+
+
+def read(box: Any, name: str) -> str | None:
+    """What its own cgroup's control file says."""
+    return next((text.read_text() for place in own_cgroup(box) if (text := place / name).exists()), None)
+
+
+@pytest.fixture
+def disk() -> tuple[str, str]:
+    """A disk of the host's: (path, major:minor)."""
+    for device in sorted(Path("/sys/block").glob("[vsr]*[a-z0-9]")):
+        if Path("/dev", device.name).is_block_device() and int((device / "size").read_text()):
+            return f"/dev/{device.name}", (device / "dev").read_text().strip()
+    pytest.skip("no disk here")
+
+
+def test_throttles(start: Any, disk: tuple[str, str]) -> None:
+    path, number = disk
+    box = start(
+        ["sleep", "100"],
+        device_read_bps={path: "1m"},
+        device_write_bps={path: 2048},
+        device_read_iops={path: 30},
+        device_write_iops={path: 40},
+    )
+    v1 = [f"blkio.throttle.{way}_{what}_device" for what in ("bps", "iops") for way in ("read", "write")]
+    values = ["1048576", "2048", "30", "40"]
+    if (unified := read(box, "io.max")) is not None:
+        assert unified.split() == [
+            number,
+            *(f"{k}={v}" for k, v in zip(("rbps", "wbps", "riops", "wiops"), values, strict=True)),
+        ]
+    else:
+        assert [read(box, name) for name in v1] == [f"{number} {value}\n" for value in values]
+
+
+def test_a_throttle_that_is_none(start: Any, disk: tuple[str, str]) -> None:
+    box = start(["sleep", "100"], device_read_bps={disk[0]: -1})
+    assert not read(box, "io.max")
+    assert not read(box, "blkio.throttle.read_bps_device")
+
+
+def test_a_weight_of_disks(start: Any) -> None:
+    if detect().check({"blockIO": {"weight": 500}}):  # of BFQ, as a module, nothing is seen before it is loaded
+        with pytest.raises(InvalidCommandError, match="no weights of disks") as caught:
+            start(["sleep", "100"], blkio_weight=500)
+        assert caught.value.field == "resources.blkio_weight"
+        return
+    box = start(["sleep", "100"], blkio_weight=500)
+    found = [read(box, name) for name in ("blkio.bfq.weight", "io.bfq.weight", "io.weight")]
+    assert [text.split()[-1] for text in found if text] in (["500"], ["4950"])
+
+
+def test_huge_pages(start: Any, huge_pages: str) -> None:
+    box = start(["sleep", "100"], hugepage_limits={huge_pages: "4m"})
+    for kind in ("", "rsvd."):
+        value = read(box, f"hugetlb.{huge_pages}.{kind}limit_in_bytes") or read(box, f"hugetlb.{huge_pages}.{kind}max")
+        assert value == f"{4 * MIB}\n"
+
+
+@pytest.fixture
+def huge_pages() -> str:
+    """A size of them that a controller limits."""
+    place = next((place for place in detect().hierarchies if "hugetlb" in place.controllers), None)
+    if place is None or "2MB" not in page_sizes():
+        pytest.skip("no huge pages that can be limited")
+    return "2MB"
 
 
 def test_limits_hold_before_the_first_instruction(start: Any) -> None:
@@ -165,6 +233,13 @@ def test_a_payload_that_cannot_even_start(start: Any) -> None:
         ("resources.memory", {"memory": "12q"}),
         ("cgroup_parent", {"cgroup_parent": "not-there"}),
         ("cgroup_parent", {"cgroup_parent": "../.."}),
+        ("cgroup_parent", {"cgroup_parent": "a/../../b"}),
+        ("cgroup_parent", {"cgroup_parent": "/"}),
+        ("cgroup_parent", {"cgroup_parent": "/../x"}),
+        ("cgroup_parent", {"cgroup_parent": "/not-there"}),
+        ("resources.device_read_bps", {"device_read_bps": {"/dev/null": 1}}),
+        ("resources.device_write_iops", {"device_write_iops": {"/dev/nowhere": 1}}),
+        ("resources.hugepage_limits", {"hugepage_limits": {"3MB": 1}}),
     ],
 )
 def test_a_limit_that_cannot_be_applied(start: Any, field: str, keywords: Any) -> None:

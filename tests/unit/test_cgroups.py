@@ -229,6 +229,68 @@ def test_v1_writes_in_the_order_the_kernel_needs(tmp_path):
     assert pids.writes == (("pids.max", "10"),)
 
 
+BLOCK_IO = {
+    "weight": 500,
+    "weightDevice": [{"major": 8, "minor": 0, "weight": 10}],
+    "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1024}, {"major": 8, "minor": 16, "rate": 2048}],
+    "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 7}],
+}
+
+
+def test_v1_disks_and_huge_pages(tmp_path):
+    resources = {"blockIO": BLOCK_IO, "hugepageLimits": [{"pageSize": "2MB", "limit": 4096}]}
+    disks, pages = v1_layout(tmp_path, "blkio", "hugetlb").groups(resources)
+    assert disks.writes == (
+        ("blkio.bfq.weight", "500"),
+        ("blkio.bfq.weight_device", "8:0 10"),
+        ("blkio.throttle.read_bps_device", "8:0 1024"),
+        ("blkio.throttle.read_bps_device", "8:16 2048"),
+        ("blkio.throttle.write_iops_device", "8:0 7"),
+    )
+    assert pages.writes == (("hugetlb.2MB.rsvd.limit_in_bytes", "4096"), ("hugetlb.2MB.limit_in_bytes", "4096"))
+
+
+@pytest.mark.parametrize(
+    ("bfq", "weights"),
+    [
+        (False, [("io.weight", "default 4950"), ("io.weight", "8:0 1")]),
+        (True, [("io.bfq.weight", "default 500"), ("io.bfq.weight", "8:0 10")]),
+    ],
+)
+def test_v2_disks_and_huge_pages(tmp_path, bfq, weights):
+    base = domain(tmp_path / "base")
+    domain(base / "other")
+    cgroup(base / "other", io_max="", **({"io_bfq_weight": ""} if bfq else {"io_weight": ""}))
+    layout = Layout((Hierarchy(2, frozenset({"io", "hugetlb", "pids"}), str(base), str(base)),))
+    resources = {"blockIO": BLOCK_IO, "hugepageLimits": [{"pageSize": "1GB", "limit": 0}]}
+    (group,) = layout.groups(resources)
+    assert group.writes == (
+        *weights,
+        ("io.max", "8:0 rbps=1024 wiops=7"),
+        ("io.max", "8:16 rbps=2048"),
+        ("hugetlb.1GB.rsvd.max", "0"),
+        ("hugetlb.1GB.max", "0"),
+    )
+    assert {"io", "hugetlb"} <= {*group.enable}
+    assert [field for field, _ in layout.check({"blockIO": BLOCK_IO})] == []
+
+
+def test_disks_without_weights_and_pages_of_no_size(tmp_path):
+    layout = v1_layout(tmp_path, "blkio", "hugetlb")
+    resources = {"blockIO": {"weight": 500}, "hugepageLimits": [{"pageSize": "3MB", "limit": 0}]}
+    fields = [field for field, _ in layout.check(resources)]
+    assert fields == ["resources.blkio_weight", "resources.hugepage_limits"]
+    (tmp_path / "blkio/blkio.bfq.io_service_bytes").write_text("")
+    assert [field for field, _ in layout.check({"blockIO": {"weight": 500}})] == []
+    assert [field for field, _ in v1_layout(tmp_path, "pids").check(resources)] == fields
+
+
+def test_a_base_with_processes_hands_on_nothing_of_a_hybrid_cgroup2(tmp_path):
+    domain(tmp_path / "me", controllers="hugetlb\n", procs="1\n")
+    (place,) = detect(mount(tmp_path, "cgroup2"), "0::/me\n").hierarchies
+    assert (place.base, place.controllers) == (str(tmp_path / "me"), frozenset())
+
+
 def test_v1_unlimited(tmp_path):
     layout = v1_layout(tmp_path, "cpu", "memory", "pids")
     (tmp_path / "memory/memory.memsw.limit_in_bytes").touch()

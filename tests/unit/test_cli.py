@@ -19,6 +19,7 @@ import pytest
 
 from pycontainer import cli, plugins
 from pycontainer.command import DEFAULT_PATH, Command
+from pycontainer.device import Device
 from pycontainer.driver import ExecutionDriver, Feature, FeatureProbe, Probe
 from pycontainer.errors import (
     AlreadyExistsError,
@@ -121,6 +122,17 @@ def refusal(flags: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("-c 512", "resources.cpu_shares", 512),
         ("--cpu-quota 2000 --cpu-period 4000", "resources.cpu_period", 4000),
         ("--cpuset-cpus 0-1 --cpuset-mems 0", "resources.cpuset_cpus", "0-1"),
+        ("--blkio-weight 500", "resources.blkio_weight", 500),
+        ("--blkio-weight-device /dev/a:50", "resources.blkio_weight_device", {"/dev/a": 50}),
+        ("--device-read-bps /dev/a:1m", "resources.device_read_bps", {"/dev/a": 1 << 20}),
+        (
+            "--device-write-bps /dev/a:9 --device-write-bps /dev/b:7",
+            "resources.device_write_bps",
+            {"/dev/a": 9, "/dev/b": 7},
+        ),
+        ("--device-read-iops /dev/a:5", "resources.device_read_iops", {"/dev/a": 5}),
+        ("--device-write-iops /dev/a:-1", "resources.device_write_iops", {"/dev/a": -1}),
+        ("--hugepage-limit 2MB=64m", "resources.hugepage_limits", {"2MB": 64 << 20}),
         ("--pids-limit 10", "resources.pids_limit", 10),
         ("--pids-limit -1", "resources.pids_limit", -1),
         (
@@ -132,6 +144,7 @@ def refusal(flags: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--cpu-affinity 0-1", "cpu_affinity", "0-1"),
         ("--cgroup-parent /jobs", "cgroup_parent", "/jobs"),
         ("--annotation a=b=c --annotation d=", "annotations", {"a": "b=c", "d": ""}),
+        ("--device /dev/null:/dev/x:r", "devices", (Device("/dev/null", "/dev/x", access="r"),)),
         ("-v /a:/b:ro", "mounts", (Mount("/a", "/b", read_only=True),)),
         ("--mount type=bind,source=/a,target=/b", "mounts", (Mount("/a", "/b"),)),
         (

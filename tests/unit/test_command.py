@@ -43,6 +43,33 @@ def refused(field: str, **keywords: Any) -> InvalidCommandError:
 # -- argv
 
 
+def test_limits_of_disks_and_huge_pages() -> None:
+    command = Command.of(["true"], device_read_bps={"/dev//a": "1k", "/dev/b": -1}, hugepage_limits={"2MB": "4m"})
+    assert command.resources.device_read_bps == {"/dev/a": 1024, "/dev/b": -1}
+    assert command.resources.hugepage_limits == {"2MB": 4 << 20}
+    assert Command.from_json(command.to_json()) == command
+    assert hash(command.resources) == hash(Command.from_json(command.to_json()).resources)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("blkio_weight", 9),
+        ("blkio_weight", 1001),
+        ("blkio_weight_device", {"/dev/a": -1}),
+        ("blkio_weight_device", {"a": 10}),
+        ("device_read_bps", {"/dev/a": 0}),
+        ("device_write_bps", {"/dev/a": True}),
+        ("device_read_iops", {"/dev/a": "many"}),
+        ("device_write_iops", [("/dev/a", 1)]),
+        ("hugepage_limits", {"2M": 1}),
+        ("hugepage_limits", {"2MB": -2}),
+    ],
+)
+def test_limits_that_cannot_be(field: str, value: Any) -> None:
+    refused(f"resources.{field}", **{field: value})
+
+
 def test_argv_is_entrypoint_and_arguments() -> None:
     process = Process.of(["sh", "-c", "echo hi"])
     assert process.entrypoint == "sh"

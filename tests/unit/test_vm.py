@@ -24,9 +24,10 @@ def machine() -> ModuleType:
 
 
 @pytest.fixture
-def kernel(tmp_path: Path) -> Path:
+def kernel(tmp_path: Path, machine: ModuleType) -> Path:
     """A kernel that is in the cache already."""
     (tmp_path / "kernel/modules").mkdir(parents=True)
+    (tmp_path / "kernel/wanted").write_text(" ".join(machine.MODULES))
     (tmp_path / "kernel/vmlinuz").write_text("image")
     (tmp_path / "kernel/modules/order").write_text("")
     return tmp_path
@@ -64,6 +65,21 @@ def test_where_there_can_be_none(machine, monkeypatch, capsys, tmp_path, user, p
     monkeypatch.setattr(machine.platform, "machine", lambda: processor)
     assert machine.main(["--cache", str(tmp_path), "--skip", "--", "true"]) == 0
     assert said in capsys.readouterr().err
+
+
+def test_a_kernel_with_other_modules_is_made_anew(machine, kernel, monkeypatch):
+    asked = []
+
+    def download(directory: Path) -> Path:
+        asked.append(directory)
+        raise machine.MachineError("no network")
+
+    monkeypatch.setattr(machine, "download_kernel", download)
+    assert machine.unpack_kernel(kernel) == kernel / "kernel"
+    assert asked == []
+    monkeypatch.setattr(machine, "MODULES", (*machine.MODULES, "another"))
+    with pytest.raises(machine.MachineError, match="no network"):
+        machine.unpack_kernel(kernel)
 
 
 @pytest.mark.tool("cpio", "busybox")

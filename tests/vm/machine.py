@@ -44,8 +44,8 @@ PROGRAMS = {
     "dpkg": "dpkg",
 }
 
-#: What Debian's kernel has as modules: to see the host's files, then what the tests need.
-MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "veth", "bridge")
+#: What Debian's kernel has as modules: to see the host's files, then what the tests need (brd: disks, in memory).
+MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "veth", "bridge", "brd")
 
 TIMED_OUT, FAILED = 124, 125
 PR_SET_PDEATHSIG = 1
@@ -76,6 +76,9 @@ def check_host(path: str | None = None) -> None:
 def unpack_kernel(cache: Path) -> Path:
     """The directory below *cache* that has Debian's kernel as vmlinuz and its modules, by now at least."""
     kernel = cache / "kernel"
+    wanted = kernel / "wanted"
+    if kernel.is_dir() and not (wanted.exists() and wanted.read_text() == " ".join(MODULES)):
+        shutil.rmtree(kernel)  # of an earlier version of this file
     if not kernel.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as directory:
@@ -91,6 +94,7 @@ def unpack_kernel(cache: Path) -> Path:
                 (part / "modules" / name).write_bytes(lzma.decompress(data) if module.suffix == ".xz" else data)
                 order += f"/modules/{name}\n"
             (part / "modules/order").write_text(order)
+            (part / "wanted").write_text(" ".join(MODULES))
             part.rename(kernel)
     return kernel
 

@@ -16,6 +16,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from pycontainer.errors import InvalidCommandError
+from pycontainer_native.cgroups import devices
 from pycontainer_native.cgroups.limits import Limits, impossible, refused
 
 #: A launcher's own directory in a hierarchy is ``<base>/pycontainer-<token>``, the token being 12 or more hex digits.
@@ -31,6 +32,10 @@ JOINED = frozenset({"memory", "pids", "cpu", "cpuacct", "cpuset", "blkio"})
 #: get them, and cpu cannot be enabled while a real-time process runs below the root.
 COUNTING = frozenset({"memory", "pids", "io"})
 LIMITING = frozenset({"memory", "pids", "cpu", "cpuset"})
+
+
+#: Where it has another name than on v1.
+_ON_CGROUP2 = {"blkio": "io"}
 
 
 @frozen
@@ -70,6 +75,11 @@ class Group:
     parent_writes: tuple[tuple[str, str], ...] = ()
     #: v2: controllers to enable, as ``+name``, in the base and in the launcher's directory.
     enable: tuple[str, ...] = ()
+    #: v1: as :attr:`writes`, to write before any process is inside: device rules are written one by one, and a process
+    #: that made device nodes meanwhile would be denied what a later one allows.
+    first_writes: tuple[tuple[str, str], ...] = ()
+    #: v2: the program that is its device rules (bpf-helpers(7), BPF_PROG_TYPE_CGROUP_DEVICE), to attach to ``<id>``.
+    device_program: bytes = b""
     #: The file of the container's directory whose line ``oom_kill N`` counts kills; "" where none does.
     oom_events: str = ""
 
@@ -94,7 +104,8 @@ class Layout:
         """The groups of a container with these *resources* (``linux.resources`` of the OCI runtime spec).
 
         They are: the cgroup2 one always; memory, pids, cpu, cpuacct, cpuset
-        and blkio wherever they are; freezer where no cgroup2 freezes.
+        and blkio wherever they are; freezer where no cgroup2 freezes; devices
+        where there are rules, which cgroup2 has where no v1 does.
         *cgroup_parent* is a cgroup that exists: relative, below the
         hierarchy's base, absolute, below its mount.  A hierarchy that does not
         have it is used as without it; one at least must have it.
@@ -107,10 +118,11 @@ class Layout:
         if missing := list(_missing(limits, places)):
             raise InvalidCommandError(*missing[0], missing[1:])
         usable = [place for place in places if place.writable]
-        asked = {*limits.needs().values()}
+        asked = _asked(limits)
         wanted = JOINED | asked | (set() if any(place.version == 2 for place in usable) else {"freezer"})
         joined = (place for place in usable if place.version == 2 or _joinable(place, asked) & wanted)
-        return tuple(_group(place, limits, asked) for place in joined)
+        by_program = not any("devices" in place.controllers for place in usable)
+        return tuple(_group(place, limits, asked, by_program) for place in joined)
 
     def check(self, resources: Mapping[str, Any], cgroup_parent: str | None = None) -> list[tuple[str, str]]:
         """Every limit that this host cannot apply, as (the Command's field, the problem). Only reads."""
@@ -119,11 +131,13 @@ class Layout:
             places = self.places(cgroup_parent)
         except InvalidCommandError as error:
             return list(error.problems)
-        asked = {*limits.needs().values()}
+        asked = _asked(limits)
         problems = [*impossible(limits), *_missing(limits, places)]
         for place in places:
             if place.writable and place.controllers & asked:
                 problems += refused(limits, place)
+        if "devices" in asked and not problems and not any("devices" in place.controllers for place in places):
+            problems += _without_programs(next(place for place in places if place.version == 2))
         return problems
 
     def places(self, cgroup_parent: str | None = None) -> tuple[Hierarchy, ...]:
@@ -217,14 +231,35 @@ def _moved(place: Hierarchy, parts: list[str], absolute: bool) -> Hierarchy:
     return evolve(place, base=base, controllers=controllers, writable=_writable(place.version, base))
 
 
+def _asked(limits: Limits) -> set[str]:
+    """The controllers that are needed, by both names of one that has two."""
+    names = {*limits.needs().values()}
+    return names | {_ON_CGROUP2[name] for name in names & _ON_CGROUP2.keys()}
+
+
 def _missing(limits: Limits, places: Iterable[Hierarchy]) -> Iterator[tuple[str, str]]:
     for field, controller in limits.needs().items():
-        having = [place for place in places if controller in place.controllers]
+        having = [place for place in places if {controller, _ON_CGROUP2.get(controller)} & place.controllers]
+        if controller == "devices" and not having:  # on cgroup2 it is no controller, but a kind of program
+            having = [place for place in places if place.version == 2]
         if not having:
             below = [f"; nor can cgroup2 enable it below {place.base}" for place in places if place.version == 2]
             yield field, f"needs the cgroup controller {controller}, which no mounted hierarchy has{''.join(below)}"
         elif not having[0].writable:
             yield field, f"needs a cgroup below {having[0].base}, which is not writable"
+
+
+def _without_programs(place: Hierarchy) -> Iterator[tuple[str, str]]:
+    """Why a cgroup below *place* can have no device program: (field, why)."""
+    from pycontainer_native import bpf
+
+    directory = os.open(place.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        bpf.attached(directory)
+    except OSError as error:
+        yield "devices", f"cgroup2 has no device rules here (CONFIG_CGROUP_BPF): {error.strerror}"
+    finally:
+        os.close(directory)
 
 
 def _joinable(place: Hierarchy, asked: set[str]) -> frozenset[str]:
@@ -238,7 +273,7 @@ def _effective(base: str, kind: str) -> str:
     return _read(f"{base}/cpuset.effective_{kind}").strip()
 
 
-def _group(place: Hierarchy, limits: Limits, asked: set[str]) -> Group:
+def _group(place: Hierarchy, limits: Limits, asked: set[str], by_program: bool) -> Group:
     writes: list[tuple[str, str]] = []
     if place.version == 2:
         enable = tuple(sorted(place.controllers & (COUNTING | asked)))
@@ -246,8 +281,9 @@ def _group(place: Hierarchy, limits: Limits, asked: set[str]) -> Group:
             from pycontainer_native.cgroups import v2
 
             writes = v2.writes(enable, limits, place.base)
+        rules = b"" if limits.devices is None or not by_program else devices.program(limits.devices)
         oom_events = "memory.events" if "memory" in enable else ""
-        return Group(place.base, 2, enable, tuple(writes), enable=enable, oom_events=oom_events)
+        return Group(place.base, 2, enable, tuple(writes), enable=enable, device_program=rules, oom_events=oom_events)
     controllers = tuple(sorted(place.controllers))
     parent_writes: list[tuple[str, str]] = []
     if limits.any():
@@ -258,14 +294,24 @@ def _group(place: Hierarchy, limits: Limits, asked: set[str]) -> Group:
         # A new cgroup has no CPUs and no memory nodes, and ENOSPC for who joins it, unless it clones its parent's.
         parent_writes.append(("cgroup.clone_children", "1"))
         parent_writes += ((f"cpuset.{kind}", _effective(place.base, kind)) for kind in ("cpus", "mems"))
+    ruled = "devices" in controllers and limits.devices is not None
+    first_writes = tuple(devices.first_writes(limits.devices or ())) if ruled else ()
     oom_events = "memory.oom_control" if "memory" in controllers else ""
-    return Group(place.base, 1, controllers, tuple(writes), tuple(parent_writes), oom_events=oom_events)
+    return Group(
+        place.base,
+        1,
+        controllers,
+        tuple(writes),
+        tuple(parent_writes),
+        first_writes=first_writes,
+        oom_events=oom_events,
+    )
 
 
 def _cgroup2_base(mountpoint: str, own: str) -> tuple[str, frozenset[str]]:
     controllers = _controllers(own)
     if not controllers & LIMITING:
-        return own, controllers
+        return own, controllers if _distributes(own) else frozenset()
     place = own
     while not _distributes(place):
         if place == mountpoint:

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from attrs import asdict, frozen
+from attrs import asdict, fields_dict, frozen
+
+from pycontainer_native.cgroups.devices import Rules, rules_of
 
 if TYPE_CHECKING:
+    from pycontainer.command import Resources
     from pycontainer_native.cgroups.layout import Hierarchy
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 PIDS_MAX = 4 * 1024 * 1024  # PID_MAX_LIMIT: pids.max takes no larger number (kernel/cgroup/pids.c)
 QUOTA_MIN = 1000  # min_cfs_quota_period, in microseconds (kernel/sched/core.c)
 PERIOD = 100_000  # of the CPU quota, in microseconds, where none is given
+
+
+Numbers: TypeAlias = tuple[tuple[str, int], ...]
+
+#: The limits of single disks, and what OCI's ``blockIO`` calls them.
+PER_DISK = {
+    "blkio_weight_device": "weightDevice",
+    "device_read_bps": "throttleReadBpsDevice",
+    "device_write_bps": "throttleWriteBpsDevice",
+    "device_read_iops": "throttleReadIOPSDevice",
+    "device_write_iops": "throttleWriteIOPSDevice",
+}
+#: What a live container keeps: a change is refused.
+FIXED = ("blkio_weight", *PER_DISK, "hugepage_limits")
+
+
+def controller_of(field: str) -> str:
+    """The controller, in v1's words, of a field of :class:`Limits`."""
+    if field in PER_DISK:
+        return "blkio"
+    return "hugetlb" if field == "hugepage_limits" else field.partition("_")[0]
+
+
+def _by_disk(entries: Sequence[Mapping[str, int]] | None) -> Numbers:
+    return tuple((f"{e['major']}:{e['minor']}", e["weight"] if "weight" in e else e["rate"]) for e in entries or ())
 
 
 @frozen
@@ -30,22 +59,41 @@ class Limits:
     cpuset_cpus: str | None = None
     cpuset_mems: str | None = None
     pids_limit: int | None = None
+    blkio_weight: int | None = None
+    # By the disk's "major:minor".
+    blkio_weight_device: Numbers = ()
+    device_read_bps: Numbers = ()
+    device_write_bps: Numbers = ()
+    device_read_iops: Numbers = ()
+    device_write_iops: Numbers = ()
+    hugepage_limits: Numbers = ()  # by the page's size: "2MB"
+    devices: Rules | None = None
 
     @classmethod
     def of(cls, resources: Mapping[str, Any]) -> Limits:
-        memory, cpu, pids = (resources.get(section) or {} for section in ("memory", "cpu", "pids"))
+        memory, cpu, pids, blkio = (resources.get(name) or {} for name in ("memory", "cpu", "pids", "blockIO"))
         return cls(
             memory.get("limit"), memory.get("swap"), cpu.get("shares"), cpu.get("quota"), cpu.get("period"),
             cpu.get("cpus") or None, cpu.get("mems") or None, pids.get("limit"),
+            blkio.get("weight"),
+            **{field: _by_disk(blkio.get(name)) for field, name in PER_DISK.items()},
+            hugepage_limits=tuple((e["pageSize"], e["limit"]) for e in resources.get("hugepageLimits") or ()),
+            devices=rules_of(resources.get("devices")),
         )  # fmt: skip
+
+    @classmethod
+    def to_update(cls, resources: Resources, rules: Rules | None = None) -> Limits:
+        """What an update asks for: the fields of *resources* as they are, and the device rules that they make."""
+        names = [name for name in fields_dict(cls) if name not in FIXED and name != "devices"]
+        return cls(**{name: getattr(resources, name) for name in names}, devices=rules)
 
     def any(self) -> bool:
         return self != Limits()
 
     def needs(self) -> dict[str, str]:
         """The Command's fields that are limited, and the controller of each. Unlimited needs none: a new cgroup is."""
-        limited = [name for name, value in asdict(self).items() if value not in (None, -1)]
-        return {f"resources.{name}": name.partition("_")[0] for name in limited}
+        limited = [name for name, value in asdict(self).items() if value not in (None, -1, ())]
+        return {name if name == "devices" else f"resources.{name}": controller_of(name) for name in limited}
 
     def swap(self, accounted: bool) -> int | None:
         """:attr:`memory_swap`, or None where the kernel does not account swap and Docker goes without.
@@ -87,6 +135,13 @@ def refused(limits: Limits, place: Hierarchy) -> Iterator[tuple[str, str]]:
             yield "resources.cpu_quota", "the kernel has no CPU bandwidth control (CONFIG_CFS_BANDWIDTH)"
         elif asked > most:
             yield "resources.cpu_quota", f"{asked:g} CPUs are more than the caller's own limit, {most:g}"
+    if (limits.blkio_weight or limits.blkio_weight_device) and {"blkio", "io"} & controllers and not here.weights(base):
+        field = "blkio_weight" if limits.blkio_weight else "blkio_weight_device"
+        yield f"resources.{field}", "the kernel knows no weights of disks: no BFQ (modprobe bfq), nor cgroup2's io.cost"
+    sizes = [size for size, _ in limits.hugepage_limits] if "hugetlb" in controllers else []
+    if sizes and (unknown := {*sizes} - {*page_sizes()}):
+        known = ", ".join(page_sizes()) or "none"
+        yield "resources.hugepage_limits", f"{min(unknown)} is no size of huge pages here: {known}"
     for name, wanted in (("cpus", limits.cpuset_cpus), ("mems", limits.cpuset_mems)):
         if "cpuset" in controllers and wanted:
             allowed = getattr(here.CpuSet(base), f"effective_{name}")
@@ -98,6 +153,17 @@ def refused(limits: Limits, place: Hierarchy) -> Iterator[tuple[str, str]]:
             if excess:
                 had = CommaDashSetFile("").sanitize_set(allowed)
                 yield f"resources.cpuset_{name}", f"{min(excess)} is not among the caller's own, {had}"
+
+
+def page_sizes() -> list[str]:
+    """The sizes of huge pages that the kernel has, as the files of their controller are named (hugetlb_cgroup.c)."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(os.listdir("/sys/kernel/mm/hugepages")):  # hugepages-2048kB
+            size = int(name.removeprefix("hugepages-").removesuffix("kB"))
+            unit = next(unit for unit in (20, 10, 0) if size >= 1 << unit)
+            found.append(f"{size >> unit}{'KMG'[unit // 10]}B")
+    return found
 
 
 def numbers(text: str | None) -> set[int] | None:

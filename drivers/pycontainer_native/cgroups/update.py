@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from attrs import asdict, evolve, frozen
 
 from pycontainer.errors import InvalidCommandError, add_note
-from pycontainer_native.cgroups import usage, v1, v2
+from pycontainer_native.cgroups import devices, usage, v1, v2
 from pycontainer_native.cgroups.layout import Hierarchy
-from pycontainer_native.cgroups.limits import PAGE_SIZE, PERIOD, Limits, impossible, refused
+from pycontainer_native.cgroups.limits import PAGE_SIZE, PERIOD, Limits, controller_of, impossible, refused
 from pycontainer_native.cgroups.live import Cgroup, write
 
 #: The field that each file belongs to.
@@ -33,10 +33,23 @@ FIELDS = {
     "cpuset.cpus": "cpuset_cpus",
     "cpuset.mems": "cpuset_mems",
     "pids.max": "pids_limit",
+    "devices.allow": "device_cgroup_rules",
+    "devices.deny": "device_cgroup_rules",
 }
 
 #: v1 compares each of the two with the other as it is at that moment. They are written in this order or the other.
 PAIRS = (("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"), ("cpu.cfs_period_us", "cpu.cfs_quota_us"))
+
+
+@frozen
+class Write:
+    """A value for the *file* of the directory *path*, and how it is undone."""
+
+    path: str
+    file: str
+    value: str
+    before: str
+    undo: str  #: the file to write :attr:`before` to
 
 
 @frozen
@@ -65,7 +78,19 @@ def update(cgroup: Cgroup, wanted: Limits) -> None:
         problems = [problem for name, place in places.items() for problem in refused(limits, _beside(name, place))]
     if problems:
         raise InvalidCommandError(*problems[0], problems[1:])
-    _write_all(list(_writes(limits, wanted, places)))
+    writes = [*_writes(limits, wanted, places), *_rule_writes(wanted, places)]
+    unified = next((path for version, _, path in cgroup.paths if version == 2), None)
+    _write_all(writes)
+    if wanted.devices is not None and "devices" not in places and unified is not None:
+        try:
+            devices.replace(unified, wanted.devices)
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.ENOENT):
+                raise
+            problem = f"the kernel refuses a program for them: {error.strerror}"
+            refusal = InvalidCommandError("resources.device_cgroup_rules", problem)
+            _undo(writes, refusal)
+            raise refusal from None
 
 
 def _places(cgroup: Cgroup) -> dict[str, Place]:
@@ -144,7 +169,8 @@ def _enabled(wanted: Limits, places: dict[str, Place], cgroup: Cgroup) -> Iterat
     """What cannot be limited for want of a controller. Those of cgroup2 are enabled now, and added to *places*."""
     unified = next((path for version, _, path in cgroup.paths if version == 2), None)
     for field, controller in wanted.needs().items():
-        if controller in places:
+        # Rules are not given to who was started without, so there is a place for them.
+        if controller in places or controller == "devices":
             continue
         problem = f"needs the cgroup controller {controller}, which this container is not in"
         launcher = os.path.dirname(unified or "")
@@ -161,9 +187,17 @@ def _enabled(wanted: Limits, places: dict[str, Place], cgroup: Cgroup) -> Iterat
         places[controller] = Place(2, unified)
 
 
-def _writes(limits: Limits, wanted: Limits, places: Mapping[str, Place]) -> Iterator[tuple[str, str, str, str]]:
-    """(directory, file, value, the value it has), in an order in which no step in between is refused."""
-    asked = {name.partition("_")[0] for name, value in asdict(wanted).items() if value is not None}
+def _rule_writes(wanted: Limits, places: Mapping[str, Place]) -> Iterator[Write]:
+    """Of v1's device lists only what changes."""
+    if wanted.devices is not None and "devices" in places:
+        path = places["devices"].path
+        for file, line, undo in devices.changes(_read(f"{path}/devices.list"), wanted.devices):
+            yield Write(path, file, line, line, undo)
+
+
+def _writes(limits: Limits, wanted: Limits, places: Mapping[str, Place]) -> Iterator[Write]:
+    """What to write, in an order in which no step in between is refused."""
+    asked = {controller_of(name) for name, value in asdict(wanted).items() if value not in (None, ())} - {"devices"}
     for controller, place in places.items():
         if controller not in asked:
             continue
@@ -175,7 +209,8 @@ def _writes(limits: Limits, wanted: Limits, places: Mapping[str, Place]) -> Iter
                 writes[here], writes[there] = writes[there], writes[here]
         for file, value in writes:
             if value != present[file]:
-                yield place.path, file, value, present[file]
+                # An empty cpuset: writing nothing does nothing.
+                yield Write(place.path, file, value, present[file] or "\n", file)
 
 
 def _is_reversed(first: str, limits: Limits, present: Mapping[str, str]) -> bool:
@@ -186,21 +221,26 @@ def _is_reversed(first: str, limits: Limits, present: Mapping[str, str]) -> bool
     return limits.memory_swap == -1 or (limits.memory_swap or 0) >= int(present[first])
 
 
-def _write_all(writes: list[tuple[str, str, str, str]]) -> None:
-    for done, (path, file, value, _) in enumerate(writes):
+def _write_all(writes: list[Write]) -> None:
+    for done, step in enumerate(writes):
         try:
-            write(f"{path}/{file}", value)
+            write(f"{step.path}/{step.file}", step.value)
         except OSError as error:
             if error.errno in (errno.ENODEV, errno.ENOENT):
                 raise
-            problem = f"the kernel refuses {value} in {file}: {error.strerror}"
-            refusal = InvalidCommandError(f"resources.{FIELDS[file]}", problem)
-            for path, file, _, before in reversed(writes[:done]):
-                try:
-                    write(f"{path}/{file}", before or "\n")  # an empty cpuset: writing nothing does nothing
-                except OSError as failure:
-                    add_note(refusal, f"{file} could not be set back to {before}: {failure.strerror}")
+            problem = f"the kernel refuses {step.value} in {step.file}: {error.strerror}"
+            refusal = InvalidCommandError(f"resources.{FIELDS[step.file]}", problem)
+            _undo(writes[:done], refusal)
             raise refusal from None
+
+
+def _undo(writes: list[Write], refusal: InvalidCommandError) -> None:
+    for step in reversed(writes):
+        try:
+            write(f"{step.path}/{step.undo}", step.before)
+        except OSError as failure:
+            before = step.before.strip()
+            add_note(refusal, f"{step.undo} could not be set back to {before}: {failure.strerror}")
 
 
 def _read(path: str) -> str:

@@ -25,6 +25,14 @@ class CpuSet(Record, CpuSetController):
     effective_mems = CommaDashSetFile("cpuset.effective_mems", readonly=True)
 
 
+THROTTLES = {
+    "device_read_bps": "blkio.throttle.read_bps_device",
+    "device_write_bps": "blkio.throttle.write_bps_device",
+    "device_read_iops": "blkio.throttle.read_iops_device",
+    "device_write_iops": "blkio.throttle.write_iops_device",
+}
+
+
 def writes(controllers: Collection[str], limits: Limits, base: str) -> list[tuple[str, str]]:
     """What a directory two below *base* gets: (file, value), in order."""
     recorded = []
@@ -41,11 +49,26 @@ def writes(controllers: Collection[str], limits: Limits, base: str) -> list[tupl
         recorded += Pids(base).record(max=limits.pids_limit)
     if "cpuset" in controllers:
         recorded += CpuSet(base).record(cpus=numbers(limits.cpuset_cpus), mems=numbers(limits.cpuset_mems))
+    if "blkio" in controllers:
+        weight = "blkio.bfq.weight"  # CFQ's, which had none in its name, went with Linux 5.0
+        if limits.blkio_weight is not None:
+            recorded.append((weight, str(limits.blkio_weight)))
+        for field, file in (("blkio_weight_device", f"{weight}_device"), *THROTTLES.items()):
+            recorded += [(file, f"{disk} {number}") for disk, number in getattr(limits, field)]
+    if "hugetlb" in controllers:
+        for size, limit in limits.hugepage_limits:
+            for kind in ("rsvd.", ""):  # what is reserved, as mmap(2) does, and what is there
+                recorded.append((f"hugetlb.{size}.{kind}limit_in_bytes", str(limit)))
     return recorded
 
 
 def accounts_swap(base: str) -> bool:
     return os.path.exists(base + "/memory.memsw.limit_in_bytes")
+
+
+def weights(base: str) -> bool:
+    """Whether disks have weights below *base*. The root has none itself, but what else BFQ shows."""
+    return any(os.path.exists(f"{base}/blkio.bfq.{name}") for name in ("weight", "io_service_bytes"))
 
 
 def most_cpus(base: str) -> float:

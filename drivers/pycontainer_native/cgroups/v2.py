@@ -74,7 +74,54 @@ def writes(controllers: Collection[str], limits: Limits, base: str) -> list[tupl
         recorded += Pids(base).record(max=limits.pids_limit)
     if "cpuset" in controllers:
         recorded += CpuSet(base).record(cpus=numbers(limits.cpuset_cpus), mems=numbers(limits.cpuset_mems))
+    if "io" in controllers:
+        recorded += _weights(limits, base)
+        for disk, limited in throttles(limits).items():
+            recorded.append(("io.max", " ".join((disk, *(f"{key}={number}" for key, number in limited.items())))))
+    if "hugetlb" in controllers:
+        for size, limit in limits.hugepage_limits:
+            for kind in ("rsvd.", ""):  # what is reserved, as mmap(2) does, and what is there
+                recorded.append((f"hugetlb.{size}.{kind}max", str(limit)))
     return recorded
+
+
+THROTTLES = {
+    "device_read_bps": "rbps",
+    "device_write_bps": "wbps",
+    "device_read_iops": "riops",
+    "device_write_iops": "wiops",
+}
+
+
+def throttles(limits: Limits) -> dict[str, dict[str, int]]:
+    """The throttles by disk, as io.max has them."""
+    found: dict[str, dict[str, int]] = {}
+    for field, key in THROTTLES.items():
+        for disk, number in getattr(limits, field):
+            found.setdefault(disk, {})[key] = number
+    return found
+
+
+def io_weight(weight: int) -> int:
+    """v1's weight (10 to 1000) as io.weight (1 to 10000): the line through both pairs of ends, as runc and crun."""
+    return 1 + (weight - 10) * 9999 // 990
+
+
+def _weights(limits: Limits, base: str) -> list[tuple[str, str]]:
+    """BFQ, which has v1's scale, where the kernel has it; io.cost otherwise."""
+    if limits.blkio_weight is None and not limits.blkio_weight_device:
+        return []
+    bfq = _offers(base, "io.bfq.weight", beside="io.max", otherwise=False)
+    file, scaled = ("io.bfq.weight", int) if bfq else ("io.weight", io_weight)
+    found = []
+    if limits.blkio_weight is not None:
+        found.append((file, f"default {scaled(limits.blkio_weight)}"))
+    return found + [(file, f"{disk} {scaled(weight)}") for disk, weight in limits.blkio_weight_device]
+
+
+def weights(base: str) -> bool:
+    """Whether disks have weights below *base*."""
+    return any(_offers(base, file, beside="io.max") for file in ("io.bfq.weight", "io.weight"))
 
 
 def accounts_swap(base: str) -> bool:
@@ -86,11 +133,11 @@ def most_cpus(base: str) -> float:
     return math.inf if _offers(base, "cpu.max", beside="cpu.weight") else 0.0
 
 
-def _offers(base: str, filename: str, beside: str) -> bool:
+def _offers(base: str, filename: str, beside: str, otherwise: bool = True) -> bool:
     """Whether cgroups have *filename* where they have *beside*, as far as *base* shows.
 
     The root has neither, so its children are asked. When none has *beside*,
-    yes is the better guess: writing to the container's own will tell.
+    *otherwise* is the better guess: writing to the container's own will tell.
     """
     if os.path.exists(f"{base}/{beside}"):
         return os.path.exists(f"{base}/{filename}")
@@ -98,4 +145,4 @@ def _offers(base: str, filename: str, beside: str) -> bool:
         for entry in entries:
             if os.path.exists(f"{entry.path}/{beside}"):
                 return os.path.exists(f"{entry.path}/{filename}")
-    return True
+    return otherwise

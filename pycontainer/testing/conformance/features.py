@@ -41,6 +41,9 @@ ASK: Mapping[Feature, Callable[[Area], object]] = {
     Feature.CPUSET: lambda area: area.run(area.payload.say(), cpuset_cpus="0"),
     Feature.SYSCTLS: lambda area: area.run(area.payload.say(), sysctls={"net.ipv4.ip_forward": 1}),
     Feature.HOOKS: lambda area: area.run(area.payload.say(), hooks=Hooks()),
+    Feature.DEVICES: lambda area: area.run(area.payload.say(), devices=["/dev/null:/dev/hole"]),
+    Feature.BLKIO: lambda area: area.run(area.payload.say(), blkio_weight=100),
+    Feature.HUGETLB: lambda area: area.run(area.payload.say(), hugepage_limits={"2MB": 0}),
     Feature.PIDS: lambda area: area.run(area.payload.say(), pids_limit=10),
     Feature.USERNS: lambda area: area.run(area.payload.say(), userns="auto"),
 }
