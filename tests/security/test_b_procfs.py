@@ -83,11 +83,10 @@ sleep 100 & wait
         assert f"{name}:\t{init[name]}\n" in done.stdout, done.stderr
 
 
-def _ours_first(k, root, system, user_mounts):
+def _ours_first(k, root, system, user_mounts, *rest):
     """/proc, /sys and /dev before the user's mounts, which may then lie over them."""
-    _mount_all(k, root, system, ())
-    for mount in user_mounts:
-        mounts._mount(k, root, *mount)
+    _mount_all(k, root, system, (), *rest)
+    _mount_all(k, root, (), user_mounts, *rest)
 
 
 _mount_all = mounts.mount_all
@@ -244,11 +243,10 @@ def test_b9_a_mask_cannot_be_taken_away(sh):
 _mask_and_protect = mounts.mask_and_protect
 
 
-def _masks_first(k, root, system, user_mounts):
-    _mount_all(k, root, system, ())
+def _masks_first(k, root, system, user_mounts, *rest):
+    _mount_all(k, root, system, (), *rest)
     _mask_and_protect(k, root, ["/data/secret"], [])
-    for mount in user_mounts:
-        mounts._mount(k, root, *mount)
+    _mount_all(k, root, (), user_mounts, *rest)
 
 
 def _no_masks_last(k, root, *paths):

@@ -250,7 +250,7 @@ def test_k10_the_launcher_works_by_descriptors():
             if name.startswith(("os.", "shutil.")):
                 assert name.rpartition(".")[2] not in BY_PATH, f"{path}:{call.lineno}: {name}"
             if name == "open":
-                what = call.args[0]
+                what = call.args[0].values[0] if isinstance(call.args[0], ast.JoinedStr) else call.args[0]
                 assert isinstance(what, ast.Constant), f"{path}:{call.lineno}"
                 assert str(what.value).startswith("/proc/self/"), f"{path}:{call.lineno}"
 
