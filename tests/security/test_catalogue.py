@@ -11,7 +11,7 @@ from .rows import ROWS, UNTESTABLE
 def declared() -> dict[str, str]:
     """Row: the name of its test. By reading the source, so that it does not depend on which tests were chosen."""
     found = {}
-    for path in Path(__file__).parent.glob("test_*.py"):
+    for path in Path(__file__).parent.glob("test_?_*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.FunctionDef):
                 continue
