@@ -248,6 +248,9 @@ class ContainerProcess(abc.ABC):
     def send_signal(self, signal: int) -> None:
         """Send *signal* to the main process. Does nothing once it has ended."""
 
+    def leave(self) -> None:  # noqa: B027 - an optional hook, not a forgotten abstract method
+        """Its caller closes it, and from now on only waits for its end: what runs on for it, as hooks do, is to end."""
+
     def receipt(self) -> Receipt:
         """What really holds for the main process: read from /proc, so that no driver can be mistaken about it.
 

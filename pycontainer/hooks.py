@@ -7,7 +7,8 @@ create_runtime     its namespaces and mounts are made, before pivot_root        
 create_container   after those                                                     in the container's
                                                                                    namespaces, the root and the
                                                                                    program's path the host's
-start_container    right before its program                                        in the container, as its user
+start_container    right before its program                                        in the container, as its user,
+                                                                                   with its seccomp filter
 poststart          its program runs, before start returns                          on the host
 poststop           it has ended and is removed, before wait returns                on the host
 =================  ==============================================================  ===========================
@@ -56,7 +57,9 @@ _NO_ENVIRONMENT = FrozenMapping()
 class Hook:
     """One program: the absolute *path*, its argv *args* (None: the path alone), all of its environment.
 
-    After *timeout* seconds it is killed, with its process group; None waits.
+    After *timeout* seconds it is killed, with its process group; None waits,
+    but not for poststart, and for poststop no longer than 5 seconds, once the
+    container was closed or its caller has died.
     Raises InvalidCommandError, for ``hooks.<field>``.
     """
 

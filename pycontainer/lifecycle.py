@@ -369,6 +369,7 @@ class Lifecycle:
             return
         try:
             self.terminate()
+            process.leave()
             self.wait()
         except ContainerLostError:
             pass  # dead, which is what was asked for

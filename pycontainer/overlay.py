@@ -26,7 +26,7 @@ class Overlay:
     that keeps the changes.  overlayfs needs a second one then, on the same
     file system and for nothing else: it is called as *upper* is with
     ``.work`` at its end, and made when it is not there.  One *upper* serves
-    one container at a time.
+    one container at a time, and takes Linux 5.14 with the native driver.
     """
 
     lower: tuple[str, ...] = field(converter=check.as_texts)

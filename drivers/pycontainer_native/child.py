@@ -220,12 +220,13 @@ def child(begin: list[Bound]) -> NoReturn:
             gate, state, programs = hooks
             index = run_steps(rest[outside:gate], index)
             wait_for_hooks()
-            run_hooks("createContainer", programs, state, "creating")
+            run_hooks("createContainer", programs, state, "creating", [])
             outside = gate
         # The last section is for whoever executes the program.
         index = run_steps(rest[outside:-1], index)
         if hooks:
-            run_hooks("startContainer", programs, state, "created")
+            # Their programs are the container's: the filter is for them as well, and is loaded here later.
+            run_hooks("startContainer", programs, state, "created", rest[-1])
         if fork == "init":
             index = total + 1
             become_init(rest[-1], total - len(rest[-1]))
@@ -251,14 +252,14 @@ def wait_for_hooks() -> None:
     channel.detach()
 
 
-def run_hooks(point: str, programs: dict[str, Any], state: bytes, status: str) -> None:
-    """Run the hooks of *point* here; if one of them fails, tell the launcher, and end."""
+def run_hooks(point: str, programs: dict[str, Any], state: bytes, status: str, confinement: list[Bound]) -> None:
+    """Run the hooks of *point* here, under *confinement*; if one of them fails, tell the launcher, and end."""
     if point not in programs:
         return
     from pycontainer_native import hooks  # as the launcher has it: nothing is looked up any more
 
     try:
-        hooks.run(point, programs[point], hooks.state_of(state, status, os.getpid()))
+        hooks.run(point, programs[point], hooks.state_of(state, status, os.getpid()), confinement)
     except hooks.HookError as error:
         report(HOOK_FAILED + error.errno.to_bytes(4, "little") + error.text.encode("utf-8", "replace"))
         os._exit(1)

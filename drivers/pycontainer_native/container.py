@@ -49,6 +49,9 @@ TRIES = 10
 #: How long a container's cgroups may refuse to go away (seconds).
 REMOVAL_TIMEOUT = 5.0
 
+#: How long a poststop hook without a timeout of its own may take once the caller has left (seconds).
+POSTSTOP_TIMEOUT = 5.0
+
 
 class CgroupRoot:
     """The launcher's own directory in one hierarchy: the containers' directories are below it.
@@ -183,6 +186,7 @@ class Container:
         self.programs: dict[str, list[Program]] = {}  # the hooks, by their point
         self.hook: Running | None = None  # the one that runs now
         self.hooked = False  # it has got as far as its hooks, so those after its end are to come
+        self.abandoned = False  # the caller has left
         self.at_gate = False
         self.handed_over = False  # to a process that the first one has cloned
         self.at_exec = False
@@ -383,9 +387,11 @@ class Container:
         self._next_hook(point, self.programs.get(point, [])[:], status, then)
 
     def _next_hook(self, point: str, programs: list[Program], status: str, then: Callable[[], None]) -> None:
+        if self.abandoned and point == "poststart":
+            programs = []  # it runs no more, or not for long
         while programs:
             try:
-                self.hook = hook = Running(point, programs.pop(0), state_of(self.state, status, self.pid))
+                self.hook = hook = Running(point, programs.pop(0), state_of(self.state, status, self.pid), [])
             except HookError as error:
                 if self._hook_failed(point, error):
                     return
@@ -393,6 +399,8 @@ class Container:
             self.launcher.watch(hook.pidfd, lambda hook=hook: self._hook_ended(hook, point, programs, status, then))  # type: ignore[misc]
             if hook.deadline is not None:
                 self.launcher.deadlines[hook] = hook.deadline
+            if self.abandoned:
+                self._limit_poststop()
             return
         then()
 
@@ -411,6 +419,11 @@ class Container:
             self._next_hook(point, programs, status, then)
         if self.exit is not None and self.hook is None and point != "poststop":
             self.finish()  # it has ended meanwhile
+
+    def _limit_poststop(self) -> None:
+        """Nobody is left who could end a poststop hook: one that has no timeout gets one now."""
+        if self.hook is not None and self.hook.point == "poststop" and self.hook.deadline is None:
+            self.hook.deadline = self.launcher.deadlines[self.hook] = monotonic() + POSTSTOP_TIMEOUT
 
     def _hook_failed(self, point: str, error: HookError) -> bool:
         """Whether that is the container's end; else it is a warning."""
@@ -448,7 +461,7 @@ class Container:
             send(self.channel.fileno(), message[:1])
         elif not message:
             self.launcher.forget(self.status.fileno())
-            self.kill()
+            self.abandon()
 
     def _hand_over(self, pid: int, pidfd: int) -> None:
         """Another process goes on, and the one until now ends by itself."""
@@ -539,11 +552,20 @@ class Container:
 
     # -- ends
 
+    def abandon(self) -> None:
+        """The caller has left: end it, and let no hook keep it from ending."""
+        self.abandoned = True
+        self.kill()
+        self._limit_poststop()
+
     def kill(self) -> None:
-        """SIGKILL to the first process, and so to its pid namespace; finish() ends the others."""
+        """SIGKILL to the first process, and so to its pid namespace; finish() ends the others.
+
+        And to its hook, which may run on when it has ended; but poststop, which cleans up after it, is to go on.
+        """
+        if self.hook is not None and self.hook.point != "poststop":
+            self.hook.kill()
         if self.pidfd >= 0 and self.exit is None:
-            if self.hook is not None:
-                self.hook.kill()
             try:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             except ProcessLookupError:

@@ -8,6 +8,7 @@ import json
 import marshal
 import os
 import socket
+import sys
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -78,6 +79,9 @@ class DetachedProcess(NativeProcess):
         """Give the monitor a request, as a launcher takes it. Raises LauncherGoneError."""
         ask_monitor(self._path, data, fds)
 
+    def leave(self) -> None:
+        """Its hooks are its monitor's, as all of it."""
+
     def attach(self) -> None:
         """Be told of what becomes of it, whoever started it. Raises ContainerNotFoundError: that did not succeed."""
         while self._state is State.CREATING:
@@ -146,7 +150,7 @@ class DetachedVerbs(ExecutionDriver):
                 given = self._open_given(command, compiled, stack, self._build_network(command, stack))
                 return self._start_claimed(stack, claim, command, compiled, given, (token, log), deadline)
             except BaseException:
-                stack.close()  # the lock is the monitor's alone, if there is one
+                stack.__exit__(*sys.exc_info())  # the lock is the monitor's alone, if there is one
                 self._store.remove(command.id)
                 raise
 

@@ -728,6 +728,9 @@ def _check_hooks(command: Command) -> Iterator[InvalidCommandError]:
         for hook in getattr(command.hooks, point) if point != "start_container" else ():
             if not (os.path.isfile(hook.path) and os.access(hook.path, os.X_OK)):
                 yield InvalidCommandError(f"hooks.{point}", f"{hook.path} is not a program that can be executed")
+    if command.hooks is not None and command.hooks.start_container and _may_trace(command):
+        reason = "with CAP_SYS_PTRACE one could read the memory of what waits for it, which was the launcher's"
+        yield InvalidCommandError("hooks.start_container", reason)
 
 
 def _may_trace(command: Command) -> bool:

@@ -15,11 +15,13 @@ import select
 from time import monotonic
 
 from pycontainer_native import abi
-from pycontainer_native.child import libc, syscall
+from pycontainer_native.child import StepError, execute, libc, run_steps, syscall, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn, TypeAlias
+
+    from pycontainer_native.child import Bound
 
     #: path, argv, environment, timeout in seconds or None
     Program: TypeAlias = tuple[bytes, list[bytes], list[bytes], float | None]
@@ -39,25 +41,34 @@ class HookError(Exception):
 class Running:
     """A hook that was started. Its pidfd is readable when it has ended: :meth:`result` is next."""
 
-    def __init__(self, point: str, program: Program, state: bytes) -> None:
+    def __init__(self, point: str, program: Program, state: bytes, confinement: list[Bound]) -> None:
+        """Start it; right before its execve it makes the steps of *confinement*. Raises HookError."""
         path, argv, env, timeout = program
+        self.point = point
         self.label = f"{point} hook {path.decode('utf-8', 'surrogateescape')}"
         self.deadline = None if timeout is None else monotonic() + timeout
         self.late = False
         pidfd = ctypes.c_int(-1)
         # Files and not pipes: nobody has to wait until the one is read or the other written.
-        stdin, self.output = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("state", "output"))
+        files: list[int] = []
         try:
+            step = "make files"
+            for name in ("output", "state"):
+                files.append(os.memfd_create(name, os.MFD_CLOEXEC))
+            self.output, stdin = files
             os.write(stdin, state)
             os.lseek(stdin, 0, os.SEEK_SET)
+            step = "clone"
             pid = syscall(abi.NR["clone"], signal.SIGCHLD | abi.CLONE_PIDFD, 0, ctypes.byref(pidfd), 0, 0)
             if pid == 0:
-                _become(path, argv, env, stdin, self.output)
+                _become(path, argv, env, stdin, self.output, confinement)
             if pid == -1:
-                os.close(self.output)
-                raise HookError(f"clone for the {self.label}", ctypes.get_errno())
-        finally:
-            os.close(stdin)
+                raise OSError(ctypes.get_errno(), "clone")
+        except OSError as error:
+            for fd in files:
+                os.close(fd)
+            raise HookError(f"{step} for the {self.label}", error.errno or errno.EPROTO) from None
+        os.close(stdin)
         self.pid, self.pidfd = pid, pidfd.value
 
     def kill(self, *, late: bool = False) -> None:
@@ -91,7 +102,9 @@ class Running:
         return f": {text}" if text else ""
 
 
-def _become(path: bytes, argv: list[bytes], env: list[bytes], stdin: int, output: int) -> NoReturn:
+def _become(
+    path: bytes, argv: list[bytes], env: list[bytes], stdin: int, output: int, confinement: list[Bound]
+) -> NoReturn:
     """Be the hook: in a session of its own, with three descriptors, at the root, with its own environment."""
     number = errno.EPROTO
     try:
@@ -109,7 +122,12 @@ def _become(path: bytes, argv: list[bytes], env: list[bytes], stdin: int, output
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft > 1024:  # the launcher has raised it, and select(2) knows no more
             resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-        os.execve(path, argv, dict(item.split(b"=", 1) for item in env))
+        arguments, environment = words([*argv, 0], {}), words([*env, 0], {})  # memory first, the filter later
+        run_steps([confinement], 0)
+        number = execute([path], arguments, environment)
+        os.write(2, f"cannot be executed: {os.strerror(number)}".encode())
+    except StepError as failed:
+        os.write(2, f"cannot be confined: {os.strerror(failed.errno)}".encode())
     except OSError as error:
         number = error.errno or number
         os.write(2, f"cannot be executed: {os.strerror(number)}".encode())
@@ -117,10 +135,10 @@ def _become(path: bytes, argv: list[bytes], env: list[bytes], stdin: int, output
         os._exit(127 if number == errno.ENOENT else 126)
 
 
-def run(point: str, programs: list[Program], state: bytes) -> None:
+def run(point: str, programs: list[Program], state: bytes, confinement: list[Bound]) -> None:
     """Run *programs* one after the other, waiting for each. Raises HookError."""
     for program in programs:
-        hook = Running(point, program, state)
+        hook = Running(point, program, state, confinement)
         poll = select.poll()
         poll.register(hook.pidfd, select.POLLIN)
         left = None if hook.deadline is None else max(0, round((hook.deadline - monotonic()) * 1000 + 0.5))

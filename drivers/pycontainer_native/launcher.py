@@ -264,7 +264,7 @@ class Launcher:
         for fd in (CONTROL_FD, CALLER_FD):
             self.forget(fd)
         for container in self.containers:
-            container.kill()
+            container.abandon()
 
     def run(self) -> None:
         """Until the caller has left and no container is left."""

@@ -219,6 +219,10 @@ def overlay_root(k: Recorder, lower: Sequence[str], upper: str | None, *, nodev:
             # Both have to be of one mount, so what is cloned is where they are.  With what is mounted there: if they
             # are not, overlayfs is to say so.
             kept = _clone_onto_scratch(k, b"kept", parent or "/", recursive=True)
+        with k.step(f"follow no links in {parent or '/'} (takes Linux 5.14)"):
+            # overlayfs looks its directories up by name: whoever may change names here could put a link there by then.
+            k.mount_setattr(kept, abi.MOUNT_ATTR_NOSYMFOLLOW)
+        with k.step(f"open layer {upper}"):
             k.mkdirat(kept, encode(f"{last}.work"), 0o700, accept={errno.EEXIST: 0})
             for name, path in (("upper", last), ("work", f"{last}.work")):
                 k.openat2(kept, encode(path), below, _AS_IS)

@@ -243,6 +243,11 @@ class NativeProcess(ContainerProcess):
             with contextlib.suppress(OSError):
                 self._status.shutdown(socket.SHUT_RDWR)
 
+    def leave(self) -> None:
+        if os.getpid() == self._owner:
+            with contextlib.suppress(OSError):
+                self._status.shutdown(socket.SHUT_WR)  # how it ends is still told
+
     def close(self) -> None:
         self._hang_up()
         self._status.close()

@@ -17,6 +17,7 @@ import pytest
 
 from pycontainer import PIPE, Hook, Hooks, InvalidCommandError, SetupError, WaitTimeoutError
 from pycontainer.hooks import POINTS
+from pycontainer_native.hooks import HookError, Running
 
 from . import host
 
@@ -256,3 +257,74 @@ def test_without_hooks_there_is_no_gate(native: Any) -> None:
     assert not plain.talks
     assert hooked.hooks is not None
     assert len(hooked.sections) == len(plain.sections) + 1
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_what_runs_in_the_container_is_filtered(sh: Any, init: bool) -> None:
+    note = Hook("/bin/sh", ["sh", "-c", "grep Seccomp: /proc/self/status > /dev/shm/status"])
+    for no_new_privileges in (True, False):
+        hooks = Hooks(start_container=[note])
+        done = sh("cat /dev/shm/status", hooks=hooks, init=init, no_new_privileges=no_new_privileges)
+        assert done.stdout.split() == ["Seccomp:", "2"]
+
+
+def test_a_first_process_that_could_be_traced_runs_no_program_of_the_container(start: Any) -> None:
+    hooks = Hooks(start_container=[Hook("/bin/true")])
+    with pytest.raises(InvalidCommandError, match="CAP_SYS_PTRACE") as caught:
+        start(["true"], hooks=hooks, cap_add=["SYS_PTRACE"])
+    assert caught.value.field == "hooks.start_container"
+    assert start(["true"], hooks=hooks, privileged=True).wait(30) == 0
+
+
+def test_giving_up_when_the_program_has_ended_ends_poststart(sh: Any, until: Any, hook: Any, log: Path) -> None:
+    hooks = Hooks(poststart=[failing("sleep 54322"), hook("never")], poststop=[hook("poststop")])
+    with pytest.raises(WaitTimeoutError):
+        sh("true", hooks=hooks, timeout=0.5)
+    until(lambda: log.exists() and log.read_text().startswith("poststop"))
+    assert host.running("54322") == []
+
+
+@pytest.mark.parametrize("leave", ["close", "kill"])
+def test_nobody_waits_for_poststop(start: Any, caller: Any, until: Any, hook: Any, log: Path, leave: str) -> None:
+    """Where nobody is left to end it, a hook that hangs does not run for ever; those after it are run."""
+    number = {"close": "54323", "kill": "54324"}[leave]
+    if leave == "close":
+        box = start(["true"], hooks=Hooks(poststop=[failing(f"sleep {number}"), hook("poststop")]))
+        until(lambda: host.running(number))
+        box.close()
+    else:
+        process = caller(
+            f"""
+from pycontainer import Hook, Hooks
+hooks = Hooks(poststop=[Hook("/bin/sh", ["sh", "-c", "sleep {number}"], env={{"PATH": "/usr/bin:/bin"}}),
+                        Hook("/bin/sh", ["sh", "-c", "echo poststop > {log}"])])
+box = pycontainer.Container(["sleep", "100"], rootfs=ROOTFS, hooks=hooks)
+print(box.pid, flush=True)
+sys.stdin.read()
+"""
+        )
+        process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    until(lambda: log.exists() and log.read_text().startswith("poststop"))
+    assert host.running(number) == []
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_without_descriptors_a_hook_fails_and_leaves_none(monkeypatch: pytest.MonkeyPatch, which: int) -> None:
+    made: list[int] = []
+    memfd_create = os.memfd_create
+
+    def limited(name: str, flags: int) -> int:
+        if len(made) == which:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        made.append(memfd_create(name, flags))
+        return made[-1]
+
+    monkeypatch.setattr(os, "memfd_create", limited)
+    with pytest.raises(HookError, match="for the poststart hook /bin/true") as caught:
+        Running("poststart", (b"/bin/true", [b"true"], [], None), b"{}", [])
+    assert caught.value.errno == errno.EMFILE
+    assert len(made) == which
+    for fd in made:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)

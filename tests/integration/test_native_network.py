@@ -18,6 +18,7 @@ import pytest
 
 import pycontainer
 from pycontainer import ContainerLostError, InvalidCommandError, Mount, Network, NotRunningError, SetupError
+from pycontainer_native import network as networks
 from pycontainer_native import rtnetlink
 from pycontainer_native.network import remove_bridges
 
@@ -413,6 +414,27 @@ def test_nothing_is_left_when_the_start_fails(bridge: str, start: Any, reason: s
         start(network=at(bridge, 2), **what)
     assert ports(bridge) == before
     start(["true"], network=at(bridge, 2)).wait()
+
+
+def test_nothing_is_left_when_a_detached_start_fails(bridge: str, start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where something else keeps the namespace: the address is free when the error is told."""
+    before = ports(bridge)
+    attach, kept = networks.attach, []
+
+    def keeping(*arguments: Any) -> networks.Attachment:
+        made = attach(*arguments)
+        kept.append(os.dup(made.fd))
+        return made
+
+    monkeypatch.setattr(networks, "attach", keeping)
+    try:
+        with pytest.raises(SetupError, match="execve"):
+            start(["/missing"], network=at(bridge, 2), detach=True)
+        assert ports(bridge) == before
+        assert len(kept) == 1
+    finally:
+        for fd in kept:
+            os.close(fd)
 
 
 def test_nothing_is_left_of_a_caller_that_was_killed(bridge: str, caller: Any, sh: Any) -> None:

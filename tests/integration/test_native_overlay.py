@@ -12,6 +12,7 @@ import pytest
 
 from pycontainer import Mount, rootfs
 from pycontainer.errors import InvalidCommandError, SetupError
+from pycontainer_native.syscalls import Recorder
 
 from . import host
 
@@ -122,3 +123,25 @@ def test_an_upper_that_is_a_mount_of_its_own(start: Any, tmp_path: Path, busybox
     with pytest.raises(SetupError, match="mount overlay on /") as caught:
         start(["true"], rootfs=rootfs.overlay(busybox_rootfs, upper=upper))
     assert caught.value.errno == errno.EINVAL  # it and its .work are not of one mount
+
+
+def test_an_upper_that_is_swapped_for_a_link_meanwhile(
+    start: Any, disk: Path, busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if its parent's owner had done so between the look at it and the mount: there is a link, and no look."""
+    elsewhere = disk / "elsewhere"
+    for name in ("upper", "upper.work"):
+        (elsewhere / name).mkdir(parents=True)
+        (disk / name).symlink_to(elsewhere / name)
+    openat2 = Recorder.openat2
+
+    def without_a_look(k: Recorder, directory: Any, path: bytes, flags: int, *rest: Any, **keywords: Any) -> Any:
+        if path in (b"upper", b"upper.work"):
+            flags &= ~os.O_DIRECTORY
+        return openat2(k, directory, path, flags, *rest, **keywords)
+
+    monkeypatch.setattr(Recorder, "openat2", without_a_look)
+    with pytest.raises(SetupError, match="mount overlay on /") as caught:
+        start(["touch", "/new"], rootfs=rootfs.overlay(busybox_rootfs, upper=disk / "upper"))
+    assert caught.value.errno == errno.ELOOP
+    assert [str(path.relative_to(elsewhere)) for path in sorted(elsewhere.rglob("*"))] == ["upper", "upper.work"]
