@@ -398,7 +398,7 @@ class Container:
                 continue
             self.launcher.watch(hook.pidfd, lambda hook=hook: self._hook_ended(hook, point, programs, status, then))  # type: ignore[misc]
             if hook.deadline is not None:
-                self.launcher.deadlines[hook] = hook.deadline
+                self.launcher.deadlines[hook.expire] = hook.deadline
             if self.abandoned:
                 self._limit_poststop()
             return
@@ -409,7 +409,7 @@ class Container:
     ) -> None:
         self.hook = None
         self.launcher.forget(hook.pidfd)
-        self.launcher.deadlines.pop(hook, None)
+        self.launcher.deadlines.pop(hook.expire, None)
         failed = False
         try:
             hook.result()
@@ -423,7 +423,7 @@ class Container:
     def _limit_poststop(self) -> None:
         """Nobody is left who could end a poststop hook: one that has no timeout gets one now."""
         if self.hook is not None and self.hook.point == "poststop" and self.hook.deadline is None:
-            self.hook.deadline = self.launcher.deadlines[self.hook] = monotonic() + POSTSTOP_TIMEOUT
+            self.hook.deadline = self.launcher.deadlines[self.hook.expire] = monotonic() + POSTSTOP_TIMEOUT
 
     def _hook_failed(self, point: str, error: HookError) -> bool:
         """Whether that is the container's end; else it is a warning."""

@@ -7,6 +7,7 @@ import functools
 import json
 import marshal
 import os
+import signal
 import socket
 import sys
 import time
@@ -25,6 +26,7 @@ from pycontainer.errors import (
 )
 from pycontainer.logs import LogRecord, read_log
 from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer, sweep
+from pycontainer_native.cgroups.layout import LAUNCHER_DIRECTORY
 from pycontainer_native.cgroups.live import remove_dead
 from pycontainer_native.client import LauncherClient, LauncherGoneError, send_request
 from pycontainer_native.namespaces import BRIDGES
@@ -272,7 +274,7 @@ class DetachedVerbs(ExecutionDriver):
             record = self._store.find(id)
         if record is None:
             return None, ContainerLostError(id, "it was removed")
-        if record.exit is None or not record.exit["finished"]:
+        if not record.alive and not (record.exit and record.exit["finished"]):
             self._kill_rest(record)
         if record.exit is None:
             words = f": {record.error['words']}" if record.error else ""
@@ -282,9 +284,20 @@ class DetachedVerbs(ExecutionDriver):
     def _kill_rest(self, record: Record) -> bool:
         """Kill and remove what a dead monitor has left; whether nothing is left."""
         name = record.config["directory"].partition("/")[0]
-        paths = [(group.version, group.controllers, f"{group.base}/{name}") for group in _groups(record)]
+        groups = _groups(record)
+        if not LAUNCHER_DIRECTORY.fullmatch(name) or not all(map(self._is_cgroup, groups)):
+            return False  # no driver has written that
+        paths = [(group.version, group.controllers, f"{group.base}/{name}") for group in groups]
         remove_dead(paths)
-        return not any(os.path.lexists(path) for _, _, path in paths)
+        # Last: where there are cgroups it is dead now, with all the others.
+        return _end_first(record) and not any(os.path.lexists(path) for _, _, path in paths)
+
+    def _is_cgroup(self, group: Group) -> bool:
+        """Whether its base is in a hierarchy of this host: its maker's own cgroup need not be this process's."""
+        places = [place.mountpoint for place in self.layout.hierarchies if place.version == group.version]
+        return os.path.realpath(group.base) == group.base and any(
+            f"{group.base}/".startswith(f"{place}/") for place in places
+        )
 
     def containers(self) -> Sequence[ContainerInfo]:
         return [self._describe(record) for record in self._store.records()]
@@ -327,6 +340,27 @@ class DetachedVerbs(ExecutionDriver):
 
             gone += [f"bridge {name}" for name in remove_bridges()]
         return gone
+
+
+def _end_first(record: Record) -> bool:
+    """Kill its first process, whether or not it has cgroups; whether that is gone. Any other one has its pid by now."""
+    if record.start is None or record.start.get("began") is None:
+        return True
+    pid = record.start["pid"]
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        from pycontainer_native.monitor import began  # not what a caller needs else
+
+        if began(pid) == record.start["began"]:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            return bool(select_one(pidfd, PATIENCE))
+        return True
+    finally:
+        os.close(pidfd)
 
 
 def ask_monitor(path: str, data: bytes, fds: list[int]) -> None:

@@ -71,9 +71,13 @@ class Running:
         os.close(stdin)
         self.pid, self.pidfd = pid, pidfd.value
 
-    def kill(self, *, late: bool = False) -> None:
-        """SIGKILL to it and its process group, because it is *late* or for another reason."""
-        self.late = late
+    def expire(self) -> None:
+        """Its time is over."""
+        self.late = True
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to it and its process group."""
         try:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)  # it may not have got as far as its own group
             os.killpg(self.pid, signal.SIGKILL)
@@ -143,7 +147,7 @@ def run(point: str, programs: list[Program], state: bytes, confinement: list[Bou
         poll.register(hook.pidfd, select.POLLIN)
         left = None if hook.deadline is None else max(0, round((hook.deadline - monotonic()) * 1000 + 0.5))
         if not poll.poll(left):
-            hook.kill(late=True)
+            hook.expire()
         hook.result()
 
 

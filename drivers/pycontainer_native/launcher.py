@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from pycontainer_native.hooks import Running
-
 CONTROL_FD, CALLER_FD, IMAGE_FD = 3, 4, 5
 
 #: How often to look again at what does not tell (cgroups that are still busy), and for how long nothing has to
@@ -76,7 +74,7 @@ class Launcher:
         self.count = 0
         self.unfinished: set[Container] = set()
         self.others: set[int] = set()  # the pids of children that are no container's
-        self.deadlines: dict[Running, float] = {}  # of hooks, by time.monotonic()
+        self.deadlines: dict[Callable[[], None], float] = {}  # what is to be called then, by time.monotonic()
         self.cgroups: dict[str, CgroupRoot] = {}
         self.running = True
 
@@ -286,9 +284,9 @@ class Launcher:
                     handler()
             for container in list(self.unfinished):
                 container.finish()
-            for hook in [hook for hook, deadline in self.deadlines.items() if deadline <= monotonic()]:
-                del self.deadlines[hook]
-                hook.kill(late=True)
+            for late in [late for late, deadline in self.deadlines.items() if deadline <= monotonic()]:
+                del self.deadlines[late]
+                late()
             rounds += 1
             if rounds % 4096 == 0:
                 gc.collect()  # an exception's traceback may be a cycle, and nobody else collects here

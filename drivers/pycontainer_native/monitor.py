@@ -20,12 +20,14 @@ socket          where requests come in
 
 from __future__ import annotations
 
+import _signal as signal
 import _socket as socket
 import errno
 import fcntl
 import gc
 import os
-from time import gmtime, strftime, time, time_ns
+import sys
+from time import gmtime, monotonic, strftime, time, time_ns
 
 from pycontainer_native import abi
 from pycontainer_native.child import libc, syscall
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 
 #: How much is read from the container at once.
 CHUNK = 1 << 15
+
+#: What accept4(2) fails with while the connection waits on, and how long it is left alone then (seconds).
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+PAUSE = 0.1
 
 
 class Log:
@@ -52,23 +58,32 @@ class Log:
         self.written = 0
         self.second = -1
         self.stamp = b""
-        self.rotate()
+        self.fd = self.open("log")
 
-    def rotate(self) -> None:
-        """Begin another file; the oldest one goes."""
-        if self.fd >= 0:
-            os.close(self.fd)
+    def open(self, name: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        return os.open(name, flags, 0o600, dir_fd=self.directory)
+
+    def rotate(self) -> bool:
+        """Begin another file, the oldest one goes; false: not now, which is no reason to stop the container either."""
+        try:
+            new = self.open("new")  # under a name that nobody takes for one of the log
+        except OSError:
+            return False
+        try:
             for number in range(self.files - 1, 0, -1):
                 try:
                     self.rename(f"log.{number - 1}" if number > 1 else "log", f"log.{number}")
                 except FileNotFoundError:
                     pass
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-        # Of one file alone there is a new one as well: who reads the old one knows it by its inode.
-        new = os.open("log.new" if self.files == 1 else "log", flags | os.O_APPEND, 0o600, dir_fd=self.directory)
-        if self.files == 1:
-            self.rename("log.new", "log")
+            # Of one file alone there is a new one as well: who reads the old one knows it by its inode.
+            self.rename("new", "log")
+        except OSError:
+            os.close(new)
+            return False
+        os.close(self.fd)
         self.fd, self.written = new, 0
+        return True
 
     def rename(self, old: str, new: str) -> None:
         os.rename(old, new, src_dir_fd=self.directory, dst_dir_fd=self.directory)
@@ -89,8 +104,9 @@ class Log:
             if length and self.written + length + len(record) > self.size:
                 self.append(b"".join(batch))
                 batch, length = [], 0
-            if self.written + length and self.written + length + len(record) > self.size:
-                self.rotate()
+            full = self.written + length and self.written + length + len(record) > self.size
+            if full and not self.rotate():
+                break
             batch.append(record)
             length += len(record)
         self.append(b"".join(batch))
@@ -107,7 +123,10 @@ class Log:
         except OSError:
             count = 0
         if count < len(data):
-            os.ftruncate(self.fd, self.written)
+            try:
+                os.ftruncate(self.fd, self.written)
+            except OSError:
+                self.written += count
         else:
             self.written += count
 
@@ -128,7 +147,9 @@ class DetachedContainer(Container):
             self.launcher.read_output(self.terminal, b"stdout")
             self.terminal = -1
         try:
-            self.launcher.record("start.json", f'{{"pid": {self.pid}, "started": {time():.6f}}}')
+            begun = began(self.pid)
+            text = f'{{"pid": {self.pid}, "began": {begun}, "started": {time():.6f}}}'
+            self.launcher.record("start.json", text)
         except OSError as error:
             self.failed = ("record the start", error.errno or errno.EIO)
             self.kill()
@@ -206,8 +227,7 @@ class Monitor(Launcher):
             self.read_output(fd, (b"stdout", b"stderr")[number])
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, listener)
         self.listener.setblocking(False)
-        self.watch(listener, self.on_connection)
-        self.serve_connection(connection)
+        self.serve_maker(connection)
 
     # -- requests
 
@@ -215,21 +235,42 @@ class Monitor(Launcher):
         """Somebody connects. Only root gets as far as the socket; that it is our user is looked at all the same."""
         try:
             fd, _ = self.listener._accept()  # type: ignore[attr-defined] # what socket.socket.accept() calls
-        except OSError:
+        except OSError as error:
+            if error.errno in NO_DESCRIPTOR:  # it stays readable
+                self.forget(self.listener.fileno())
+                self.deadlines[self.listen] = monotonic() + PAUSE
             return
         os.set_inheritable(fd, False)
-        self.serve_connection(fd)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
+        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)  # struct ucred: pid, uid, gid
+        if int.from_bytes(peer[4:8], sys.byteorder) not in (0, os.geteuid()):
+            connection.close()
+            return
 
-    def serve_connection(self, fd: int) -> None:
+        def on_request() -> None:
+            if not self.on_request(connection):
+                self.drop(connection)
+
+        self.watch(fd, on_request)
+
+    def serve_maker(self, fd: int) -> None:
+        """Take the maker's request, and only then those of others: until then there is nothing to ask for."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
 
         def on_request() -> None:
             if not self.on_request(connection):
                 self.drop(connection)
-                if not self.containers:  # the maker left before it has asked for anything
+                if not self.containers:  # it left before it has asked for anything, or nothing came of that
                     self.running = False
+            elif self.containers:
+                self.listen()
 
         self.watch(fd, on_request)
+
+    def listen(self) -> None:
+        """From now on, let others in."""
+        if self.listener.fileno() not in self.handlers:
+            self.watch(self.listener.fileno(), self.on_connection)
 
     def drop(self, end: socket.socket) -> None:
         """Forget and close it."""
@@ -299,12 +340,27 @@ class Monitor(Launcher):
         temporary = f"{name}.new"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self.state)
         try:
-            os.write(fd, text.encode())
+            if os.write(fd, text.encode()) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(fd)
         finally:
             os.close(fd)
         os.rename(temporary, name, src_dir_fd=self.state, dst_dir_fd=self.state)
         os.fsync(self.state)
+
+
+def began(pid: int) -> int | str:
+    """When that process was begun, in clock ticks since boot, which with its pid names it for good; else null."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return "null"
+    try:
+        return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])  # starttime, the 22nd (proc_pid_stat(5))
+    except (OSError, IndexError):
+        return "null"  # it has ended meanwhile
+    finally:
+        os.close(fd)
 
 
 def quoted(text: str) -> str:
@@ -332,6 +388,9 @@ def become_monitor(launcher: Launcher, arguments: tuple[str, int, int], fds: lis
         syscall(abi.NR["close_range"], low, 0xFFFFFFFF, 0)
         os.setsid()
         libc.prctl(abi.PR_SET_NAME, b"monitor", 0, 0, 0)
+        # At RLIMIT_FSIZE, which is of the maker's launcher, a write is to fail. A handler, since execve undoes it:
+        # a signal that is ignored stays so in the container.
+        signal.signal(signal.SIGXFSZ, lambda number, frame: None)
         gc.freeze()  # what is shared with the launcher stays so: a collection would write to every object
         monitor = Monitor(launcher, arguments, fds)
         try:

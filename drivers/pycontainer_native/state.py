@@ -125,7 +125,18 @@ class Store:
             except OSError as error:
                 reason = f"cannot make {path}: {error.strerror}"
                 raise ContainerError(f"root {self.root} is no place for the state of containers: {reason}") from None
-        path = os.path.realpath(self._directory)
+        self._is_there()
+
+    def _is_there(self) -> bool:
+        """Whether anything can be on record. Raises ContainerError: others can have put it there.
+
+        Where it leads now is where it is looked for from now on: nobody else can
+        change that path.  What is not there is not looked for at all, since
+        somebody else may be making it.
+        """
+        if not os.path.lexists(self._directory):
+            return False
+        path = self._directory = os.path.realpath(self._directory)
         while True:
             found = os.lstat(path)
             if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
@@ -133,7 +144,7 @@ class Store:
                     f"root {self.root} is no place for the state of containers: others can write to {path}"
                 )
             if path == "/":
-                return
+                return True
             path = os.path.dirname(path)
 
     def _locked_directory(self) -> Claim:
@@ -154,7 +165,7 @@ class Store:
 
     def find(self, id: str) -> Record | None:
         """What is on record of the container called *id*; None when there is none whose program ever ran."""
-        record = self._read(id)
+        record = self._read(id) if self._is_there() else None
         return None if record is None or (record.start is None and not record.alive) else record
 
     def _read(self, id: str) -> Record | None:
@@ -184,10 +195,9 @@ class Store:
         )
 
     def _names(self, hidden: bool = False) -> list[str]:
-        try:
-            return [name for name in os.listdir(self._directory) if (name[0] == ".") == hidden]
-        except FileNotFoundError:
+        if not self._is_there():
             return []
+        return [name for name in os.listdir(self._directory) if (name[0] == ".") == hidden]
 
     # -- removing
 

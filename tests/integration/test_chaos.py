@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 import pycontainer
-from pycontainer.errors import ContainerError
+from pycontainer.errors import ContainerError, ContainerNotFoundError
 from pycontainer_native.driver import NativeDriver
 
 from . import host
@@ -128,17 +128,39 @@ def links() -> set[str]:
     return set(os.listdir("/sys/class/net"))
 
 
-def test_chaos(native: NativeDriver, root: str, busybox_rootfs: Path, start: Any, until: Any) -> None:
+Bystanders = tuple[NativeDriver, subprocess.Popen[bytes], pycontainer.Container, str]
+
+
+@pytest.fixture
+def bystanders(root: str, busybox_rootfs: Path) -> Iterator[Bystanders]:
+    """A driver of *root*, a process and a detached container that nothing may happen to, and how long they sleep."""
+    marker = f"{uuid.uuid4().int % 10**9 + 1000}"
+    with contextlib.ExitStack() as stack:
+        driver = NativeDriver(root)
+        stack.callback(driver.close)
+        process = stack.enter_context(subprocess.Popen(["sleep", marker]))
+        stack.callback(process.kill)
+        box = pycontainer.Container(
+            ["sleep", marker], rootfs=busybox_rootfs, driver=driver, name="bystander", detach=True
+        )
+        stack.callback(remove_all, driver)
+        yield driver, process, box, marker
+
+
+def remove_all(driver: NativeDriver) -> None:
+    """Every detached container that is still there."""
+    for info in pycontainer.containers(driver):
+        with contextlib.suppress(ContainerNotFoundError):
+            pycontainer.get(info.id, driver).remove(force=True)
+
+
+def test_chaos(root: str, busybox_rootfs: Path, start: Any, until: Any, bystanders: Bystanders) -> None:
     print(f"PYCONTAINER_CHAOS_SEED={SEED}")
     chance = random.Random(SEED)
-    marker, bystanders = (f"{uuid.uuid4().int % 10**9 + 1000}" for _ in range(2))
+    marker = f"{uuid.uuid4().int % 10**9 + 1000}"
     before_links, before_mounts = links(), {*host.mounts()}
-    driver = NativeDriver(root)
-    process = subprocess.Popen(["sleep", bystanders])
-    attached = start(["sleep", bystanders])
-    detached = pycontainer.Container(
-        ["sleep", bystanders], rootfs=busybox_rootfs, driver=driver, name="bystander", detach=True
-    )
+    driver, process, detached, sleeping = bystanders
+    attached = start(["sleep", sleeping])
     spared = int(host.status(detached.pid or 0)["PPid"])
     known = {*host.children(os.getpid())}
     killed = dict.fromkeys(("caller", "launcher", "monitor"), 0)
@@ -192,9 +214,6 @@ def test_chaos(native: NativeDriver, root: str, busybox_rootfs: Path, start: Any
         assert box.exec(["echo", "here"], capture_output=True).stdout == b"here\n"
     assert process.poll() is None
     assert detached.poll() is None
-    assert len(host.running(bystanders)) == 3
+    assert len(host.running(sleeping)) == 3
     detached.remove(force=True)
-    driver.close()
-    with process:
-        process.kill()
     assert os.listdir(f"{root}/containers") == []

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import marshal
 import os
 import re
+import resource
+import select
 import signal
+import socket
 import stat
+import sys
 import tempfile
 import threading
 import time
@@ -20,6 +26,8 @@ import pytest
 import pycontainer
 from pycontainer import ContainerLostError, LogLimits, State
 from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerNotFoundError, NotRunningError
+from pycontainer_native import detached
+from pycontainer_native.cgroups import Layout
 from pycontainer_native.driver import NativeDriver
 
 from . import host
@@ -188,6 +196,80 @@ def test_a_root_that_others_can_write_to(root: str, place: str, busybox_rootfs: 
     driver.close()
 
 
+def test_a_root_where_others_can_have_put_something(detach: Any, driver: NativeDriver, root: str) -> None:
+    box = detach("sleep 1000")
+    os.chmod(root, 0o1777)
+    verbs: list[Callable[[], object]] = [
+        lambda: pycontainer.get(box.id, driver),
+        lambda: pycontainer.containers(driver),
+        lambda: pycontainer.gc(driver),
+        lambda: driver.delete(box.id),
+        lambda: NativeDriver(root).info(box.id),
+    ]
+    for verb in verbs:
+        with pytest.raises(ContainerError, match="others can write"):
+            verb()
+    os.chmod(root, 0o700)
+    assert box.poll() is None
+
+
+@pytest.mark.parametrize("change", ["directory", "base"])
+def test_no_other_cgroup_is_killed(detach: Any, driver: NativeDriver, root: str, tmp_path: Path, change: str) -> None:
+    box = detach("sleep 1000")
+    box.kill()
+    box.wait(60)
+    directory = Path(root, "containers", box.id)
+    config = json.loads((directory / "config.json").read_text())
+    planted = dict(config)
+    victim = tmp_path / ("pycontainer-" + "0" * 16 if change == "base" else "victim")
+    victim.mkdir()
+    if change == "base":
+        planted["groups"] = [[str(tmp_path), 1, ["pids"]]]
+        planted["directory"] = f"{victim.name}/1"
+    else:
+        planted["directory"] = "victim/1"
+    (directory / "config.json").write_text(json.dumps(planted))
+    (directory / "exit.json").rename(directory / "kept")
+    assert pycontainer.gc(driver) == []
+    assert victim.is_dir()
+    with pytest.raises(ContainerError, match="cannot be removed"):
+        driver.delete(box.id)
+    (directory / "kept").rename(directory / "exit.json")
+
+
+@pytest.mark.parametrize("verb", ["gc", "delete"])
+def test_the_monitor_is_killed_where_no_cgroups_are(
+    detach: Any, driver: NativeDriver, until: Any, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setattr(driver, "_layout", Layout())
+    code = "import ctypes, time; ctypes.CDLL(None).prctl(1, 0); print(1, flush=True); time.sleep(1000)"
+    box = detach(f"exec {sys.executable} -I -c '{code}'", rootfs=None)  # it is not to die with its parent
+    until(lambda: output(box))
+    pid = box.pid
+    os.kill(monitor_of(box), signal.SIGKILL)
+    until(lambda: not driver._known(box.id).alive)
+    assert host.is_alive(pid)
+    if verb == "gc":
+        assert pycontainer.gc(driver) != []
+    else:
+        driver.delete(box.id)
+    assert not host.is_alive(pid)
+
+
+def test_a_pid_that_is_somebody_elses_by_now(detach: Any, driver: NativeDriver, root: str, caller: Any) -> None:
+    box = detach("exit 0")
+    box.wait(60)
+    directory = Path(root, "containers", box.id)
+    bystander = caller("print(flush=True); signal.pause()")
+    bystander.stdout.readline()
+    start = json.loads((directory / "start.json").read_text())
+    assert isinstance(start["began"], int)
+    (directory / "start.json").write_text(json.dumps({**start, "pid": bystander.pid}))
+    (directory / "exit.json").unlink()
+    assert pycontainer.gc(driver) != []
+    assert bystander.poll() is None
+
+
 def test_a_root_that_cannot_be_made(busybox_rootfs: Path, native: NativeDriver) -> None:
     driver = NativeDriver("/proc/nowhere")
     with pytest.raises(ContainerError, match="cannot make /proc/nowhere"):
@@ -281,6 +363,103 @@ def test_every_byte_is_in_the_log(detach: Any, tmp_path: Path) -> None:
     assert output(box) == output(box, "stderr") == data
 
 
+@contextlib.contextmanager
+def without_descriptors(pid: int) -> Iterator[None]:
+    """While inside, that process can open nothing."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def test_a_log_that_cannot_be_rotated(detach: Any, root: str, until: Any) -> None:
+    gate = Path(root, "gate")
+    gate.mkdir()
+    script = "read x < /gate/go; for i in $(seq 3000); do echo line $i; done; echo > /gate/done; read x < /gate/go"
+    for name in ("go", "done"):
+        os.mkfifo(gate / name)
+    limits = LogLimits(size=300, files=2)
+    box = detach(f"{script}; echo last", mounts=[pycontainer.Mount(str(gate), "/gate")], log_limits=limits)
+    monitor = monitor_of(box)
+    with without_descriptors(monitor):
+        (gate / "go").write_text("go\n")
+        assert (gate / "done").read_text() == "\n"  # nobody has stopped reading what it prints
+    (gate / "go").write_text("go\n")
+    assert box.wait(60) == 0
+    lines = output(box).splitlines()
+    assert lines[-1] == b"last"
+    logs = list(Path(root, "containers", box.id).glob("log*"))
+    assert all(0 < log.stat().st_size <= 300 for log in logs)
+
+
+def test_a_log_at_the_makers_limit_of_a_file(caller: Any, driver: NativeDriver, root: str) -> None:
+    process = caller(f"""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+driver = pycontainer.get_driver("native", root={root!r})
+script = "cat /proc/self/status; head -c 200000 /dev/zero | tr '\\\\0' x; exit 3"
+box = pycontainer.Container(["sh", "-c", script], rootfs=ROOTFS, driver=driver, name="box", detach=True)
+print(box.wait(60))
+""")
+    assert process.communicate(timeout=60)[0] == "3\n"
+    box = pycontainer.get("box", driver)
+    masks = {name: int(value, 16) for name, value in re.findall(rb"^(Sig\w+):\s+(\w+)$", output(box), re.M)}
+    assert masks[b"SigIgn"] == masks[b"SigBlk"] == 0
+    box.remove()
+
+
+def test_a_monitor_that_can_open_nothing_lets_others_wait(detach: Any, driver: NativeDriver) -> None:
+    box = detach("sleep 1000")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    monitor = monitor_of(box)
+    with ours:
+        with without_descriptors(monitor), theirs:
+            detached.ask_monitor(driver._known(box.id).path, marshal.dumps((None, "attach")), [theirs.fileno()])
+            before = switches(monitor)
+            until_slept = time.monotonic() + 60
+            while switches(monitor) < before + 3:  # it sleeps between its tries
+                assert time.monotonic() < until_slept
+                time.sleep(0.005)
+            assert select.select([ours], [], [], 0)[0] == []
+        ours.settimeout(60)
+        assert marshal.loads(ours.recv(4096))[0] == "started"
+
+
+def switches(pid: int) -> int:
+    """How often it has gone to sleep."""
+    return int(host.status(pid)["voluntary_ctxt_switches"])
+
+
+def test_the_monitor_serves_nobody_else(detach: Any, root: str, output_of: Any) -> None:
+    box = detach("sleep 1000")
+    directory = Path(root, "containers", box.id)
+    for path in (Path(root), directory.parent, directory):
+        path.chmod(0o711)
+    (directory / "socket").chmod(0o777)
+    code = f"""
+import marshal, socket
+if sys.stdin.readline() == "other\\n":
+    os.setuid(65534)
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection.connect({str(directory / "socket")!r})
+try:
+    socket.send_fds(connection, [marshal.dumps((None, "attach"))], [theirs.fileno()])
+except ConnectionError:
+    pass
+theirs.close()
+ours.settimeout(60)
+try:
+    print(bool(ours.recv(4096)))
+except ConnectionError:
+    print(False)
+"""
+    said = [output_of(code.replace("sys.stdin.readline()", repr(who + "\n"))) for who in ("other", "root")]
+    assert said == ["False\n", "True\n"]
+
+
 @pytest.mark.parametrize("files", [1, 2, 3])
 def test_the_log_is_limited_on_disk(detach: Any, root: str, files: int) -> None:
     limits = LogLimits(size=20_000, files=files)
@@ -367,3 +546,28 @@ def test_the_monitor_holds_nothing_of_its_maker(detach: Any, driver: NativeDrive
     assert os.getsid(monitor) == monitor
     assert Path(f"/proc/{monitor}/environ").read_bytes() == b""
     assert len(host.descriptors(monitor)) < 30
+
+
+def test_a_stranger_comes_before_the_makers_request(
+    driver: NativeDriver, busybox_rootfs: Path, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def send_late(*arguments: Any) -> None:
+        monkeypatch.undo()
+        with theirs:
+            detached.ask_monitor(f"{root}/containers/box", marshal.dumps((None, "attach")), [theirs.fileno()])
+        select.select([ours], [], [], 0.5)  # a monitor that does not wait for its maker would answer, and end
+        detached.send_request(*arguments)
+
+    command = pycontainer.Command.of(["sleep", "1000"], rootfs=busybox_rootfs, name="box")
+    monkeypatch.setattr(detached, "send_request", send_late)
+    with ours:
+        process = driver.start_detached(command, LogLimits())
+        try:
+            assert process.poll() is None
+            ours.settimeout(60)
+            assert marshal.loads(ours.recv(4096))[0] in ("created", "started")
+        finally:
+            process.close()
+            pycontainer.get("box", driver).remove(force=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +28,11 @@ pytestmark = [pytest.mark.root, pytest.mark.tool("lxc-start", "busybox")]
 
 @pytest.fixture(scope="module")
 def drivers() -> Any:
-    pair = (NativeDriver(), LxcDriver())
-    yield pair
-    for driver in pair:
-        driver.close()
+    with tempfile.TemporaryDirectory(prefix="pycontainer-test-", dir="/run") as root:
+        pair = (NativeDriver(root), LxcDriver())
+        yield pair
+        for driver in pair:
+            driver.close()
 
 
 Both = Callable[..., Any]
