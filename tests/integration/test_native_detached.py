@@ -257,11 +257,11 @@ def test_the_monitor_is_killed_where_no_cgroups_are(
 
 
 def test_a_pid_that_is_somebody_elses_by_now(detach: Any, driver: NativeDriver, root: str, caller: Any) -> None:
+    bystander = caller("print(flush=True); signal.pause()")
+    bystander.stdout.readline()  # its import of pycontainer takes some ticks: it was begun before
     box = detach("exit 0")
     box.wait(60)
     directory = Path(root, "containers", box.id)
-    bystander = caller("print(flush=True); signal.pause()")
-    bystander.stdout.readline()
     start = json.loads((directory / "start.json").read_text())
     assert isinstance(start["began"], int)
     (directory / "start.json").write_text(json.dumps({**start, "pid": bystander.pid}))
