@@ -177,7 +177,7 @@ class Command:
                 store(self, name, tuple(check.path(name, path) for path in check.items(name, paths)))
         if self.cgroup_parent is not None:
             check.matching("cgroup_parent", self.cgroup_parent, _CGROUP)
-        if self.dns or self.dns_search:
+        if (self.dns, self.dns_search) != ((), ()):
             from pycontainer.etc import check_dns
 
             check_dns(self.dns, self.dns_search)
