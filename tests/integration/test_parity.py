@@ -6,6 +6,7 @@ What differs, and LXC's reason for it, is in the README's table; nothing of that
 from __future__ import annotations
 
 import os
+import re
 import signal
 import tempfile
 import time
@@ -208,7 +209,12 @@ def test_mounts_and_their_flags(both: Both, tmp_path: Path, read_only: bool, opt
         "stat -c %a /mnt/t; for d in '/mnt/a b' /mnt/t /mnt/t2; do (: > \"$d/new\") 2>/dev/null; echo $?; done;"
         "cat /etc/one"
     )
-    assert both(sh(script), mounts=mounts)[0].exit_code == 0
+
+    def look(done: Any) -> Any:
+        # Native's directories are nodev for who may not make nodes; LXC relies on its device rules alone.
+        return done.status, re.sub(rb"(?m)^(/mnt/a.* r[ow](,nosuid)?),nodev", rb"\1", done.stdout), done.stderr
+
+    assert both(sh(script), look, mounts=mounts)[0].exit_code == 0
 
 
 def test_a_mount_below_a_read_only_one(both: Both, tmp_path: Path) -> None:
