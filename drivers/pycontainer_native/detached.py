@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import marshal
@@ -90,6 +91,8 @@ class DetachedProcess(NativeProcess):
             if not self._receive(starter=True):
                 select_one(self.fileno(), None)
         self._being_started = False
+        if isinstance(self._error, SetupError) and self._error.errno == errno.ESRCH:
+            self._on_silence()  # it has ended, and its monitor has told everybody else already
         if isinstance(self._error, SetupError):
             raise ContainerNotFoundError(self.id)
 

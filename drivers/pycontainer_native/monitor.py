@@ -30,7 +30,7 @@ import sys
 from time import gmtime, monotonic, strftime, time, time_ns
 
 from pycontainer_native import abi
-from pycontainer_native.child import libc, syscall
+from pycontainer_native.child import libc, send, syscall
 from pycontainer_native.container import Container, StepFailed
 from pycontainer_native.launcher import Launcher, last_words
 
@@ -286,6 +286,7 @@ class Monitor(Launcher):
             main.add_watcher(status)
         elif request[1] == "follow":
             self.log.followers.append(status)
+            send(status.fileno(), b"w")  # for what was written since it asked
 
             def drop() -> None:
                 self.log.followers.remove(status)

@@ -571,3 +571,22 @@ def test_a_stranger_comes_before_the_makers_request(
         finally:
             process.close()
             pycontainer.get("box", driver).remove(force=True)
+
+
+def test_what_is_written_while_somebody_begins_to_follow_is_not_missed(detach: Any, until: Any) -> None:
+    box = detach("read line; echo begun; exec sleep 100", tty=True)
+    [monitor] = {int(host.status(box.pid)["PPid"])}
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append(next(iter(box.logs(follow=True))).data))
+    os.kill(monitor, signal.SIGSTOP)
+    try:
+        until(lambda: host.status(monitor)["State"][0] == "T")
+        terminal = os.open(f"/proc/{box.pid}/root/dev/pts/0", os.O_RDWR | os.O_NOCTTY)
+        os.write(terminal, b"begun\n")  # and so there is output before anybody has asked for it
+        os.close(terminal)
+        reader.start()
+        time.sleep(0.2)  # it has looked at the log, which is empty, unless the machine is busy: then this is no test
+    finally:
+        os.kill(monitor, signal.SIGCONT)
+    reader.join(60)
+    assert found == [b"begun\r\n"]
