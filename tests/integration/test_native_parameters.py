@@ -136,14 +136,14 @@ import resource
 def limit():
     done = pycontainer.run(["cat", "/proc/self/limits"], rootfs=ROOTFS, capture_output=True, text=True, check=True)
     lines = {line[:25].strip(): line[25:].split()[:2] for line in done.stdout.splitlines()}
-    print(*lines["Max core file size"], *lines["Max open files"])
-resource.setrlimit(resource.RLIMIT_CORE, (0, 8192))
+    print(*lines["Max msgqueue size"], *lines["Max open files"])
+resource.setrlimit(resource.RLIMIT_MSGQUEUE, (0, 8192))
 resource.setrlimit(resource.RLIMIT_NOFILE, (300, 400))
 limit()
-resource.setrlimit(resource.RLIMIT_CORE, (1024, 4096))
+resource.setrlimit(resource.RLIMIT_MSGQUEUE, (1024, 4096))
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 400))
 limit()
-resource.setrlimit(resource.RLIMIT_CORE, (0, 4096))
+resource.setrlimit(resource.RLIMIT_MSGQUEUE, (0, 4096))
 limit()
 """
     )
