@@ -394,20 +394,22 @@ def test_a_log_that_cannot_be_rotated(detach: Any, root: str, until: Any) -> Non
     assert all(0 < log.stat().st_size <= 300 for log in logs)
 
 
-def test_a_log_at_the_makers_limit_of_a_file(caller: Any, driver: NativeDriver, root: str) -> None:
-    process = caller(f"""
-import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-driver = pycontainer.get_driver("native", root={root!r})
-script = "cat /proc/self/status; head -c 200000 /dev/zero | tr '\\\\0' x; exit 3"
-box = pycontainer.Container(["sh", "-c", script], rootfs=ROOTFS, driver=driver, name="box", detach=True)
-print(box.wait(60))
-""")
-    assert process.communicate(timeout=60)[0] == "3\n"
-    box = pycontainer.get("box", driver)
-    masks = {name: int(value, 16) for name, value in re.findall(rb"^(Sig\w+):\s+(\w+)$", output(box), re.M)}
+def test_a_log_at_the_limit_of_a_file(detach: Any, root: str, until: Any) -> None:
+    gate = Path(root, "gate")
+    gate.mkdir()
+    os.mkfifo(gate / "go")
+    script = "cat /proc/self/status; read x < /gate/go; echo lost; exit 3"
+    box = detach(script, mounts=[pycontainer.Mount(str(gate), "/gate")])
+    monitor = monitor_of(box)
+    until(lambda: b"nonvoluntary_ctxt_switches" in output(box))  # its last line
+    before = resource.prlimit(monitor, resource.RLIMIT_FSIZE)
+    resource.prlimit(monitor, resource.RLIMIT_FSIZE, (0, before[1]))  # as of a maker that has a limit of its own
+    (gate / "go").write_text("go\n")
+    assert box.wait(60) == 3
+    said = output(box)
+    assert b"lost" not in said
+    masks = {name: int(value, 16) for name, value in re.findall(rb"^(Sig\w+):\s+(\w+)$", said, re.M)}
     assert masks[b"SigIgn"] == masks[b"SigBlk"] == 0
-    box.remove()
 
 
 def test_a_monitor_that_can_open_nothing_lets_others_wait(detach: Any, driver: NativeDriver) -> None:
