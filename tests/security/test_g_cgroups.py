@@ -30,10 +30,10 @@ def test_g1_cve_2022_0492_no_hierarchy_can_be_mounted(sh):
     agents = [Path(place.mountpoint, "release_agent") for place in HIERARCHIES]
     before = [agent.read_text() for agent in agents if agent.exists()]
     script = """
-mkdir -p /tmp/c
-mount -t cgroup -o memory x /tmp/c && echo v1
-mount -t cgroup2 x /tmp/c && echo v2
-mount -t tmpfs x /tmp/c && echo tmpfs
+mkdir -p /dev/shm/c
+mount -t cgroup -o memory x /dev/shm/c && echo v1
+mount -t cgroup2 x /dev/shm/c && echo v2
+mount -t tmpfs x /dev/shm/c && echo tmpfs
 find / -name release_agent 2>/dev/null | while read -r file; do (: >>$file) 2>/dev/null && echo $file; done
 unshare -C true && echo unshared
 echo on

@@ -269,12 +269,12 @@ def test_k11_no_pickle_no_eval_no_predictable_names():
                 assert name not in ("eval", "exec", "os.system", "os.popen", "tempfile.mktemp"), f"{path}:{node.lineno}"
 
 
-_KILL = "            self.launcher.forget(self.status.fileno())\n            self.kill()\n"
+_KILL = "            self.launcher.forget(self.status.fileno())\n            self.abandon()\n"
 
 
 @row(
     "K12",
-    mutants=[LauncherMutant("who is hung up on lives on", "container", _KILL, _KILL.replace("self.kill()", "pass"))],
+    mutants=[LauncherMutant("who is hung up on lives on", "container", _KILL, _KILL.replace("self.abandon()", "pass"))],
 )
 def test_k12_an_exception_at_any_moment_leaves_nothing(driver, start, busybox_rootfs, monkeypatch, until, patience):
     from pycontainer_native import driver as module
