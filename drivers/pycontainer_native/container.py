@@ -475,7 +475,15 @@ class Container:
         """The first process ended: with a pid namespace of its own, so did all others."""
         pidfd = self.pidfd
         self.on_channel()  # where it may have handed over to another one
-        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) if pidfd == self.pidfd else None
+        try:
+            result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) if pidfd == self.pidfd else None
+        except ChildProcessError:  # taken for a stray, and killed and reaped, before it was made known
+            self.launcher.forget(pidfd)
+            self.exit = (None, signal.SIGKILL)
+            self.failed = self.failed or ("killed during set-up", errno.EINTR)
+            self.deadline = monotonic() + REMOVAL_TIMEOUT
+            self.finish()
+            return
         if result is None:
             return  # or it was an event of the descriptor that had this number before, in the same round
         self.launcher.forget(self.pidfd)

@@ -183,7 +183,11 @@ class Launcher:
         self.others.add(pid)
 
         def reap() -> None:
-            if os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) is not None:
+            try:
+                ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) is not None
+            except ChildProcessError:
+                ended = True  # reaped by whoever has made it known after all
+            if ended:
                 self.others.discard(pid)
                 self.forget(pidfd)
                 os.close(pidfd)
@@ -196,6 +200,8 @@ class Launcher:
         As a zombie it would keep its pid namespace's first process from ending
         (pid_namespaces(7)), and with it the container for ever.
         """
+        for container in list(self.containers):
+            container.on_channel()  # what another one has said already makes its process known
         known = {container.pid for container in self.containers} | self.others
         known |= {container.hook.pid for container in self.containers if container.hook is not None}
         with open(f"/proc/self/task/{os.getpid()}/children", "rb") as children:
