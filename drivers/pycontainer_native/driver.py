@@ -45,6 +45,8 @@ from pycontainer_native import namespaces, plan, trees, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
 from pycontainer_native.client import LauncherClient, LauncherGoneError
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
+from pycontainer_native.host import Host
+from pycontainer_native.identity import RLIM_NLIMITS
 from pycontainer_native.process import NativeProcess
 from pycontainer_native.state import Claim, Store
 
@@ -102,7 +104,7 @@ class NativeDriver(DetachedVerbs):
         self._store = Store(root)
         self._lock = threading.Lock()
         self._launcher: LauncherClient | None = None
-        self._host: plan.Host | None = None
+        self._host: Host | None = None
         self._inherited: tuple[tuple[int, int], ...] = ()  # the resource limits that the launcher has of this process
         self._layout: Layout | None = None
         self._filters: dict[object, Filter | None] = {}
@@ -247,10 +249,10 @@ class NativeDriver(DetachedVerbs):
                     yield InvalidCommandError(field, reason)
 
     @property
-    def host(self) -> plan.Host:
+    def host(self) -> Host:
         """What plans need to know of the host, looked up once, and of this process's resource limits, looked up now."""
         if self._host is None:
-            self._host = plan.Host.of_caller()
+            self._host = Host.of_caller()
         limits = _limits()
         if limits != (self._inherited or limits) or self._host.rlimits or limits[_NOFILE] != self._host.nofile:
             changed = [
@@ -740,7 +742,7 @@ def _may_trace(command: Command) -> bool:
 
 def _limits() -> tuple[tuple[int, int], ...]:
     """This process's resource limits, by their numbers."""
-    return tuple(map(resource.getrlimit, range(plan.RLIM_NLIMITS)))
+    return tuple(map(resource.getrlimit, range(RLIM_NLIMITS)))
 
 
 def _no_limits() -> object:

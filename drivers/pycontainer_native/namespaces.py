@@ -9,17 +9,9 @@ import os
 from pycontainer.errors import InvalidCommandError
 from pycontainer_native import abi
 
+_IN_PROC = {"mount": "mnt", "network": "net"}
 #: OCI's name: (the kernel's below /proc/PID/ns, what NS_GET_NSTYPE answers)
-TYPES = {
-    "cgroup": ("cgroup", abi.CLONE_NEWCGROUP),
-    "ipc": ("ipc", abi.CLONE_NEWIPC),
-    "mount": ("mnt", abi.CLONE_NEWNS),
-    "network": ("net", abi.CLONE_NEWNET),
-    "pid": ("pid", abi.CLONE_NEWPID),
-    "user": ("user", abi.CLONE_NEWUSER),
-    "uts": ("uts", abi.CLONE_NEWUTS),
-}
-
+TYPES = {name: (_IN_PROC.get(name, name), flag) for name, flag in abi.NAMESPACES.items()}
 
 #: The lock of pycontainer_native.network: where it is, there may be bridges that were made.
 BRIDGES = "/run/pycontainer/bridges"

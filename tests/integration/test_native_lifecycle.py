@@ -19,7 +19,7 @@ import pytest
 import pycontainer
 from pycontainer import PIPE
 from pycontainer.errors import ContainerError, ContainerLostError, NotRunningError, SetupError
-from pycontainer_native import plan
+from pycontainer_native import plan, steps
 from pycontainer_native.syscalls import Recorder
 
 from . import host
@@ -518,7 +518,7 @@ def test_a_step_that_fails_before_the_request_is_named_and_not_tried_for_ever(
             k.call("close", -1)
 
     with monkeypatch.context() as context:
-        context.setattr(plan, "_loopback", broken)
+        context.setattr(steps, "_loopback", broken)
         context.setattr(plan, "_sections", {})
         for _ in range(20):  # it may have failed before the request reaches it, or after
             with pytest.raises(SetupError, match="bring lo up: EBADF"):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pycontainer_native import abi, plan
+from pycontainer_native import abi, plan, steps
 
 CLONE_NEWNS, MS_BIND, MS_REC, MS_PRIVATE, MS_SHARED = 0x20000, 0x1000, 0x4000, 0x40000, 0x100000
 RENAME_EXCHANGE = 2
@@ -42,14 +42,14 @@ def wait_at(stage: str | tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> No
                 super().call("recvfrom", abi.CHANNEL_FD, ("buffer", 1), 1, 0, 0, 0, check=(b"s", errno.EPIPE))
             super().call(call, *arguments, **keywords)
 
-    begin = plan._begin
+    begin = steps.begin
 
     @functools.wraps(begin)
     def ahead(k: Any, *inputs: Any) -> None:
         k.is_ahead = True  # before there is a request, nobody would open a gate
         begin(k, *inputs)
 
-    monkeypatch.setattr(plan, "_begin", ahead)
+    monkeypatch.setattr(steps, "begin", ahead)
     monkeypatch.setattr(plan, "Recorder", Held)
     monkeypatch.setattr(plan, "_sections", {})
 

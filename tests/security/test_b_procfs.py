@@ -13,7 +13,7 @@ from pycontainer import Mount
 from pycontainer.command import Command
 from pycontainer.errors import ContainerError, InvalidCommandError, SetupError
 from pycontainer.spec import to_oci
-from pycontainer_native import abi, capabilities, mounts, plan
+from pycontainer_native import abi, capabilities, mounts, plan, steps
 
 from ..integration import host
 from .catalogue import row
@@ -53,7 +53,7 @@ with_sys_admin = (
 )
 
 
-_enter = plan._enter
+_enter = steps.enter
 
 
 def _labelling(k, *inputs):
@@ -64,7 +64,7 @@ def _labelling(k, *inputs):
         k.call("write", attribute, b"unconfined", 10)
 
 
-@row("B1", mutants=[Patch("a label is written by path", "pycontainer_native.plan._enter", _labelling)])
+@row("B1", mutants=[Patch("a label is written by path", "pycontainer_native.steps.enter", _labelling)])
 def test_b1_cve_2015_1334_exec_trusts_no_proc_of_the_container(start, until):
     script = """
 mount -t tmpfs fake /proc
@@ -311,10 +311,10 @@ def test_b11_cve_2022_0811_sysctls_are_the_containers_own(busybox_rootfs):
     refused({"kernel.domainname": "x"}, uts="host")
 
 
-_no_pid_namespace = {**plan._NAMESPACES, "pid": 0}
+_no_pid_namespace = {**abi.NAMESPACES, "pid": 0}
 
 
-@row("B13", mutants=[Patch("no pid namespace", "pycontainer_native.plan._NAMESPACES", _no_pid_namespace)])
+@row("B13", mutants=[Patch("no pid namespace", "pycontainer_native.abi.NAMESPACES", _no_pid_namespace)])
 def test_b13_proc_shows_nobody_else(sh):
     done = sh("echo $$; ls /proc | grep -c '^[0-9]'; cat /proc/1/cmdline; :")
     own, processes, first = done.stdout.splitlines()

@@ -23,7 +23,7 @@ from pycontainer import PIPE, seccomp_filter
 from pycontainer.command import Command
 from pycontainer.errors import AlreadyExistsError, InvalidCommandError, SetupError
 from pycontainer.spec import to_oci
-from pycontainer_native import plan
+from pycontainer_native import abi, plan
 from pycontainer_native.driver import NativeDriver
 
 from ..integration import host
@@ -358,10 +358,10 @@ def test_h23_cve_2020_13401_no_raw_sockets_and_nobody_to_advertise(start, sh):
     assert {*re.findall(r"^\d+: (\w+)", sh("ip -o link").stdout, re.M)} <= {"lo", "tunl0", "sit0", "ip6tnl0", "gre0"}
 
 
-_no_network = {**plan._NAMESPACES, "network": 0}
+_no_network = {**abi.NAMESPACES, "network": 0}
 
 
-@row("H24", mutants=[Patch("the host's network", "pycontainer_native.plan._NAMESPACES", _no_network)])
+@row("H24", mutants=[Patch("the host's network", "pycontainer_native.abi.NAMESPACES", _no_network)])
 def test_h24_no_abstract_socket_of_the_host_is_there(sh):
     name = f"catalogue-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as listening:
@@ -372,10 +372,10 @@ def test_h24_no_abstract_socket_of_the_host_is_there(sh):
     assert len(done.stdout.splitlines()) == 2
 
 
-_no_pids = {**plan._NAMESPACES, "pid": 0}
+_no_pids = {**abi.NAMESPACES, "pid": 0}
 
 
-@row("H25", mutants=[Patch("the host's pids", "pycontainer_native.plan._NAMESPACES", _no_pids)])
+@row("H25", mutants=[Patch("the host's pids", "pycontainer_native.abi.NAMESPACES", _no_pids)])
 def test_h25_a_signal_to_everybody_reaches_nobody_outside(python):
     # Signal 0 asks whether there is somebody, and harms nobody.
     code = "import os\ntry: os.kill(-1, 0); print('somebody')\nexcept ProcessLookupError: print('nobody')"

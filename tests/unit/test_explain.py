@@ -13,8 +13,9 @@ from pycontainer.spec import to_oci
 from pycontainer_native import plan
 from pycontainer_native.cgroups import Group
 from pycontainer_native.explain import describe
+from pycontainer_native.host import Host
 
-HOST = plan.Host(capabilities=(1 << 41) - 1, last_capability=40, nofile=(1024, 4096), is_read_only=lambda path: False)
+HOST = Host(capabilities=(1 << 41) - 1, last_capability=40, nofile=(1024, 4096), is_read_only=lambda path: False)
 GROUPS = (
     Group(
         base="/sys/fs/cgroup/memory", version=1, controllers=("memory",), writes=(("memory.limit_in_bytes", "4096"),)

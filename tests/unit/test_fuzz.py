@@ -21,6 +21,7 @@ from pycontainer.rootfs import HostView
 from pycontainer.seccomp import check_profile, default_profile
 from pycontainer.spec import to_oci
 from pycontainer_native import plan
+from pycontainer_native.host import Host
 
 from ..strategies import ANYTHING, ARGV, JSON, TEXTS, keywords, mutated
 
@@ -40,7 +41,7 @@ def fuzz(test: Any) -> Any:
     return _SETTINGS(test) if _SEED is None else seed(int(_SEED))(_SETTINGS(test))
 
 
-HOST = plan.Host(
+HOST = Host(
     capabilities=(1 << 41) - 1,
     last_capability=40,
     nofile=(1024, 4096),

@@ -15,8 +15,9 @@ import pytest
 from pycontainer.command import Command, Mount
 from pycontainer.rootfs import HostView
 from pycontainer.spec import to_oci
-from pycontainer_native import abi, child, plan
+from pycontainer_native import abi, child, parameters, plan
 from pycontainer_native.cgroups import Group
+from pycontainer_native.host import Host
 from pycontainer_native.syscalls import Recorder
 
 CAPABILITIES = (1 << 41) - 1
@@ -29,7 +30,7 @@ def compiled(tmp_path: Path) -> Callable[..., plan.Plan]:
     def compiled(argv: Sequence[str] = ("true",), *, groups: Sequence[Group] = (), hold: bool = False,
                  view: HostView | None = None, **keywords: Any) -> plan.Plan:  # fmt: skip
         command = Command.of(argv, rootfs=view or tmp_path, name="box", **keywords)
-        host = plan.Host(
+        host = Host(
             capabilities=CAPABILITIES,
             last_capability=40,
             nofile=(1024, 4096),
@@ -125,12 +126,12 @@ def test_a_parameter_is_written_through_a_proc_that_nobody_can_mount_over(compil
 
 @pytest.mark.parametrize(("cpus", "mask"), [("0", b"\1"), ("0-1,9", b"\3\2"), ("64", bytes(8) + b"\1"), ("7", b"\x80")])
 def test_a_mask_of_processors(cpus: str, mask: bytes) -> None:
-    assert plan._processors(cpus) == mask
+    assert parameters._processors(cpus) == mask
 
 
 def test_limits_of_the_caller_that_the_launcher_does_not_have(tmp_path: Path) -> None:
     command = Command.of(["true"], rootfs=tmp_path, rlimits={"stack": 5})
-    host = plan.Host(capabilities=0, last_capability=1, nofile=(1, 2), rlimits=((4, 7, 8), (3, 9, 9)))
+    host = Host(capabilities=0, last_capability=1, nofile=(1, 2), rlimits=((4, 7, 8), (3, 9, 9)))
     found = [step.arguments[1] for step in steps(plan.compile(to_oci(command), (), host)) if step.call == "prlimit64"]
     assert found == [7, 4, 3]
 

@@ -17,6 +17,7 @@ from pycontainer.errors import InvalidCommandError
 from pycontainer.process import capability_numbers
 from pycontainer.seccomp import default_profile
 from pycontainer_native import plan
+from pycontainer_native.host import Host
 
 from . import bpf
 
@@ -216,7 +217,7 @@ def final_steps(no_new_privileges: bool, filter: seccomp.Filter | None) -> list[
     exec_plan = plan.compile_exec(
         {"user": identity, "args": ["true"], "env": [], "cwd": "/", "capabilities": {"bounding": ()},
          "noNewPrivileges": no_new_privileges},
-        0, (), filter, plan.Host(capabilities=0, last_capability=3, nofile=(1, 1)),
+        0, (), filter, Host(capabilities=0, last_capability=3, nofile=(1, 1)),
     )  # fmt: skip
     return [step.label for section in exec_plan.sections for step in section.steps]
 

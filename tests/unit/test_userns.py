@@ -11,6 +11,7 @@ from pycontainer.command import Command
 from pycontainer.errors import SetupError
 from pycontainer.spec import to_oci
 from pycontainer_native import plan, probe, userns
+from pycontainer_native.host import Host
 from pycontainer_native.userns import UserNamespace, outside, subordinates
 
 SINGLE = UserNamespace(((0, 1000, 1),), ((0, 1000, 1),), setgroups=False)
@@ -83,7 +84,7 @@ def test_ids_that_are_not_there() -> None:
 
 
 def plan_of(namespace: UserNamespace | None, **keywords: object) -> plan.Plan:
-    host = plan.Host(
+    host = Host(
         capabilities=(1 << 41) - 1,
         last_capability=40,
         nofile=(1024, 4096),

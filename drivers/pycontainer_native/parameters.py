@@ -1,0 +1,71 @@
+"""What the kernel keeps for a container: sysctls and hostname of its namespaces, and how its processes stand."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Mapping
+
+from pycontainer.sysctl import path_of
+from pycontainer_native import abi, mounts
+from pycontainer_native.syscalls import Recorder, Slot
+
+
+def kernel_parameters(
+    k: Recorder,
+    propagation: str | None,
+    hostname: str | None,
+    sysctls: Mapping[str, str],
+    oom_score_adj: int | None,
+    affinity: str | None,
+) -> None:
+    """What the kernel keeps for the container's namespaces and for its processes."""
+    if propagation is not None and propagation.lstrip("r") in ("shared", "unbindable"):
+        with k.step(f"make the root {propagation}"):
+            # Only now, and of mounts that are nobody's peers: what the set-up has mounted stays here.
+            root = k.openat2(abi.AT_FDCWD, b"/", abi.O_PATH | abi.O_DIRECTORY, 0)
+            mounts.set_propagation(k, root, propagation, cloned=False)
+    if hostname:
+        encoded = mounts.encode(hostname)
+        k.call("sethostname", encoded, len(encoded), path=encoded)
+    if sysctls:
+        with k.step("open /proc/sys"):
+            proc = k.new_mount("proc", {}, 0)
+        for name, value in sysctls.items():
+            _write_proc(k, proc, f"set {name} to {value}", f"sys/{path_of(name)}", value)
+    stand(k, oom_score_adj, affinity)
+
+
+def stand(k: Recorder, oom_score_adj: int | None, affinity: str | None) -> None:
+    """How the kernel is to treat the process, and those that come of it: start and exec share it."""
+    if oom_score_adj is not None:
+        label = f"set oom_score_adj to {oom_score_adj}"
+        with k.step(label):
+            proc = k.new_mount("proc", {}, 0)
+        _write_proc(k, proc, label, "self/oom_score_adj", str(oom_score_adj))
+    if affinity is not None:
+        mask = _processors(affinity)
+        with k.step(f"set the affinity to processors {affinity}"):
+            k.call("sched_setaffinity", 0, len(mask), mask)
+            # The kernel leaves out those that are not there, or not in the cpuset, and says nothing.
+            k.call("sched_getaffinity", 0, 1024, ("buffer", 1024), check=(mask, errno.EINVAL))
+
+
+def _write_proc(k: Recorder, proc: Slot, label: str, path: str, value: str) -> None:
+    """Write to a file of a procfs that is mounted nowhere: no mount can lie over it (CVE-2025-52881)."""
+    with k.step(label):
+        resolve = abi.RESOLVE_BENEATH | abi.RESOLVE_NO_XDEV | abi.RESOLVE_NO_MAGICLINKS
+        file = k.openat2(proc, mounts.encode(path), os.O_WRONLY, resolve)
+        encoded = mounts.encode(value)
+        k.call("write", file, encoded, len(encoded), path=mounts.encode(path))
+
+
+def _processors(cpus: str) -> bytes:
+    """A list of cpuset(7) as the kernel's bit mask, without zeros at its end."""
+    mask = 0
+    for item in cpus.split(","):
+        first, _, last = item.partition("-")
+        for number in range(int(first), int(last or first) + 1):
+            mask |= 1 << number
+    return mask.to_bytes((mask.bit_length() + 63) // 64 * 8, sys.byteorder).rstrip(b"\0")

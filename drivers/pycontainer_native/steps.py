@@ -1,0 +1,234 @@
+"""The steps from the clone to inside the container: its new root, or that of a running one.
+
+Each public function is a section of a plan: it records steps, in an order that
+is the kernel's, not taste; the comments say why.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pycontainer_native import abi, mounts
+from pycontainer_native.parameters import stand
+from pycontainer_native.syscalls import Recorder, Slot
+from pycontainer_native.terminal import open_terminal
+
+#: SIOCSIFFLAGS on "lo": struct ifreq with the flags set.
+_LOOPBACK_UP = struct.pack("=16sH22x", b"lo", abi.IFF_UP | abi.IFF_RUNNING)
+
+
+def begin(k: Recorder, joins: int, unshare_cgroup: bool, ahead: tuple[Any, ...] | None) -> None:
+    """What does not depend on the request, which comes after it: this can be done before there is one.
+
+    Die with the launcher, join the cgroups, let go of everything that is the
+    launcher's.  *ahead* is for a new container all of whose namespaces are
+    its own: the inputs of :func:`_prepare`.
+    """
+    k.dup3((abi.CHANNEL,), abi.CHANNEL_FD, abi.O_CLOEXEC)  # first: this is where failures are reported
+    die_with_parent(k)
+    for number in range(joins):
+        with k.step("join cgroup"):
+            # "0" is whoever writes it: moving oneself takes no system-wide lock, moving a pid does.
+            k.call("write", (abi.CGROUP + number,), b"0", 1)
+    if unshare_cgroup:
+        k.call("unshare", abi.CLONE_NEWCGROUP)
+    with k.step("close foreign descriptors"):
+        k.call("close_range", abi.CHANNEL_FD + 1, 0xFFFFFFFF, 0)
+    k.call("setsid")
+    with k.step("join a new session keyring"):
+        k.call("keyctl", abi.KEYCTL_JOIN_SESSION_KEYRING, 0, accept={errno.ENOSYS: 0})
+    k.call("umask", 0)  # the modes in the plan are exact
+    if ahead is None:
+        return
+    with k.step("reserve descriptors"):
+        for fd in range(abi.REPORT_FD, abi.FIRST_KEPT_FD + len(abi.KEPT)):
+            k.dup3(abi.CHANNEL_FD, fd, abi.O_CLOEXEC)
+    _prepare(k, *ahead)
+    with k.step("keep what the rest needs"):
+        for fd, slot in enumerate(abi.KEPT, abi.FIRST_KEPT_FD):
+            k.call("dup3", (slot,), fd, abi.O_CLOEXEC, out=(slot,))
+        k.call("close_range", abi.FIRST_KEPT_FD + len(abi.KEPT), 0xFFFFFFFF, 0)
+
+
+def _prepare(k: Recorder, system: tuple[Any, ...], own_network: bool) -> None:
+    """What is made of the namespaces: the inputs of :func:`mounts.make_system`, and whether the network is new."""
+    with k.step("make mounts private"):
+        # Or ours would propagate to the host, where / usually is shared.
+        k.call("mount", 0, b"/", 0, abi.MS_REC | abi.MS_PRIVATE, 0, path=b"/")
+    mounts.make_system(k, *system)
+    if own_network:
+        _loopback(k)
+
+
+def _loopback(k: Recorder) -> None:
+    with k.step("bring lo up"):
+        datagram = k.slot()
+        k.call("socket", 2, 2 | abi.O_CLOEXEC, 0, out=datagram)  # AF_INET, SOCK_DGRAM | SOCK_CLOEXEC
+        k.ioctl(datagram, abi.SIOCSIFFLAGS, _LOOPBACK_UP)
+
+
+def enter_given(k: Recorder, entered: Sequence[str]) -> None:
+    """Into the namespaces that the caller has opened; of a pid namespace only the children will be."""
+    for number, name in enumerate(entered):
+        # Before anything is mounted: a sysfs shows the network of whoever mounts it.
+        with k.step(f"enter the {name} namespace"):
+            k.call("setns", (abi.GIVEN + number,), abi.NAMESPACES[name])
+
+
+def enter_user_namespace(k: Recorder, root_of: tuple[Any, ...], own: Sequence[mounts.Mount], flags: int) -> None:
+    """Into the user namespace that the launcher has made, and from there into new ones.
+
+    Before that, with the rights of the host's root, what the container is made
+    of is cloned and gets the namespace's ids: inside, the way there may be
+    barred, and mapping ids takes rights over the file system.
+    """
+    path, view, _, read_only, host_read_only, nodev = root_of
+    ids = k.slot()
+    clones = iter([k.slot() for _ in range(clones_needed(root_of, own))])
+    with k.step("take the user namespace"):
+        k.call("fcntl", (abi.GIVEN,), abi.F_DUPFD_CLOEXEC, 0, out=ids)  # a slot of the plan's can stand in a structure
+    if view is None:
+        options = {"writable": not read_only, "host_read_only": host_read_only, "nodev": nodev}
+        mounts.root_directory(k, path, **options, ids=ids, out=next(clones))
+    else:
+        mounts.layers_of_view(k, json.loads(view), ids, clones)
+    for fstype, source, _, flags_of, *_ in own:
+        if fstype == "bind":
+            with k.step(f"clone {source}"):
+                mounts.clone_source(k, source, flags_of, ids, next(clones))
+    with k.step("enter the user namespace"):
+        k.call("setns", ids, abi.CLONE_NEWUSER)
+    with k.step("make the namespaces"):
+        k.call("unshare", flags)
+    _become_root(k)
+
+
+def _become_root(k: Recorder) -> None:
+    """Be the root of the user namespace that was entered, and nobody who has rights elsewhere."""
+    with k.step("become root of the user namespace"):
+        k.call("setgroups", 0, 0)
+        k.call("setresgid", 0, 0, 0)
+        k.call("setresuid", 0, 0, 0)
+    die_with_parent(k)  # again: the change of ids has cleared it
+
+
+def set_up(
+    k: Recorder,
+    prepared: tuple[Any, ...] | None,
+    clones: Sequence[int],
+    init: bool,
+    root_of: tuple[Any, ...],
+    files: Mapping[str, str],
+    devices: Sequence[mounts.Device],
+    system: Sequence[mounts.Mount],
+    own: Sequence[mounts.Mount],
+    hidden: Sequence[Sequence[str]],
+    terminal: tuple[Any, ...] | None,
+    pivots: bool,
+    inside: bool,
+) -> None:
+    """From the request's arrival to inside the new root, or with *pivots* false right before.
+
+    *inside* a user namespace not all can be made anew.
+    """
+    if prepared is not None:
+        _prepare(k, *prepared)
+    _take_stdio(k, init)
+    path, view, overlay, read_only, host_read_only, nodev, *tree = root_of
+    if overlay is not None:
+        root = mounts.overlay_root(k, **json.loads(overlay), nodev=nodev, inside=inside)
+    elif view is not None:
+        shown = _split_clones(root_of, own, clones)[0]
+        root = mounts.host_view(k, json.loads(view), writable=not read_only, inside=inside, clones=shown)
+    else:
+        if clones:
+            root = (clones[0],)
+        else:
+            clone = next(iter(tree), None)
+            root = mounts.root_directory(
+                k, path, writable=not read_only, host_read_only=host_read_only, nodev=nodev, tree=clone
+            )
+        mounts.attach_root(k, root)
+    mounts.etc_files(k, root, files, make=view is not None, writable=not read_only)
+    mounts.make_devices(k, devices)
+    mounts.mount_all(k, root, system, own, _split_clones(root_of, own, clones)[1])
+    if read_only:
+        mounts.seal_root(k, root)
+    if terminal is not None:
+        open_terminal(k, root, *terminal)
+    # Last, so that nothing is mounted over a mask; before the old root goes, where their source is mounted.
+    mounts.mask_and_protect(k, root, *hidden)
+    if pivots:
+        mounts.pivot(k, root)
+
+
+def _take_stdio(k: Recorder, init: bool) -> None:
+    with k.step("take stdio"):
+        for slot, fd in ((abi.STDIN, 0), (abi.STDOUT, 1), (abi.STDERR, 2)):
+            k.dup3((slot,), fd)
+        if init:
+            k.dup3((abi.EXTRA,), abi.REPORT_FD, abi.O_CLOEXEC)
+
+
+def clones_needed(root_of: tuple[Any, ...], own: Sequence[mounts.Mount]) -> int:
+    """How many mounts of the host a container is made of."""
+    _, view, *_ = root_of
+    layers = 1 if view is None else sum(len(json.loads(view)[key]) for key in ("overlays", "trees"))
+    return layers + sum(mount[0] == "bind" for mount in own)
+
+
+def _split_clones(
+    root_of: tuple[Any, ...], own: Sequence[mounts.Mount], clones: Sequence[int]
+) -> tuple[list[Slot], dict[str, Slot]]:
+    """The slots *clones* as those of the root, and those of the bind mounts among *own* by destination."""
+    binds = [mount[2] for mount in own if mount[0] == "bind"] if clones else []
+    slots: list[Slot] = [(number,) for number in clones]
+    first = len(slots) - len(binds)
+    return slots[:first], dict(zip(binds, slots[first:], strict=True))
+
+
+def enter(
+    k: Recorder, flags: int, terminal: tuple[Any, ...] | None, oom_score_adj: int | None, affinity: str | None
+) -> None:
+    """Into the container's namespaces (of the pid namespace only the children will be), and to its root."""
+    for slot, fd in ((abi.STDIN, 0), (abi.STDOUT, 1), (abi.STDERR, 2)):
+        k.dup3((slot,), fd)
+    stand(k, oom_score_adj, affinity)
+    with k.step("enter the container's namespaces"):
+        k.call("setns", (abi.EXTRA,), flags)
+    with k.step("enter the container's root"):
+        # setns(2) leads to the root of the mount namespace, which is not the container's where the host is in a chroot.
+        k.call("fchdir", (abi.ROOT,))
+        k.call("chroot", b".")
+    if flags & abi.CLONE_NEWUSER:
+        _become_root(k)
+    with k.step("close foreign descriptors"):
+        k.call("close_range", abi.CHANNEL_FD + 1, 0xFFFFFFFF, 0)
+    if terminal is not None:
+        root = k.openat2(abi.AT_FDCWD, b"/", abi.O_PATH | abi.O_DIRECTORY, 0)
+        open_terminal(k, root, *terminal, further=True)
+
+
+def be_born(k: Recorder, terminal: bool) -> None:
+    """The first steps inside the container's pid namespace: what a parent cannot do for its child."""
+    k.call("setsid")
+    if terminal:
+        with k.step("make it the controlling terminal"):
+            k.ioctl(0, abi.TIOCSCTTY, 0)
+    die_with_parent(k)
+
+
+def die_with_parent(k: Recorder) -> None:
+    """SIGKILL when the launcher dies, and the proof that it had not died before this was set.
+
+    getppid() proves nothing: it is 0 across a pid namespace.  A write to the
+    channel does: the other end closes when the launcher exits, before its
+    children are signalled.
+    """
+    with k.step("die with the launcher"):
+        k.prctl(abi.PR_SET_PDEATHSIG, 9)
+        k.call("sendto", abi.CHANNEL_FD, b"a", 1, abi.MSG_NOSIGNAL, 0, 0)
