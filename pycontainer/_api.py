@@ -105,6 +105,9 @@ class CommandKeywords(LimitKeywords, total=False):
     sysctls: Mapping[str, str | int] | None
     oom_score_adj: int | None
     cpu_affinity: str | None
+    apparmor_profile: str | None
+    selinux_label: str | None
+    mount_label: str | None
     hooks: Hooks | None
     config: Iterable[str]
     annotations: Mapping[str, str] | None

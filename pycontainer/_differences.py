@@ -64,6 +64,11 @@ def _rights(found: Receipt, spec: Mapping[str, Any]) -> Iterator[Difference]:
     if filtered is not wanted:
         of_others = f", {seccomp.inherited} of its caller's" if seccomp.inherited else ""
         yield Difference("seccomp", "filter" if wanted else "disabled", f"{seccomp.mode}{of_others}")
+    for field, key in (("apparmor_profile", "apparmorProfile"), ("selinux_label", "selinuxLabel")):
+        # AppArmor says its mode as well: "name (enforce)".
+        label = found.label or ""
+        if process.get(key) not in (None, label, label.rpartition(" (")[0]):
+            yield Difference(field, process[key], found.label)
     rlimits = {limit.type: [limit.soft, limit.hard] for limit in found.rlimits}
     for limit in process["rlimits"]:
         asked_for = [-1 if limit[key] == 2**64 - 1 else limit[key] for key in ("soft", "hard")]

@@ -420,14 +420,32 @@ def _disk(text: str) -> tuple[str, int | str]:
 
 
 @_checked
-def _security_option(text: str) -> tuple[str, bool | str]:
-    """``no-new-privileges``, also with ``=true`` or ``=false``; ``seccomp=``. Docker takes a colon as well."""
-    name, _, value = text.replace(":", "=", 1).partition("=")
-    if name == "seccomp" and value:
-        return "seccomp", value
+def _security_option(text: str) -> tuple[str, bool | str | None]:
+    """``no-new-privileges``, also with ``=true`` or ``=false``; ``seccomp=`` and the like.
+
+    Docker takes a colon in place of the first ``=`` as well.  Its ``label=type:...`` changes a part of a context that
+    its daemon has made up: here there is none to be changed.
+    """
+    name, _, value = text.partition("=" if "=" in text else ":")
+    if (name, value) == ("label", "disable"):
+        return "selinux_label", None
+    if name in _SECURITY_OPTIONS and value:
+        if name == "label" and value.partition(":")[0] in ("user", "role", "type", "level", "filetype"):
+            raise ValueError("is a part of an SELinux context: give all of it, label=USER:ROLE:TYPE:LEVEL")
+        return _SECURITY_OPTIONS[name], value
     if name != "no-new-privileges" or value not in ("", "true", "false"):
-        raise ValueError("only no-new-privileges, =true or =false, and seccomp=unconfined or =FILE are known")
+        known = "seccomp=unconfined or =FILE, apparmor=PROFILE, label=CONTEXT and mount-label=CONTEXT"
+        raise ValueError(f"only no-new-privileges, =true or =false, {known} are known")
     return "no_new_privileges", value != "false"
+
+
+#: The options that have a value, and their keywords.
+_SECURITY_OPTIONS = {
+    "seccomp": "seccomp",
+    "apparmor": "apparmor_profile",
+    "label": "selinux_label",
+    "mount-label": "mount_label",
+}
 
 
 @_checked
@@ -636,7 +654,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         action=_SecurityOption,
         type=_security_option,
         metavar="NAME=VALUE",
-        help="no-new-privileges=false: setuid programs raise its privileges; seccomp=unconfined, or =FILE: a profile",
+        help="no-new-privileges=false: setuid programs raise its privileges; seccomp=unconfined, or =FILE: a profile; "
+        "apparmor=PROFILE; label=CONTEXT and mount-label=CONTEXT, of SELinux",
     )
 
 

@@ -88,6 +88,9 @@ class Command:
     instead (user_namespaces(7)): of each (first id in the container, first id
     on the host, number of ids).  Its root then is nobody on the host.  Files of
     the rootfs and of bind mounts are inside whose they are on the disk.
+    *apparmor_profile* and *selinux_label* confine it and whatever ``exec`` adds,
+    *mount_label* is the SELinux context of the file systems that are made for it
+    (:mod:`pycontainer.labels`); None leaves that to the kernel's policy.
     *config* holds driver-specific raw values, as in 0.9.
 
     :meth:`of` makes one from flat keywords.  Raises InvalidCommandError.
@@ -120,6 +123,9 @@ class Command:
     sysctls: Mapping[str, str] = _NOTHING
     oom_score_adj: int | None = None
     cpu_affinity: str | None = None
+    apparmor_profile: str | None = None
+    selinux_label: str | None = None
+    mount_label: str | None = None
     hooks: Hooks | None = None
     config: tuple[str, ...] = field(default=(), converter=check.as_texts)
     annotations: Mapping[str, str] = _NOTHING
@@ -194,6 +200,10 @@ class Command:
             check.integer("oom_score_adj", self.oom_score_adj, -1000, 1000)
         if self.cpu_affinity is not None:
             check.cpuset("cpu_affinity", self.cpu_affinity)
+        if self.is_labelled:
+            from pycontainer.labels import check_labels
+
+            check_labels(self)
         if self.hooks is not None:
             from pycontainer.hooks import Hooks
 
@@ -225,6 +235,11 @@ class Command:
                 refuse("userns", f"{name} is another's namespace, over which root in this one has no rights")
         if any(network.mode == "container" or network.path is not None for network in self.networks):
             refuse("userns", "the network is another's namespace, over which root in this one has no rights")
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether it asks for any label of :mod:`pycontainer.labels`."""
+        return not (self.apparmor_profile is self.selinux_label is self.mount_label is None)
 
     @property
     def networks(self) -> tuple[Network, ...]:
@@ -303,6 +318,9 @@ class Command:
         sysctls: Mapping[str, str | int] | None = None,
         oom_score_adj: int | None = None,
         cpu_affinity: str | None = None,
+        apparmor_profile: str | None = None,
+        selinux_label: str | None = None,
+        mount_label: str | None = None,
         hooks: Hooks | None = None,
         config: Iterable[str] = (),
         annotations: Mapping[str, str] | None = None,
@@ -385,6 +403,9 @@ class Command:
             sysctls=_NOTHING if sysctls is None else sysctls,  # type: ignore[arg-type]
             oom_score_adj=oom_score_adj,
             cpu_affinity=cpu_affinity,
+            apparmor_profile=apparmor_profile,
+            selinux_label=selinux_label,
+            mount_label=mount_label,
             hooks=hooks,
             config=check.several("config", config),
             annotations=_NOTHING if annotations is None else annotations,

@@ -108,6 +108,7 @@ class Feature(enum.Enum):
     USERNS = "userns"  #: a user namespace, root inside being somebody else outside
     DEVICES = "devices"  #: Command.devices and Resources.device_cgroup_rules
     SYSCTLS = "sysctls"  #: kernel parameters of the container's own namespaces
+    LABELS = "labels"  #: Command.apparmor_profile, selinux_label and mount_label
     HOOKS = "hooks"  #: the OCI runtime spec's life-cycle hooks
     MEMORY = "memory"  #: Resources.memory and memory_swap
     CPU = "cpu"  #: Resources.cpu_shares, cpu_quota, cpu_period

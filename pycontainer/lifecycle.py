@@ -497,6 +497,7 @@ def required_features(command: Command) -> list[Feature]:
         (Feature.NETWORK, bool(command.dns or command.dns_search or command.extra_hosts)),
         (Feature.SYSCTLS, bool(command.sysctls)),
         (Feature.USERNS, command.userns is not None or bool(command.uid_mappings)),
+        (Feature.LABELS, command.is_labelled),
         (Feature.SECCOMP, isinstance(command.seccomp, Mapping)),
     )
     needed = [feature for feature, is_needed in needs if is_needed]

@@ -123,6 +123,8 @@ def to_oci(command: Command) -> dict[str, Any]:
     if command.uid_mappings:
         for name, mappings in (("uidMappings", command.uid_mappings), ("gidMappings", command.gid_mappings)):
             linux[name] = [{"containerID": row[0], "hostID": row[1], "size": row[2]} for row in mappings]
+    if command.mount_label is not None:
+        linux["mountLabel"] = command.mount_label
     if command.cgroup_parent is not None:
         linux["cgroupsPath"] = f"{command.cgroup_parent}/{command.id}"
     spec: dict[str, Any] = {
@@ -193,6 +195,10 @@ def standing_to_oci(command: Command) -> dict[str, Any]:
         standing["oomScoreAdj"] = command.oom_score_adj
     if command.cpu_affinity is not None:
         standing["execCPUAffinity"] = {"initial": command.cpu_affinity, "final": command.cpu_affinity}
+    if command.apparmor_profile is not None:
+        standing["apparmorProfile"] = command.apparmor_profile
+    if command.selinux_label is not None:
+        standing["selinuxLabel"] = command.selinux_label
     return standing
 
 

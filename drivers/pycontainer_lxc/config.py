@@ -32,7 +32,7 @@ KEYS = re.compile(
     r"|cgroup\.dir\.(?:container|monitor|monitor\.pivot)|console\.path|environment|init\.(?:cwd|gid|groups|uid)"
     r"|mount\.entry|namespace\.(?:clone|share\.net)"
     r"|net\.\d+\.(?:type|flags|link|name|mtu|hwaddr|ipv[46]\.(?:address|gateway))"
-    r"|no_new_privs|prlimit\.[a-z]+|pty\.max|rootfs\.(?:options|path)|tty\.max|uts\.name)"
+    r"|no_new_privs|prlimit\.[a-z]+|pty\.max|rootfs\.(?:options|path)|selinux\.context|tty\.max|uts\.name)"
 )
 
 #: What LXC puts in /dev (conf.c, lxc_devices), and the terminals. Everything else is denied.
@@ -98,8 +98,12 @@ def render(
         options.append("nodev")
     if options:
         config.add("lxc.rootfs.options", ",".join(options))
-    if _apparmor_is_incomplete():
+    if command.apparmor_profile is not None:
+        config.add("lxc.apparmor.profile", command.apparmor_profile, "apparmor_profile")
+    elif _apparmor_is_incomplete():
         config.add("lxc.apparmor.profile", "unconfined")
+    if command.selinux_label is not None:
+        config.add("lxc.selinux.context", command.selinux_label, "selinux_label")
     config.add("lxc.console.path", "none")
     config.add("lxc.tty.max", 0)
     config.add("lxc.pty.max", 1024)

@@ -22,6 +22,7 @@ from pycontainer.errors import (
     NotRunningError,
     UnsupportedError,
 )
+from pycontainer.labels import unknown_labels
 from pycontainer.network import named
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp_filter import Filter, compile_filter
@@ -51,6 +52,7 @@ FEATURES = frozenset(
         Feature.PIDS,
         Feature.TTY,
         Feature.SECCOMP,
+        Feature.LABELS,
         Feature.RESTORE,
     }
 )
@@ -103,12 +105,13 @@ class LxcDriver(ExecutionDriver):
             refuse("rootfs", "is the host's own root")
         if command.init:
             problems.append(UnsupportedError(self.name, Feature.INIT))
-        for field in ("oom_score_adj", "cpu_affinity", "rootfs_propagation"):
+        for field in ("oom_score_adj", "cpu_affinity", "rootfs_propagation", "mount_label"):
             if getattr(command, field) is not None:
                 refuse(field, "this driver has no way to set it yet")
         for field in ("pid", "ipc", "uts"):
             if getattr(command, field) not in (None, "host"):
                 refuse(field, "this driver shares only the host's yet")
+        problems += [InvalidCommandError(*unknown) for unknown in unknown_labels(command)]
         problems += [*self._check_process(command.process), *self._check_seccomp(command)]
         for line in command.config:
             problem = config.check_raw(line)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from pycontainer.driver import Feature, FeatureProbe, Probe
+from pycontainer.labels import probe_labels
 from pycontainer_lxc import cgroups
 
 __all__ = ["MIN_VERSION", "TOOLS", "find_tools", "probe", "tool_version"]
@@ -106,6 +107,8 @@ _CONTROLLERS = {
 
 
 def _feature(feature: Feature, where: Mapping[str, str]) -> FeatureProbe:
+    if feature is Feature.LABELS:
+        return probe_labels()
     controller = _CONTROLLERS.get(feature)
     if controller is None:
         return FeatureProbe(True, "lxc")

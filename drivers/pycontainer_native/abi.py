@@ -28,6 +28,7 @@ _NUMBERS = {
     "fsconfig": (431, 431),
     "fsmount": (432, 432),
     "fsopen": (430, 430),
+    "fstatfs": (138, 44),
     "getcwd": (79, 17),
     "ioctl": (16, 29),
     "ioprio_set": (251, 30),
@@ -125,6 +126,7 @@ FSMOUNT_CLOEXEC = 1
 FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
 FSCONFIG_CMD_CREATE = 6
+PROC_SUPER_MAGIC = 0x9FA0  # linux/magic.h
 MOUNT_ATTR_RDONLY = 0x01
 MOUNT_ATTR_NOSUID = 0x02
 MOUNT_ATTR_NODEV = 0x04

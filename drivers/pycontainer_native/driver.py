@@ -78,6 +78,7 @@ FEATURES = frozenset(
         Feature.SECCOMP,
         Feature.NETWORK,
         Feature.SYSCTLS,
+        Feature.LABELS,
         Feature.HOOKS,
         Feature.ROOTLESS,
         Feature.USERNS,
@@ -173,6 +174,8 @@ class NativeDriver(DetachedVerbs):
         if command.init and "CAP_SYS_PTRACE" in held and not command.process.privileged:
             reason = "with CAP_SYS_PTRACE the payload could read the init's memory, which was the launcher's"
             problems.append(InvalidCommandError("init", reason))
+        if command.is_labelled:
+            problems += _check_labels(command)
         if command.process.capabilities is not None:
             host = self.host.capabilities
             numbers = capability_numbers()
@@ -733,6 +736,16 @@ def _check_hooks(command: Command) -> Iterator[InvalidCommandError]:
     if command.hooks is not None and command.hooks.start_container and _may_trace(command):
         reason = "with CAP_SYS_PTRACE one could read the memory of what waits for it, which was the launcher's"
         yield InvalidCommandError("hooks.start_container", reason)
+
+
+def _check_labels(command: Command) -> Iterator[InvalidCommandError]:
+    """The labels that cannot be given here."""
+    from pycontainer.labels import unknown_labels
+
+    for problem in unknown_labels(command):
+        yield InvalidCommandError(*problem)
+    if command.init and (command.apparmor_profile, command.selinux_label) != (None, None):
+        yield InvalidCommandError("init", "it executes no program, and so would stay without the container's label")
 
 
 def _may_trace(command: Command) -> bool:

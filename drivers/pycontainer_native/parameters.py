@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 from pycontainer.sysctl import path_of
 from pycontainer_native import abi, mounts
 from pycontainer_native.syscalls import Recorder, Slot
+
+#: oom_score_adj, affinity, AppArmor profile, SELinux label: the inputs of :func:`stand`
+Standing: TypeAlias = "tuple[int | None, str | None, str | None, str | None]"
 
 
 def kernel_parameters(
@@ -17,8 +22,7 @@ def kernel_parameters(
     propagation: str | None,
     hostname: str | None,
     sysctls: Mapping[str, str],
-    oom_score_adj: int | None,
-    affinity: str | None,
+    *standing: Any,
 ) -> None:
     """What the kernel keeps for the container's namespaces and for its processes."""
     if propagation is not None and propagation.lstrip("r") in ("shared", "unbindable"):
@@ -33,32 +37,55 @@ def kernel_parameters(
         with k.step("open /proc/sys"):
             proc = k.new_mount("proc", {}, 0)
         for name, value in sysctls.items():
-            _write_proc(k, proc, f"set {name} to {value}", f"sys/{path_of(name)}", value)
-    stand(k, oom_score_adj, affinity)
+            _write_proc(k, proc, f"set {name} to {value}", (f"sys/{path_of(name)}",), value)
+    stand(k, *standing)
 
 
-def stand(k: Recorder, oom_score_adj: int | None, affinity: str | None) -> None:
-    """How the kernel is to treat the process, and those that come of it: start and exec share it."""
+def stand(
+    k: Recorder,
+    oom_score_adj: int | None,
+    affinity: str | None,
+    apparmor_profile: str | None,
+    selinux_label: str | None,
+) -> None:
+    """How the kernel is to treat the process, and those that come of it: start and exec share it.
+
+    A label is for the next execve, also of a child: what is left of the set-up
+    needs the launcher's.
+    """
     if oom_score_adj is not None:
         label = f"set oom_score_adj to {oom_score_adj}"
-        with k.step(label):
-            proc = k.new_mount("proc", {}, 0)
-        _write_proc(k, proc, label, "self/oom_score_adj", str(oom_score_adj))
+        _write_proc(k, None, label, ("self/oom_score_adj",), str(oom_score_adj))
     if affinity is not None:
         mask = _processors(affinity)
         with k.step(f"set the affinity to processors {affinity}"):
             k.call("sched_setaffinity", 0, len(mask), mask)
             # The kernel leaves out those that are not there, or not in the cpuset, and says nothing.
             k.call("sched_getaffinity", 0, 1024, ("buffer", 1024), check=(mask, errno.EINVAL))
+    if apparmor_profile is not None:
+        # Its own file is there from Linux 5.8 on; the other one is that of whichever module is asked first.
+        paths = ("self/attr/apparmor/exec", "self/attr/exec")
+        _write_proc(k, None, f"set the AppArmor profile {apparmor_profile}", paths, f"exec {apparmor_profile}")
+    if selinux_label is not None:
+        _write_proc(k, None, f"set the SELinux label {selinux_label}", ("self/attr/exec",), selinux_label)
 
 
-def _write_proc(k: Recorder, proc: Slot, label: str, path: str, value: str) -> None:
-    """Write to a file of a procfs that is mounted nowhere: no mount can lie over it (CVE-2025-52881)."""
+def _write_proc(k: Recorder, proc: Slot | None, label: str, paths: Sequence[str], value: str) -> None:
+    """Write to the first of *paths* that there is in a procfs that is mounted nowhere, a new one if need be.
+
+    No mount can lie over it (CVE-2025-52881), and what is opened is looked at
+    once more before it is written to (CVE-2019-16884).
+    """
     with k.step(label):
+        proc = proc or k.new_mount("proc", {}, 0)
+        file, encoded = k.slot(), mounts.encode(value)
         resolve = abi.RESOLVE_BENEATH | abi.RESOLVE_NO_XDEV | abi.RESOLVE_NO_MAGICLINKS
-        file = k.openat2(proc, mounts.encode(path), os.O_WRONLY, resolve)
-        encoded = mounts.encode(value)
-        k.call("write", file, encoded, len(encoded), path=mounts.encode(path))
+        for left, path in zip(reversed(range(len(paths))), paths, strict=True):
+            accept = {errno.ENOENT: 0} if left else None
+            k.openat2(proc, mounts.encode(path), os.O_WRONLY, resolve, out=file, accept=accept, skip=left)
+        # struct statfs begins with the file system's type
+        k.call("fstatfs", file, ("buffer", 256), check=(struct.pack("=q", abi.PROC_SUPER_MAGIC), errno.EXDEV))
+        k.call("write", file, encoded, len(encoded), path=mounts.encode(paths[0]))
 
 
 def _processors(cpus: str) -> bytes:

@@ -140,7 +140,8 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     ahead, elsewhere = mounts.split_hidden(
         *(tuple(paths) for paths in (_masked(spec, inside), spec["linux"].get("readonlyPaths", ())))
     )
-    prepared = ((system, *ahead, inside is not None), abi.CLONE_NEWNET in wanted)
+    linux = spec["linux"]
+    prepared = ((system, *ahead, inside is not None), abi.CLONE_NEWNET in wanted, linux.get("mountLabel"))
     begin = _section(
         steps.begin, abi.FIRST_SLOT,
         joins, bool(joins) and ids is None and abi.CLONE_NEWCGROUP in wanted,
@@ -159,6 +160,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         prepared if entered or ids is not None else None, clones,
         init, root_of, json.loads(annotations.get(ETC_ANNOTATION, "{}")), _devices_of(spec), system, own, elsewhere,
         (process.get("consoleSize"), user["uid"]) if terminal else None, not spec.get("hooks"), inside is not None,
+        linux.get("mountLabel"),
     )  # fmt: skip
     hooks = None
     setups: tuple[Section, ...] = (setup,)
@@ -167,7 +169,6 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         setup = _section(mounts.pivot_to_prepared, setup.slots)
         setups += (setup,)
     name = spec.get("hostname") if abi.CLONE_NEWUTS in wanted else None
-    linux = spec["linux"]
     kept = (linux.get("rootfsPropagation"), name, linux.get("sysctl", {}), *_standing(process))
     tuned = _record(parameters.kernel_parameters, setup.slots, *kept)
     final = _section(identity.finish, tuned.slots, *_identity(process, filter, host), hold, init)
@@ -221,9 +222,10 @@ def _hook_of(hook: Mapping[str, Any]) -> tuple[bytes, list[bytes], list[bytes], 
     return mounts.encode(hook["path"]), argv, env, hook.get("timeout")
 
 
-def _standing(process: Mapping[str, Any]) -> tuple[int | None, str | None]:
+def _standing(process: Mapping[str, Any]) -> parameters.Standing:
     """The inputs of :func:`pycontainer_native.parameters.stand`."""
-    return process.get("oomScoreAdj"), process.get("execCPUAffinity", {}).get("initial")
+    affinity = process.get("execCPUAffinity", {}).get("initial")
+    return process.get("oomScoreAdj"), affinity, process.get("apparmorProfile"), process.get("selinuxLabel")
 
 
 def _identity(process: Mapping[str, Any], filter: Filter | None, host: Host) -> tuple[Any, ...]:

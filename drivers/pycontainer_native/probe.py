@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 from pycontainer.driver import Feature, FeatureProbe, Probe
 from pycontainer.errors import SetupError
+from pycontainer.labels import probe_labels
 from pycontainer.seccomp_filter import load_library
 from pycontainer_native import abi
 from pycontainer_native.cgroups import Layout
@@ -136,6 +137,8 @@ def _feature(
         return _network(namespace)
     if feature is Feature.SECCOMP:
         return _seccomp()
+    if feature is Feature.LABELS:
+        return probe_labels()
     if feature is Feature.ROOTLESS:
         return _rootless(namespace)
     if feature in (Feature.HOST_ROOTFS, Feature.OVERLAY):

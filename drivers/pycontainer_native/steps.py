@@ -54,8 +54,9 @@ def begin(k: Recorder, joins: int, unshare_cgroup: bool, ahead: tuple[Any, ...] 
         k.call("close_range", abi.FIRST_KEPT_FD + len(abi.KEPT), 0xFFFFFFFF, 0)
 
 
-def _prepare(k: Recorder, system: tuple[Any, ...], own_network: bool) -> None:
+def _prepare(k: Recorder, system: tuple[Any, ...], own_network: bool, mount_label: str | None) -> None:
     """What is made of the namespaces: the inputs of :func:`mounts.make_system`, and whether the network is new."""
+    k.mount_label = mount_label
     with k.step("make mounts private"):
         # Or ours would propagate to the host, where / usually is shared.
         k.call("mount", 0, b"/", 0, abi.MS_REC | abi.MS_PRIVATE, 0, path=b"/")
@@ -130,6 +131,7 @@ def set_up(
     terminal: tuple[Any, ...] | None,
     pivots: bool,
     inside: bool,
+    mount_label: str | None,
 ) -> None:
     """From the request's arrival to inside the new root, or with *pivots* false right before.
 
@@ -137,6 +139,7 @@ def set_up(
     """
     if prepared is not None:
         _prepare(k, *prepared)
+    k.mount_label = mount_label
     _take_stdio(k, init)
     path, view, overlay, read_only, host_read_only, nodev, *tree = root_of
     if overlay is not None:
@@ -191,13 +194,11 @@ def _split_clones(
     return slots[:first], dict(zip(binds, slots[first:], strict=True))
 
 
-def enter(
-    k: Recorder, flags: int, terminal: tuple[Any, ...] | None, oom_score_adj: int | None, affinity: str | None
-) -> None:
+def enter(k: Recorder, flags: int, terminal: tuple[Any, ...] | None, *standing: Any) -> None:
     """Into the container's namespaces (of the pid namespace only the children will be), and to its root."""
     for slot, fd in ((abi.STDIN, 0), (abi.STDOUT, 1), (abi.STDERR, 2)):
         k.dup3((slot,), fd)
-    stand(k, oom_score_adj, affinity)
+    stand(k, *standing)
     with k.step("enter the container's namespaces"):
         k.call("setns", (abi.EXTRA,), flags)
     with k.step("enter the container's root"):

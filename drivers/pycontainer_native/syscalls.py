@@ -25,6 +25,10 @@ Fd: TypeAlias = "int | Slot"
 #: openat2 answers EAGAIN when a rename or mount somewhere made its ".." check undecidable (openat2(2)).
 _OPENAT2_RETRY: Mapping[int, int] = {errno.EAGAIN: abi.RETRY, errno.EINTR: abi.RETRY}
 
+#: The file systems whose files are the container's own. proc, sysfs and the one mqueue of an IPC namespace, which is
+#: there before it is mounted, have the labels that the kernel's policy gives them.
+_LABELLED = ("tmpfs", "devpts", "overlay")
+
 
 class Step(NamedTuple):
     """One system call of a plan."""
@@ -45,6 +49,7 @@ class Recorder:
     def __init__(self, first_slot: int = abi.FIRST_SLOT) -> None:
         self.steps: list[Step] = []
         self.slots = first_slot
+        self.mount_label: str | None = None  # the SELinux context of the file systems that are made from now on
         self._label = ""
 
     @contextlib.contextmanager
@@ -148,6 +153,8 @@ class Recorder:
         """A new file system, mounted nowhere yet: fsopen, fsconfig for each option, fsmount."""
         fs = self.slot()
         mount = out or self.slot()
+        if self.mount_label is not None and fstype in _LABELLED:
+            options = {**options, "context": self.mount_label}
         self.call("fsopen", fstype.encode(), abi.FSOPEN_CLOEXEC, out=fs)
         for key, value in options.items():
             if value is None:

@@ -61,6 +61,7 @@ def simulated(command: Command, process: Process, pid: int, features: Collection
         rlimits=tuple(Rlimit(limit.type, limit.soft, limit.hard) for limit in process.rlimits),
         mounts=tuple(_mounts(spec)),
         oom_score_adj=command.oom_score_adj or 0,
+        label=command.selinux_label or (command.apparmor_profile and f"{command.apparmor_profile} (enforce)"),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pycontainer import labels
 from pycontainer.errors import InvalidCommandError, SetupError
 
 from . import host
@@ -54,6 +55,36 @@ def test_nothing_in_the_rootfs_receives_them(start: Any, hostile: Any) -> None:
     (hostile.path / "proc").symlink_to(hostile.canary)
     with pytest.raises(SetupError):
         start(["true"], rootfs=hostile.path, sysctls={"net.ipv4.ip_forward": 1})
+
+
+# -- labels, on a kernel that has no module for them
+
+
+@pytest.mark.parametrize("name", ["apparmor_profile", "selinux_label", "mount_label"])
+def test_a_label_that_the_kernel_does_not_know(start: Any, name: str) -> None:
+    if labels.probe_labels().usable:
+        pytest.fail("written for a kernel without AppArmor and SELinux")
+    with pytest.raises(InvalidCommandError, match="this kernel has no") as caught:
+        start(["true"], **{name: "u:r:t:s0"})
+    assert caught.value.field == name
+
+
+@pytest.mark.parametrize(
+    ("keywords", "step"),
+    [
+        ({"apparmor_profile": "p"}, "set the AppArmor profile p"),
+        ({"selinux_label": "u:r:t:s0"}, "set the SELinux label u:r:t:s0"),
+    ],
+)
+def test_a_label_is_written_where_the_kernel_reads_it(
+    start: Any, hostile: Any, monkeypatch: pytest.MonkeyPatch, keywords: Any, step: str
+) -> None:
+    monkeypatch.setattr(labels, "unknown_labels", lambda command: ())
+    fakes = [hostile.file(f"proc/self/{name}", "fake") for name in ("attr/exec", "attr/apparmor/exec")]
+    with pytest.raises(SetupError) as caught:
+        start(["true"], rootfs=hostile.path, **keywords)
+    assert (caught.value.step, caught.value.errno) == (step, errno.EINVAL)  # nobody to ask: fs/proc/base.c
+    assert [fake.read_text() for fake in fakes] == ["fake", "fake"]
 
 
 # -- the out-of-memory killer, processors

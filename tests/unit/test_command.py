@@ -845,6 +845,9 @@ def full(**keywords: Any) -> Command:
         "extra_hosts": {"db": "192.0.2.7"},
         "oom_score_adj": 5,
         "cpu_affinity": "0-1",
+        "apparmor_profile": "docker-default",
+        "selinux_label": "system_u:system_r:container_t:s0:c1,c2",
+        "mount_label": "system_u:object_r:container_file_t:s0",
         "config": ["lxc.x = y"],
         "annotations": {"k": "v"},
     }
@@ -921,6 +924,10 @@ def change(data: dict[str, Any], path: str, value: Any) -> str:
         ("oom_score_adj", 1001, "oom_score_adj"),
         ("oom_score_adj", True, "oom_score_adj"),
         ("cpu_affinity", "1-0", "cpu_affinity"),
+        ("apparmor_profile", "a\nchangehat b", "apparmor_profile"),
+        ("apparmor_profile", " a", "apparmor_profile"),
+        ("selinux_label", "container_t", "selinux_label"),
+        ("mount_label", 'a:b:c:s0",exec', "mount_label"),
         ("resources", None, "resources"),
     ],
 )

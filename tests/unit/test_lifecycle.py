@@ -182,6 +182,8 @@ def test_terminate_does_not_mind_an_end_in_between(box: Lifecycle, monkeypatch: 
         ({"resources": Resources(pids_limit=1)}, Feature.PIDS),
         ({"sysctls": {"net.ipv4.ip_forward": "1"}}, Feature.SYSCTLS),
         ({"hooks": Hooks()}, Feature.HOOKS),
+        ({"apparmor_profile": "a"}, Feature.LABELS),
+        ({"mount_label": "u:r:t"}, Feature.LABELS),
         ({}, None),
     ],
 )

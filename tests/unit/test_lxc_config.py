@@ -113,6 +113,12 @@ def test_capabilities_are_those_to_keep(rootfs: Path, keywords: dict[str, Any], 
     assert f'lxc.cap.keep="{expected}"' in lines(Command.of(["true"], rootfs=rootfs, **keywords))
 
 
+def test_labels(rootfs: Path) -> None:
+    found = lines(Command.of(["true"], rootfs=rootfs, apparmor_profile="a b", selinux_label="u:r:t:s0"))
+    assert {'lxc.apparmor.profile="a b"', 'lxc.selinux.context="u:r:t:s0"'} <= set(found)
+    assert not any("selinux" in line for line in lines(Command.of(["true"], rootfs=rootfs)))
+
+
 def test_devices_are_denied_first(rootfs: Path) -> None:
     found = [line for line in lines(Command.of(["true"], rootfs=rootfs)) if ".devices." in line]
     assert found[0] == 'lxc.cgroup.devices.deny="a"'

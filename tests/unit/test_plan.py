@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import marshal
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,16 +113,67 @@ def test_the_order(compiled: Any) -> None:
 
 def test_a_parameter_is_written_through_a_proc_that_nobody_can_mount_over(compiled: Any) -> None:
     found = steps(compiled(sysctls={"net.ipv4.ip_forward": 1}))
-    fsmount, opened, written = [
+    fsmount, opened, looked_at, written = [
         step for step in found if step.label in ("open /proc/sys", "set net.ipv4.ip_forward to 1")
-    ][-3:]
-    assert (fsmount.call, opened.call, written.call) == ("fsmount", "openat2", "write")
+    ][-4:]
+    assert (fsmount.call, opened.call, looked_at.call, written.call) == ("fsmount", "openat2", "fstatfs", "write")
+    assert (looked_at.arguments[0], looked_at.check) == ((opened.out,), (struct.pack("=q", 0x9FA0), errno.EXDEV))
     assert opened.arguments[:2] == ((fsmount.out,), b"sys/net/ipv4/ip_forward")
     how = int.from_bytes(opened.arguments[2][16:], "little")
     assert how == abi.RESOLVE_BENEATH | abi.RESOLVE_NO_XDEV | abi.RESOLVE_NO_MAGICLINKS
     assert written.arguments == ((opened.out,), b"1", 1)
     labels_ = labels(compiled(sysctls={"net.ipv4.ip_forward": 1}))
     assert in_order(labels_, "bring lo up", "open /proc/sys", "set net.ipv4.ip_forward to 1", "drop CAP_")
+
+
+@pytest.mark.parametrize(
+    ("keywords", "label", "paths", "value"),
+    [
+        (
+            {"apparmor_profile": "a profile"},
+            "set the AppArmor profile a profile",
+            [b"self/attr/apparmor/exec", b"self/attr/exec"],
+            b"exec a profile",
+        ),
+        ({"selinux_label": "u:r:t:s0"}, "set the SELinux label u:r:t:s0", [b"self/attr/exec"], b"u:r:t:s0"),
+    ],
+)
+def test_a_label_is_written_like_that(compiled: Any, keywords: Any, label: str, paths: Any, value: bytes) -> None:
+    namespaces = ("mount", "pid", "ipc", "uts", "network", "cgroup")
+    process = to_oci(Command.of(["x"], rootfs="/", **keywords))["process"]
+    further = plan.compile_exec(process, 0, namespaces, None, Host(capabilities=CAPABILITIES, nofile=(9, 9)))
+    for a_plan, before in ((compiled(**keywords), "set RLIMIT_NOFILE"), (further, "enter the container's namespaces")):
+        assert in_order(labels(a_plan), label, before)
+        made, *opened, looked_at, written = [step for step in steps(a_plan) if step.label == label][2:]
+        assert (made.call, looked_at.call, written.call) == ("fsmount", "fstatfs", "write")
+        resolve = abi.RESOLVE_BENEATH | abi.RESOLVE_NO_XDEV | abi.RESOLVE_NO_MAGICLINKS
+        for number, (step, path) in enumerate(zip(opened, paths, strict=True), 1):
+            assert step.arguments[:2] == ((made.out,), path)
+            assert int.from_bytes(step.arguments[2][16:], "little") == resolve
+            assert step.out == opened[0].out
+            # one after the other, as long as there is none
+            assert (step.skip, step.accept.get(errno.ENOENT)) == (len(paths) - number, 0 if path != paths[-1] else None)
+        assert looked_at.check == (struct.pack("=q", 0x9FA0), errno.EXDEV)
+        assert written.arguments == ((opened[0].out,), value, len(value))
+    assert not any(str(step.path).startswith("self/attr") for step in steps(compiled()))
+
+
+def test_the_label_of_file_systems(compiled: Any) -> None:
+    view = HostView(overlays=("/usr",))
+    for keywords in ({"mounts": [Mount.tmpfs("/t")]}, {"view": view}, {"network": "ns:/x"}):
+        plain = [step for step in steps(compiled(**keywords)) if step.call.startswith("fs")]
+        labelled = [step for step in steps(compiled(**keywords, mount_label="u:r:f:s0,c1")) if step.call[:2] == "fs"]
+        own = 0
+        for step in plain:
+            if step.call == "fsopen":
+                assert labelled.pop(0).arguments == step.arguments
+                has_label, own = step.arguments[0] in (b"tmpfs", b"devpts", b"overlay"), own + 1
+                continue
+            if step.call == "fsconfig" and step.arguments[1] == abi.FSCONFIG_CMD_CREATE and has_label:
+                assert labelled.pop(0).arguments[1:4] == (abi.FSCONFIG_SET_STRING, b"context", b"u:r:f:s0,c1")
+            assert labelled.pop(0).arguments == step.arguments
+        assert own > 5
+        assert labelled == []
 
 
 @pytest.mark.parametrize(("cpus", "mask"), [("0", b"\1"), ("0-1,9", b"\3\2"), ("64", bytes(8) + b"\1"), ("7", b"\x80")])

@@ -64,6 +64,13 @@ def test_parameters_and_treatment(box: Path) -> None:
     assert spec["process"]["execCPUAffinity"] == {"initial": "0-1", "final": "0-1"}
 
 
+def test_labels(box: Path) -> None:
+    plain, spec = spec_of(box), spec_of(box, apparmor_profile="a b", selinux_label="u:r:t:s0", mount_label="u:r:f:s0")
+    assert (spec["process"].pop("apparmorProfile"), spec["process"].pop("selinuxLabel")) == ("a b", "u:r:t:s0")
+    assert spec["linux"].pop("mountLabel") == "u:r:f:s0"
+    assert spec == plain
+
+
 def test_namespaces_that_exist(box: Path) -> None:
     spec = spec_of(box, pid="ns:/run/pid", ipc="container:other", uts="container:third")
     assert {"type": "pid", "path": "/run/pid"} in spec["linux"]["namespaces"]

@@ -45,6 +45,7 @@ ASK: Mapping[Feature, Callable[[Area], object]] = {
     Feature.BLKIO: lambda area: area.run(area.payload.say(), blkio_weight=100),
     Feature.HUGETLB: lambda area: area.run(area.payload.say(), hugepage_limits={"2MB": 0}),
     Feature.PIDS: lambda area: area.run(area.payload.say(), pids_limit=10),
+    Feature.LABELS: lambda area: area.run(area.payload.say(), apparmor_profile="unconfined"),
     Feature.USERNS: lambda area: area.run(area.payload.say(), userns="auto"),
 }
 
