@@ -19,6 +19,7 @@ import os
 import sys
 
 from pycontainer_native import abi
+from pycontainer_native.request import Request
 
 TYPE_CHECKING = False  # typing would double the time that the launcher takes to start
 if TYPE_CHECKING:
@@ -206,9 +207,11 @@ def child(begin: list[Bound]) -> NoReturn:
     try:
         run_steps([begin], 0)
         index = len(begin)
-        (_, _, _, sections, (paths, argv, env), fork, outside, _, _, hooks, _), fds = receive(abi.CHANNEL_FD)
-        fill({"init": 1, "join": 2}.get(fork, 0), fds)
-        rest = [bind(section) for section in sections[1:]]
+        request, fds = receive(abi.CHANNEL_FD)
+        paths, argv, env = request.program
+        outside = request.outside
+        fill({"init": 1, "join": 2}.get(request.fork, 0), fds)
+        rest = [bind(section) for section in request.sections[1:]]
         arguments, environment = words([*argv, 0], {}), words([*env, 0], {})  # memory first, the filter later
         total = index + sum(map(len, rest))
         if outside:
@@ -216,18 +219,18 @@ def child(begin: list[Bound]) -> NoReturn:
             index = total + 1
             fork_into_pid_namespace()
             index = after
-        if hooks:
-            gate, state, programs = hooks
+        if request.hooks:
+            gate, state, programs = request.hooks
             index = run_steps(rest[outside:gate], index)
             wait_for_hooks()
             run_hooks("createContainer", programs, state, "creating", [])
             outside = gate
         # The last section is for whoever executes the program.
         index = run_steps(rest[outside:-1], index)
-        if hooks:
+        if request.hooks:
             # Their programs are the container's: the filter is for them as well, and is loaded here later.
             run_hooks("startContainer", programs, state, "created", rest[-1])
-        if fork == "init":
+        if request.fork == "init":
             index = total + 1
             become_init(rest[-1], total - len(rest[-1]))
             index = total - len(rest[-1])
@@ -279,7 +282,7 @@ def fork_into_pid_namespace() -> None:
         os._exit(0)
 
 
-def receive(fd: int) -> tuple[Any, list[int]]:
+def receive(fd: int) -> tuple[Request, list[int]]:
     """Wait for the request and its descriptors. The launcher's end closing means that there will be none."""
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
     message, control, _, _ = channel.recvmsg(1 << 17, 256, abi.MSG_CMSG_CLOEXEC)
@@ -287,7 +290,7 @@ def receive(fd: int) -> tuple[Any, list[int]]:
     if not message:
         os._exit(0)
     fds = descriptors(control)
-    return unpack(message, fds[-1]), fds
+    return Request(*unpack(message, fds[-1])), fds
 
 
 def fill(added: int, fds: list[int]) -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from pycontainer_native.hooks import Program
     from pycontainer_native.launcher import Launcher
+    from pycontainer_native.request import Request
 
 #: A message that cannot be received now stays where it is.
 NO_MEMORY = (errno.ENOMEM, errno.ENOBUFS)
@@ -188,7 +189,8 @@ class Container:
         self.hooked = False  # it has got as far as its hooks, so those after its end are to come
         self.abandoned = False  # the caller has left
         self.at_gate = False
-        self.handed_over = False  # to a process that the first one has cloned
+        self.hands_over = False  # the first process clones another one, and ends
+        self.handed_over = False
         self.at_exec = False
         self.started = False
         self.exit: tuple[int | None, int | None] | None = None  # exit code, signal
@@ -269,15 +271,15 @@ class Container:
             raise OSError(ctypes.get_errno(), "clone3")
         self.pid, self.pidfd = pid, pidfd.value
 
-    def dispatch(self, request: tuple[Any, ...], message: bytes, fds: list[int], status: socket.socket) -> None:
+    def dispatch(self, request: Request, message: bytes, fds: list[int], status: socket.socket) -> None:
         """Set the limits and let the first process go on with *request*, which is *message*.
 
         Raises StepFailed, DiedError.
         """
-        _, _, groups, _, _, fork, _, talks, _, hooks, ids = request
-        if hooks:
-            _, self.state, self.programs = hooks
-        for base, _, _, _, writes, _, _, _ in groups:
+        self.hands_over = bool(request.outside)
+        if request.hooks:
+            _, self.state, self.programs = request.hooks
+        for base, _, _, _, writes, _, _, _ in request.groups:
             root = self.launcher.cgroups[base]
             for name, value in writes:
                 try:
@@ -287,15 +289,15 @@ class Container:
         assert self.channel is not None
         extra: list[int] = []  # descriptors that are the child's alone
         try:
-            if fork == "init":
+            if request.fork == "init":
                 self.report, report = os.pipe()
                 extra = [report]
             elif self.target is not None:
                 # It is not reaped as long as it is in here, so that its pid is nobody else's.
                 place = os.open(f"/proc/{self.target.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 extra = [os.dup(self.target.pidfd), place]
-            if ids:
-                extra.append(user_namespace(*ids))
+            if request.ids:
+                extra.append(user_namespace(*request.ids))
             rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (*fds[:3], *extra, *fds[3:]))
             self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
         except BrokenPipeError:
@@ -309,7 +311,7 @@ class Container:
         self.status = status
         self.launcher.starting.add(self)
         self.launcher.watch(status.fileno(), self.on_status)
-        if talks:
+        if request.talks:
             self.launcher.epoll.modify(self.channel.fileno(), select.EPOLLIN)
 
     def set_device_rules(self, root: CgroupRoot, program: bytes) -> None:
@@ -335,7 +337,7 @@ class Container:
         """The child said something before execve, or closed its end."""
         while self.channel is not None:
             try:
-                message, control, _, _ = self.channel.recvmsg(2048, 64, abi.MSG_DONTWAIT | abi.MSG_CMSG_CLOEXEC)
+                message, control, flags, _ = self.channel.recvmsg(2048, 64, abi.MSG_DONTWAIT | abi.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             except ConnectionResetError:
@@ -343,7 +345,7 @@ class Container:
             except OSError as error:
                 if error.errno in NO_MEMORY:
                     continue
-                message, control = b"", []
+                message, control, flags = b"", [], 0
             kind = message[:1]
             if kind == EXEC:
                 self.at_exec = True
@@ -351,6 +353,8 @@ class Container:
                 self.at_gate = True
                 self.launcher.starting.discard(self)
                 self._tell_up("created")
+            elif flags & socket.MSG_CTRUNC:
+                self._cannot_take(int.from_bytes(message[1:5], "little") if kind == FORKED else 0)
             elif kind == FORKED:
                 self._hand_over(int.from_bytes(message[1:5], "little"), descriptors(control)[0])
             elif kind == TERMINAL:
@@ -470,6 +474,20 @@ class Container:
         self.launcher.reap_later(self.pid, self.pidfd)
         self.pid, self.pidfd = pid, pidfd
         self.launcher.watch(pidfd, self.on_exit)
+        if self.abandoned or self.failed is not None:
+            self.kill()  # what was killed for that is the other one
+
+    def _cannot_take(self, pid: int) -> None:
+        """There is no room for the descriptor that came, of the process *pid* or of the terminal: end it."""
+        if self.failed is None:
+            self.failed = ("receive descriptors", errno.EMFILE)
+        if pid:
+            self.launcher.end_child(pid)
+        self.kill()
+
+    def is_maker(self) -> bool:
+        """Whether its first process may clone, or have cloned, another one that is not known yet."""
+        return self.hands_over and not self.handed_over and self.exit is None and self in self.launcher.containers
 
     def on_exit(self) -> None:
         """The first process ended: with a pid namespace of its own, so did all others."""
@@ -487,8 +505,8 @@ class Container:
         if result is None:
             return  # or it was an event of the descriptor that had this number before, in the same round
         self.launcher.forget(self.pidfd)
-        if self.target is not None and not self.handed_over and (self.channel is not None or self.at_exec):
-            self.launcher.end_strays()  # its end of the channel is closed, so another process has one
+        if self.is_maker() and (self.channel is not None or self.at_exec):
+            self.launcher.end_strays(self)  # its end of the channel is closed, so another process has one
         self._note_start()  # whoever it was forked from may still be about to close the channel
         if self.report >= 0:
             # Empty when the init itself was killed: then its own end is the container's.

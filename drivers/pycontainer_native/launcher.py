@@ -43,6 +43,7 @@ from time import monotonic
 from pycontainer_native import abi
 from pycontainer_native.child import bind, descriptors, libc, send, syscall, unpack
 from pycontainer_native.container import NO_MEMORY, CgroupRoot, Container, DiedError, StepFailed
+from pycontainer_native.request import Request
 
 TYPE_CHECKING = False  # typing would double the time that the import of this module takes
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Launcher:
         self.count = 0
         self.unfinished: set[Container] = set()
         self.others: set[int] = set()  # the pids of children that are no container's
+        #: children that nobody knew, and the containers one of which may still say that it has cloned them
+        self.suspects: list[tuple[set[int], set[Container]]] = []
         self.deadlines: dict[Callable[[], None], float] = {}  # what is to be called then, by time.monotonic()
         self.cgroups: dict[str, CgroupRoot] = {}
         self.running = True
@@ -135,22 +138,23 @@ class Launcher:
         try:
             if flags & socket.MSG_CTRUNC:
                 raise StepFailed("receive descriptors", errno.EMFILE)
-            request = unpack(message, fds[-1] if fds else -1)
-            if request[0] is None:
-                self.serve_other(request, fds, status)
+            fields = unpack(message, fds[-1] if fds else -1)
+            if fields[0] is None:
+                self.serve_other(fields[1], fields[2:], fds, status)
                 return
-            for section in request[3][1:]:
+            request = Request(*fields)
+            for section in request.sections[1:]:
                 bind(section)  # here rather than in each child anew
-            _, namespaces, groups, sections, _, _, _, _, target, _, _ = request
-            if target:
-                container = self.join(target, sections[0])
+            if request.target:
+                container = self.join(request.target, request.sections[0])
             else:
-                self.wanted = (namespaces, [(*group[:4], [], *group[5:]) for group in groups], sections[0])
+                groups = [(*group[:4], [], *group[5:]) for group in request.groups]
+                self.wanted = (request.flags, groups, request.sections[0])
                 container = self.take_spare()
             try:
                 container.dispatch(request, message, fds, status)
             except DiedError:
-                if target:
+                if request.target:
                     raise
                 container = None  # somebody killed the spare
                 container = self.prepare()
@@ -164,7 +168,7 @@ class Launcher:
                 send(status.fileno(), marshal.dumps(("failed", label, number, "", "", -1)))
                 status.close()
 
-    def serve_other(self, request: tuple[Any, ...], fds: list[int], status: socket.socket) -> None:
+    def serve_other(self, verb: str, arguments: tuple[Any, ...], fds: list[int], status: socket.socket) -> None:
         """The request that is about no container: for a monitor, which then is asked for one. Raises StepFailed."""
         from pycontainer_native.monitor import become_monitor  # main() has imported it
 
@@ -173,8 +177,12 @@ class Launcher:
         except OSError as error:
             raise StepFailed("fork a monitor", error.errno or errno.EPROTO) from None
         if pid == 0:
-            become_monitor(self, request[2:], fds)
-        self.reap_later(pid, os.pidfd_open(pid))
+            become_monitor(self, arguments, fds)
+        try:
+            self.reap_later(pid, os.pidfd_open(pid))
+        except OSError as error:
+            self.end_child(pid)
+            raise StepFailed("fork a monitor", error.errno or errno.EPROTO) from None
         send(status.fileno(), marshal.dumps(("monitor", pid)))
         status.close()
 
@@ -194,22 +202,55 @@ class Launcher:
 
         self.watch(pidfd, reap)
 
-    def end_strays(self) -> None:
-        """Kill children that nobody knows: whoever cloned one was killed before it could say so.
+    def end_child(self, pid: int) -> None:
+        """Kill and reap a child that no container has, and which may be too many descriptors away from a pidfd.
+
+        Until it is reaped here its pid is nobody else's.
+        """
+        self.others.add(pid)
+        try:
+            os.kill(pid, signal.SIGKILL)
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None
+        except (ProcessLookupError, ChildProcessError):
+            ended = True
+        if ended:
+            self.others.discard(pid)
+        else:
+            self.deadlines[lambda: self.end_child(pid)] = monotonic() + INTERVAL
+
+    def end_strays(self, dead: Container) -> None:
+        """Kill children that nobody knows: *dead*, which cloned one, was killed before it could say so.
 
         As a zombie it would keep its pid namespace's first process from ending
         (pid_namespaces(7)), and with it the container for ever.
         """
         for container in list(self.containers):
             container.on_channel()  # what another one has said already makes its process known
-        known = {container.pid for container in self.containers} | self.others
-        known |= {container.hook.pid for container in self.containers if container.hook is not None}
-        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as children:
-            strays = {*map(int, children.read().split())} - known
-        for pid in strays:
-            pidfd = os.pidfd_open(pid)
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            self.reap_later(pid, pidfd)
+        try:
+            with open(f"/proc/self/task/{os.getpid()}/children", "rb") as children:
+                unknown = {*map(int, children.read().split())} - self.known()
+        except OSError:  # no descriptor is free
+            self.deadlines[lambda: self.end_strays(dead)] = monotonic() + INTERVAL
+            return
+        makers = {container for container in self.containers if container.is_maker()} - {dead}
+        self.suspects.append((unknown, makers))
+        self.end_suspects()
+
+    def end_suspects(self) -> None:
+        """Kill those whose maker can be none of those any more who are about to clone one."""
+        for suspects in self.suspects[:]:
+            pids, makers = suspects
+            pids -= self.known()
+            makers -= {maker for maker in makers if not maker.is_maker()}
+            if not makers:
+                self.suspects.remove(suspects)
+                for pid in pids:
+                    self.end_child(pid)
+
+    def known(self) -> set[int]:
+        """The pids of all children that somebody will reap."""
+        hooks = {container.hook.pid for container in self.containers if container.hook is not None}
+        return {container.pid for container in self.containers} | self.others | hooks
 
     def prepare(self) -> Container:
         """A first process that waits for its request. Raises StepFailed, leaving nothing."""
@@ -290,6 +331,8 @@ class Launcher:
                     handler()
             for container in list(self.unfinished):
                 container.finish()
+            if self.suspects:
+                self.end_suspects()
             for late in [late for late, deadline in self.deadlines.items() if deadline <= monotonic()]:
                 del self.deadlines[late]
                 late()

@@ -277,14 +277,14 @@ class Monitor(Launcher):
         self.forget(end.fileno())
         end.close()
 
-    def serve_other(self, request: tuple[Any, ...], fds: list[int], status: socket.socket) -> None:
+    def serve_other(self, verb: str, arguments: tuple[Any, ...], fds: list[int], status: socket.socket) -> None:
         """The requests that only a monitor takes: to be told of the end, and of output."""
         main = next((c for c in self.containers if isinstance(c, DetachedContainer)), None)
         if main is None:
             raise StepFailed("find the container", errno.ESRCH)
-        if request[1] == "attach":
+        if verb == "attach":
             main.add_watcher(status)
-        elif request[1] == "follow":
+        elif verb == "follow":
             self.log.followers.append(status)
             send(status.fileno(), b"w")  # for what was written since it asked
 

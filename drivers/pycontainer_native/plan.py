@@ -22,6 +22,7 @@ from pycontainer.errors import InvalidCommandError
 from pycontainer.seccomp_filter import compile_filter
 from pycontainer_native import abi, identity, mounts, parameters, steps, trees
 from pycontainer_native.host import EVERYBODY, Host
+from pycontainer_native.request import Request
 from pycontainer_native.syscalls import Recorder, Step
 from pycontainer_native.userns import UserNamespace, id_map, outside
 
@@ -87,7 +88,6 @@ class Plan:
 
     def wire(self, ident: str, target: str = "") -> bytes:
         """The request that the launcher takes; *target* is the cgroup directory of the container to enter."""
-        sections = [section.data for section in self.sections]
         groups = [
             (
                 *(g.base, g.version, list(g.enable), list(g.parent_writes), list(g.writes), g.oom_events),
@@ -100,9 +100,9 @@ class Plan:
         if self.hooks is not None:
             gate, state, programs = self.hooks
             hooks = (gate, json.dumps({"id": ident, **state})[:-1].encode(), programs)
-        forks = (self.fork, self.outside)
         ids = None if self.ids is None else (id_map(self.ids.uids).encode(), id_map(self.ids.gids).encode())
-        return marshal.dumps((ident, self.flags, groups, sections, program, *forks, self.talks, target, hooks, ids))
+        what = ident, self.flags, groups, [section.data for section in self.sections], program
+        return Request(*what, self.fork, self.outside, self.talks, target, hooks, ids).to_wire()
 
 
 def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | None = None, *,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +55,14 @@ def descriptors(pid: int | str = "self") -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # the one of the listing
             found.append(f"{fd} -> {os.readlink(f'/proc/{pid}/fd/{fd}')}")
     return found
+
+
+def leave_no_descriptor(pid: int) -> int:
+    """Let that process have no descriptor more than it has; the first number that it lacks."""
+    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    free = next(number for number in itertools.count() if number not in taken)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
+    return free
 
 
 def waits_for_a_request(pid: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import marshal
 import os
@@ -25,7 +26,7 @@ import pytest
 
 import pycontainer
 from pycontainer import ContainerLostError, LogLimits, State
-from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerNotFoundError, NotRunningError
+from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerNotFoundError, NotRunningError, SetupError
 from pycontainer_native import detached
 from pycontainer_native.cgroups import Layout
 from pycontainer_native.driver import NativeDriver
@@ -592,3 +593,27 @@ def test_what_is_written_while_somebody_begins_to_follow_is_not_missed(detach: A
         os.kill(monitor, signal.SIGCONT)
     reader.join(60)
     assert found == [b"begun\r\n"]
+
+
+def test_a_launcher_without_room_for_a_monitor_refuses_it(
+    driver: NativeDriver, detach: Callable[..., pycontainer.Container], busybox_rootfs: Path, until: Callable[..., None]
+) -> None:
+    pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver)
+    assert driver._launcher is not None
+    launcher, wanted, failed = driver._launcher.pid, ("fork a monitor", errno.EMFILE), set()
+    _, hard = resource.prlimit(launcher, resource.RLIMIT_NOFILE)
+    free = host.leave_no_descriptor(launcher)
+    # More than once: a spare that comes or goes meanwhile changes how many there are.
+    for limit in [*range(free, free + 30)] * 5:
+        resource.prlimit(launcher, resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            detach("true").wait(60)
+        except SetupError as error:
+            failed.add((error.step, error.errno))
+            if wanted in failed:
+                break
+    assert wanted in failed
+    until(lambda: len(host.children(launcher)) <= 1)
+    resource.prlimit(launcher, resource.RLIMIT_NOFILE, (hard, hard))
+    assert pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver).returncode == 0
+    assert driver._launcher.pid == launcher

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import pycontainer
-from pycontainer import PIPE
+from pycontainer import PIPE, Process, State
 from pycontainer_native.driver import NativeDriver
+from pycontainer_native.process import NativeProcess
+
+from ..security.stages import wait_at
+from . import host
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("native")]
 
@@ -215,3 +221,32 @@ def test_a_source_that_leads_into_proc_is_refused(busybox_rootfs: Path, native: 
     with pytest.raises(pycontainer.InvalidCommandError) as caught:
         pycontainer.run(["true"], rootfs=busybox_rootfs, driver=native, mounts=mounts)
     assert caught.value.field == "mounts.source"
+
+
+@pytest.mark.parametrize(("stage", "tty"), [("set groups and ids", False), ("open a terminal", True)])
+def test_a_launcher_without_room_for_a_descriptor_ends_that_process_alone(
+    stage: str, tty: bool, busybox_rootfs: Path, own_driver: NativeDriver, monkeypatch: pytest.MonkeyPatch,
+    until: Callable[..., None],
+) -> None:  # fmt: skip
+    with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=own_driver) as box:
+        assert own_driver._launcher is not None
+        launcher = own_driver._launcher.pid
+        _, hard = resource.prlimit(launcher, resource.RLIMIT_NOFILE)
+        until(lambda: len(host.children(launcher)) == 2)  # the spare
+        null = os.open(os.devnull, os.O_RDWR)
+        with monkeypatch.context() as patched:
+            wait_at(stage, patched)
+            process = own_driver.exec(box.id, Process.of(["sleep", "100"], tty=tty), pycontainer.Stdio(*[null] * 3))
+        os.close(null)
+        host.leave_no_descriptor(launcher)
+        assert isinstance(process, NativeProcess)
+        process.open_gate()
+        with pytest.raises(pycontainer.SetupError) as caught:
+            process.wait_for_start(State.CREATED)
+        assert (caught.value.step, caught.value.errno) == ("receive descriptors", errno.EMFILE)
+        process.close()
+        until(lambda: len(host.children(launcher)) == 2)
+        assert box.poll() is None
+        resource.prlimit(launcher, resource.RLIMIT_NOFILE, (hard, hard))
+        assert box.exec(["true"]).returncode == 0
+        assert own_driver._launcher.pid == launcher

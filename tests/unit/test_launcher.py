@@ -1,0 +1,106 @@
+"""The launcher's bookkeeping of its children, tried in a process that has no others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PRELUDE = """
+import _socket as socket, atexit, os, signal, subprocess, sys, time
+from pycontainer_native import abi
+from pycontainer_native.child import FORKED
+from pycontainer_native.container import Container
+from pycontainer_native.launcher import Launcher
+
+launcher = Launcher("test")
+
+def sleeper():
+    process = subprocess.Popen(["sleep", "1000"])
+    atexit.register(process.kill)
+    return process
+
+def maker(name):
+    # A container whose first process is about to clone the one that is seen inside.
+    container, process = Container(launcher, name), sleeper()
+    container.pid, container.pidfd, container.hands_over = process.pid, os.pidfd_open(process.pid), True
+    container.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    launcher.containers.add(container)
+    launcher.watch(container.pidfd, container.on_exit)
+    launcher.watch(container.channel.fileno(), container.on_channel)
+    return container, process, theirs
+
+def announce(theirs, process):
+    pidfd = os.pidfd_open(process.pid)
+    rights = [(abi.SOL_SOCKET, abi.SCM_RIGHTS, pidfd.to_bytes(4, sys.byteorder))]
+    theirs.sendmsg([FORKED + process.pid.to_bytes(4, "little")], rights)
+    os.close(pidfd)
+
+def is_alive(process):
+    return os.path.exists(f"/proc/{process.pid}") and open(f"/proc/{process.pid}/stat").read().split()[2] not in "ZX"
+
+def turn(until):
+    deadline = time.monotonic() + 60
+    while not until():
+        assert time.monotonic() < deadline
+        for fd, _ in launcher.epoll.poll(0.01):
+            launcher.handlers[fd]()
+        launcher.end_suspects()
+        for late in list(launcher.deadlines):
+            del launcher.deadlines[late]
+            late()
+"""
+
+
+def outcome_of(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", PRELUDE + code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_a_dead_maker_has_left_is_ended_and_what_another_one_has_just_made_is_not() -> None:
+    code = """
+dead, its_maker, held = maker("dead")
+busy, _, theirs = maker("busy")
+stray, made = sleeper(), sleeper()
+its_maker.kill()
+turn(lambda: dead.exit is not None)
+print(is_alive(stray), is_alive(made))  # one of them may be busy's
+announce(theirs, made)
+turn(lambda: not is_alive(stray))
+print(busy.pid == made.pid, is_alive(made), busy.exit)
+turn(lambda: stray.pid not in launcher.others)
+for container in list(launcher.containers):
+    container.kill()
+turn(lambda: not launcher.containers)
+"""
+    assert outcome_of(code) == "True True\nTrue True None\n"
+
+
+def test_who_is_handed_over_by_one_that_was_given_up_is_ended() -> None:
+    code = """
+given_up, its_maker, theirs = maker("given_up")
+made = sleeper()
+announce(theirs, made)
+given_up.abandon()  # before that was heard
+turn(lambda: not is_alive(its_maker))
+turn(lambda: not is_alive(made))
+theirs.close()
+turn(lambda: not launcher.containers)
+"""
+    assert outcome_of(code) == ""
+
+
+def test_a_child_is_ended_without_a_descriptor() -> None:
+    code = """
+import resource
+child = sleeper()
+count = len(os.listdir("/proc/self/fd")) - 1
+resource.setrlimit(resource.RLIMIT_NOFILE, (count, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+launcher.end_child(child.pid)
+turn(lambda: not launcher.others)
+try:
+    os.waitpid(child.pid, os.WNOHANG)
+except ChildProcessError:
+    print("reaped")
+"""
+    assert outcome_of(code) == "reaped\n"
