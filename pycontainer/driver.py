@@ -242,7 +242,8 @@ class ContainerProcess(abc.ABC):
         """Block until the container ended and everything of it is removed; then its status, each time.
 
         *timeout* in seconds; None waits for ever.  Raises WaitTimeoutError
-        (the container goes on), ContainerLostError.
+        (the container goes on), ContainerLostError, or SetupError: it is dead,
+        and how it ended could not be learned.
         """
 
     @abc.abstractmethod

@@ -30,6 +30,7 @@ from pycontainer.errors import (
     ContainerLostError,
     InvalidCommandError,
     NotRunningError,
+    SetupError,
     UnsupportedError,
     WaitTimeoutError,
     add_note,
@@ -80,7 +81,7 @@ class Lifecycle:
         self.process: ContainerProcess | None = None
         self.status: ExitStatus | None = None  #: known once a poll or a wait has seen the end
         self._state = State.CREATING
-        self._lost: ContainerLostError | None = None
+        self._lost: ContainerLostError | SetupError | None = None
         self._maker = os.getpid()
         self._lock = threading.RLock()
         self._waiting = threading.Lock()
@@ -321,7 +322,7 @@ class Lifecycle:
     # -- its end -------------------------------------------------------------
 
     def poll(self) -> ExitStatus | None:
-        """The exit status, or None while it runs. Raises ContainerLostError."""
+        """The exit status, or None while it runs. Raises ContainerLostError, SetupError."""
         self._check_maker()
         self._look()
         if self._lost is not None:
@@ -333,7 +334,8 @@ class Lifecycle:
 
         *timeout* in seconds.  *meanwhile* moves the bytes of its streams: it
         gets the process, or None if it has ended, and the deadline.  Raises
-        NotRunningError before start, WaitTimeoutError, ContainerLostError.
+        NotRunningError before start, WaitTimeoutError, ContainerLostError,
+        SetupError if it is dead and the driver could not learn how it ended.
         """
         self._check_maker()
         process = self._started()
@@ -351,7 +353,7 @@ class Lifecycle:
                 raise WaitTimeoutError(self.id, timeout or 0.0)
             if not over:
                 self._ended(process.wait(remaining()))
-        except ContainerLostError as error:
+        except (ContainerLostError, SetupError) as error:
             self._ended(None, error)
         except WaitTimeoutError:
             raise WaitTimeoutError(self.id, timeout or 0.0) from None
@@ -371,9 +373,9 @@ class Lifecycle:
             self.terminate()
             process.leave()
             self.wait()
-        except ContainerLostError:
-            pass  # dead, which is what was asked for
-        except BaseException:
+        except BaseException as error:
+            if self.ended and error is self._lost:
+                return  # dead, which is what was asked for
             process.close()  # kills it without asking anybody
             raise
 
@@ -395,12 +397,12 @@ class Lifecycle:
                 status = process.poll()
                 if status is not None:
                     self._ended(status)
-        except ContainerLostError as error:
+        except (ContainerLostError, SetupError) as error:
             self._ended(None, error)
         finally:
             self._waiting.release()
 
-    def _ended(self, status: ExitStatus | None, lost: ContainerLostError | None = None) -> None:
+    def _ended(self, status: ExitStatus | None, lost: ContainerLostError | SetupError | None = None) -> None:
         with self._lock:
             assert self.process is not None
             self.status, self._lost = status, lost

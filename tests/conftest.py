@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -123,6 +123,32 @@ def busybox_rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.chown(rootfs / "home/alice", 1000, 1000)
     rootfs.chmod(0o755)
     return rootfs
+
+
+def _below(directory: str) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(entry.path)
+
+
+@pytest.fixture(autouse=True)
+def rootfs_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Take away what a test has left in the root file system that all share: the next one is not to depend on it."""
+    if "busybox_rootfs" not in request.fixturenames:
+        yield
+        return
+    rootfs = str(request.getfixturevalue("busybox_rootfs"))
+    before = {rootfs, *(entry.path for entry in _below(rootfs))}
+    yield
+    for entry in list(_below(rootfs)):
+        if entry.path in before or os.path.dirname(entry.path) not in before:
+            continue  # or it goes with its directory
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def faulty_launcher(native: NativeDriver, monkeypatch: pytest.MonkeyPatch, tmp_p
     own.close()
 
 
-@pytest.mark.parametrize("keywords", [{}], ids=["plain"])
+@pytest.mark.parametrize("keywords", [{}, {"init": True, "memory": "64m"}, {"tty": True}], ids=["plain", "init", "tty"])
 def test_every_call_of_the_launcher(keywords: dict[str, Any], faulty_launcher: Any, rootfs: str) -> None:
     own, arm, hit = faulty_launcher
     keywords = {"rootfs": rootfs, "driver": own, "stdout": pycontainer.DEVNULL, "timeout": 10, **keywords}

@@ -345,18 +345,22 @@ def test_a_clean_up_that_fails_after_the_end_is_told_once(driver: SpawnDriver) -
     assert not lifecycle._ids
 
 
-def test_a_lost_container_is_over(box: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
+LOST = [ContainerLostError("box", "killed"), SetupError("read the payload's status", errno=12)]
+
+
+@pytest.mark.parametrize("error", LOST, ids=["lost", "unread"])
+def test_a_lost_container_is_over(box: Lifecycle, error: ContainerError, monkeypatch: pytest.MonkeyPatch) -> None:
     process = box.process
     assert process is not None
 
     def lost(timeout: float | None = None) -> ExitStatus:
-        raise ContainerLostError("box", "killed")
+        raise error
 
     monkeypatch.setattr(process, "wait", lost)
     for _ in range(2):
-        with pytest.raises(ContainerLostError, match="killed"):
+        with pytest.raises(type(error)):
             box.wait()
-        with pytest.raises(ContainerLostError):
+        with pytest.raises(type(error)):
             box.poll()
     assert box.state is State.STOPPED
     assert box.status is None
@@ -364,6 +368,24 @@ def test_a_lost_container_is_over(box: Lifecycle, monkeypatch: pytest.MonkeyPatc
     assert not lifecycle._ids
     box.close()
     monkeypatch.undo()
+    process.close()
+
+
+@pytest.mark.parametrize("error", LOST, ids=["lost", "unread"])
+def test_closing_it_finds_it_dead(box: Lifecycle, error: ContainerError, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = box.process
+    assert process is not None
+
+    def lost(timeout: float | None = None) -> ExitStatus:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "wait", lost)
+        box.close()
+    assert box.state is State.STOPPED
+    assert not box.abandon()
+    with pytest.raises(type(error)):
+        box.wait()
     process.close()
 
 
