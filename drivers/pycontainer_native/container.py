@@ -505,8 +505,8 @@ class Container:
         if result is None:
             return  # or it was an event of the descriptor that had this number before, in the same round
         self.launcher.forget(self.pidfd)
-        if self.is_maker() and (self.channel is not None or self.at_exec):
-            self.launcher.end_strays(self)  # its end of the channel is closed, so another process has one
+        if self.is_maker() and (self.failed is None or self.at_exec or self.channel is not None):
+            self.launcher.end_strays(self)  # it was killed, or another process has its end of the channel
         self._note_start()  # whoever it was forked from may still be about to close the channel
         if self.report >= 0:
             # Empty when the init itself was killed: then its own end is the container's.

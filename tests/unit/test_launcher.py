@@ -76,6 +76,21 @@ turn(lambda: not launcher.containers)
     assert outcome_of(code) == "True True\nTrue True None\n"
 
 
+def test_who_has_died_before_its_dead_maker_could_tell_of_it_is_reaped() -> None:
+    code = """
+dead, its_maker, theirs = maker("dead")
+stray = sleeper()
+for process in (its_maker, stray):
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+theirs.close()  # as both have died, in whatever order it is seen
+dead.on_channel()
+turn(lambda: not launcher.containers)
+turn(lambda: not os.path.exists(f"/proc/{stray.pid}"))
+"""
+    assert outcome_of(code) == ""
+
+
 def test_who_is_handed_over_by_one_that_was_given_up_is_ended() -> None:
     code = """
 given_up, its_maker, theirs = maker("given_up")
