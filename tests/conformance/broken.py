@@ -28,7 +28,7 @@ from pycontainer import (
 from pycontainer import stats as types
 from pycontainer.receipt import Namespace, Receipt, SeccompState
 from pycontainer.testing._box import FakeContainer
-from pycontainer.testing.fake import FakeDriver, FakeProcess
+from pycontainer.testing.fake import FEATURES, FakeDriver, FakeProcess
 
 
 class NoVersion(FakeDriver):
@@ -187,6 +187,20 @@ class SilentOutOfMemory(FakeDriver):
 
         process.end = silent  # type: ignore[method-assign]
         return super()._begin(process)
+
+
+class PretendedHooks(FakeDriver):
+    """Provisions: hooks are taken, and never run."""
+
+    def __init__(self) -> None:
+        super().__init__({*FEATURES, Feature.HOOKS})
+
+
+class PretendedDevices(FakeDriver):
+    """Provisions: what is declared is not there."""
+
+    def __init__(self) -> None:
+        super().__init__({*FEATURES, Feature.DEVICES, Feature.SYSCTLS})
 
 
 class OneSizeTerminal(FakeDriver):

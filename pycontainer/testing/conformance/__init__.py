@@ -37,6 +37,7 @@ from pycontainer.testing.conformance.isolation import Isolation
 from pycontainer.testing.conformance.lifecycle import Lifecycle
 from pycontainer.testing.conformance.limits import Limits, Stats, Update
 from pycontainer.testing.conformance.payloads import Payloads
+from pycontainer.testing.conformance.provisions import Provisions
 from pycontainer.testing.conformance.refusals import BadInput
 from pycontainer.testing.conformance.robustness import Concurrency, Leaks
 from pycontainer.testing.conformance.streams import Stdio, Tty
@@ -59,6 +60,7 @@ __all__ = [
     "Mounts",
     "Pause",
     "Payloads",
+    "Provisions",
     "Restore",
     "Signals",
     "Stats",
@@ -80,6 +82,7 @@ AREAS: tuple[type[Area], ...] = (
     Mounts,
     Isolation,
     Limits,
+    Provisions,
     Tty,
     Exec,
     Pause,
@@ -102,6 +105,7 @@ class Conformance(
     Mounts,
     Isolation,
     Limits,
+    Provisions,
     Tty,
     Exec,
     Pause,

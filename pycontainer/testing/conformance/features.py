@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from pycontainer import Feature, FeatureProbe, Hooks, Probe, Process, Resources
+from pycontainer.rootfs import overlay
 from pycontainer.stdio import Streams
 from pycontainer.testing.conformance.base import Area
 
@@ -35,6 +36,7 @@ ASK: Mapping[Feature, Callable[[Area], object]] = {
     Feature.TTY: lambda area: area.run(area.payload.say(), tty=True, text=False, stdout=-1),
     Feature.INIT: lambda area: area.run(area.payload.say(), init=True),
     Feature.HOST_ROOTFS: lambda area: area.run(area.payload.say(), rootfs=None),
+    Feature.OVERLAY: lambda area: area.run(area.payload.say(), rootfs=overlay("/usr")),
     Feature.NETWORK: lambda area: area.run(area.payload.say(), network="bridge"),
     Feature.MEMORY: lambda area: area.run(area.payload.say(), memory="64m"),
     Feature.CPU: lambda area: area.run(area.payload.say(), cpus=0.5),

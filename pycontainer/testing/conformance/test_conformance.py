@@ -45,6 +45,10 @@ class TestLimits(conformance.Limits):
     pass
 
 
+class TestProvisions(conformance.Provisions):
+    pass
+
+
 class TestTty(conformance.Tty):
     pass
 
