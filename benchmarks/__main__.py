@@ -226,6 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if report.OURS in samples:
         for name, row in latency.items():
             row["times_ours"] = report.paired_ratio(samples[name], samples[report.OURS])
+    if {report.LXC, report.LXC_ALONE} <= samples.keys():
+        ratio = report.paired_ratio(samples[report.LXC], samples[report.LXC_ALONE])
+        latency[report.LXC]["times_lxc_start"] = ratio
     results = {
         "surroundings": surroundings(entries),
         "rounds": options.rounds,

@@ -131,7 +131,9 @@ def contenders(work: Path, rootfs: Path, prefix: str, seccomp: Path | None = Non
     (work / "lxc.conf").write_text(lxc_config(rootfs, work / "lxc.log"))
     (work / "lxc").mkdir()
     lxc = ["-F", "-q", "-C", "-n", "{id}", "-P", str(work / "lxc"), "-f", str(work / "lxc.conf"), "--", "/bin/true"]
-    yield peer("lxc-start", lxc, prefix)
+    bare = peer("lxc-start", lxc, prefix)
+    yield bare
+    yield Contender("pycontainer, driver lxc", {**ours, "driver": "lxc"}, version=bare.version, missing=bare.missing)
 
 
 def holders(work: Path, rootfs: Path, prefix: str) -> Iterator[Contender]:

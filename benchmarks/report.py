@@ -10,6 +10,8 @@ from typing import Any
 
 OURS = "pycontainer"
 FLOOR = "floor"
+#: The LXC driver, and what it runs.
+LXC, LXC_ALONE = "pycontainer, driver lxc", "lxc-start"
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -70,6 +72,8 @@ def render(results: Mapping[str, Any]) -> str:
         rows[-1] += ["" if cell is None else f"{cell:.0f}" for cell in per_second]
     parts = [render_table([*header, *(f"{count} caller{'s' * (count > 1)}" for count in callers)], rows)]
     parts[0] += "\nx: median of the ratios within each round; *: ratio of the medians; callers: starts per second"
+    if "times_lxc_start" in latency.get(LXC, {}):
+        parts.append(f"{LXC}: {latency[LXC]['times_lxc_start']:.2f} times {LXC_ALONE} in the same round")
     if results["not_measured"]:
         parts.append("\n".join(f"{name}: {reason}" for name, reason in results["not_measured"].items()))
     if results["imports_ms"]:

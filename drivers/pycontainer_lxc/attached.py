@@ -47,7 +47,7 @@ class Attached(Job):
     def finish(self) -> None:
         assert self.result is not None
         exited = self.result[0] == os.CLD_EXITED
-        self.on_report()
+        self.has_reported()
         if (
             self.child < 0
             or self.has_failed()

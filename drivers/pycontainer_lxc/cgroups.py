@@ -10,7 +10,23 @@ from typing import Any
 
 from pycontainer.errors import InvalidCommandError
 
-__all__ = ["bases", "limits", "missing", "pids", "read", "read_pairs", "update", "version", "write"]
+__all__ = [
+    "UNLIMITED",
+    "bases",
+    "is_limited",
+    "limits",
+    "missing",
+    "payload",
+    "pids",
+    "read",
+    "read_pairs",
+    "update",
+    "version",
+    "write",
+]
+
+#: v1 has no "unlimited": it is the largest number of whole pages.
+UNLIMITED = 2**62
 
 #: The Command's field of each limit, and its controller.
 CONTROLLERS = {
@@ -50,6 +66,16 @@ def bases() -> dict[str, str]:
                 continue
             found[name] = mountpoint + (path if root == "/" else path[len(root) :]).rstrip("/")
     return found
+
+
+def payload(directory: str, id: str, where: Mapping[str, str]) -> str:
+    """The cgroup of container *id*, below *directory*, which is its guard's.
+
+    On cgroup2 it is in one of its own that LXC knows nothing of, and that
+    counts what happened in it when LXC has removed it (memory.events,
+    cgroup-v2.rst).  A counter of v1 counts for its cgroup alone.
+    """
+    return f"{directory}/payload.{id}" if "memory" in where else f"{directory}/of.{id}/payload.{id}"
 
 
 def _unescape(text: str) -> str:
@@ -99,6 +125,12 @@ def version(controller: str, where: Mapping[str, str]) -> int:
 def accounts_swap(where: Mapping[str, str]) -> bool:
     """Whether the kernel limits memory and swap together."""
     return "memory" not in where or os.path.exists(f"{where['memory']}/{_MEMSW}")
+
+
+def is_limited(directory: str) -> bool:
+    """Whether the memory of what is in this cgroup of v1 has a limit, of its own or of those above, seen from here."""
+    limit = read(f"{directory}/memory.stat").partition("\nhierarchical_memory_limit ")[2].partition("\n")[0]
+    return not limit or int(limit) < UNLIMITED
 
 
 def missing(resources: Mapping[str, Any], where: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -184,8 +184,10 @@ def _sweep(bases: Mapping[str, str], removed: list[str]) -> bool:
                         for file in os.listdir(directory):
                             os.unlink(f"{directory}/{file}")
                         os.rmdir(directory)
+        except BlockingIOError:
+            pass  # it lives
         except OSError:
-            pass  # BlockingIOError: it lives
+            clean = False  # what was looked at has gone in the meantime
         finally:
             os.close(lock)
     return clean

@@ -50,8 +50,7 @@ class Config:
 
     def add(self, key: str, value: str | int, field: str = "command") -> None:
         """One line. *field* is the Command's, for the InvalidCommandError about a value that cannot be written."""
-        if not KEYS.fullmatch(key):
-            raise ValueError(f"{key} is not among the keys of pycontainer_lxc.config")
+        _check_key(key)
         text = str(value)
         if "\n" in text or "\0" in text or "\r" in text:
             raise InvalidCommandError(field, "cannot have a line break: LXC's configuration has one value in a line")
@@ -59,13 +58,24 @@ class Config:
 
     def mount(self, source: str, target: str, kind: str, options: Sequence[str]) -> None:
         """A mount, *target* being absolute in the container: a line of fstab(5) in a line of this."""
-        entry = f"{_octal(source)} {_octal(target.lstrip('/'))} {kind} {','.join(options)} 0 0"
+        entry = _entry(source, target, kind, tuple(options))
         if len(os.fsencode(entry)) > MAX_ENTRY:
             raise InvalidCommandError("mounts", f"{source} on {target} is longer than LXC can read")
         self.add("lxc.mount.entry", entry, "mounts")
 
     def encode(self) -> bytes:
         return "".join(line + "\n" for line in self.lines).encode("utf-8", "surrogateescape")
+
+
+@functools.lru_cache(256)
+def _check_key(key: str) -> None:
+    if not KEYS.fullmatch(key):
+        raise ValueError(f"{key} is not among the keys of pycontainer_lxc.config")
+
+
+@functools.lru_cache(256)
+def _entry(source: str, target: str, kind: str, options: tuple[str, ...]) -> str:
+    return f"{_octal(source)} {_octal(target.lstrip('/'))} {kind} {','.join(options)} 0 0"
 
 
 def _octal(text: str) -> str:
@@ -304,7 +314,7 @@ def _cgroups(
     privileged: bool,
 ) -> None:
     config.add("lxc.cgroup.relative", 1)
-    config.add("lxc.cgroup.dir.container", f"{directory}/payload.{id}")
+    config.add("lxc.cgroup.dir.container", cgroups.payload(directory, id, where))
     config.add("lxc.cgroup.dir.monitor", f"{directory}/monitor.{id}")
     config.add("lxc.cgroup.dir.monitor.pivot", f"{directory}/pivot")
     kind = cgroups.version("devices", where)

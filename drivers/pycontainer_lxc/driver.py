@@ -27,7 +27,7 @@ from pycontainer.network import named
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp_filter import Filter, compile_filter
 from pycontainer.spec import process_to_oci, resources_to_oci, seccomp_to_oci, to_oci
-from pycontainer_lxc import cgroups, config, prelude, record
+from pycontainer_lxc import cgroups, config, elf, prelude, record
 from pycontainer_lxc.client import GuardClient, GuardGoneError, sweep
 from pycontainer_lxc.process import LxcProcess
 from pycontainer_lxc.record import DetachedProcess
@@ -151,8 +151,8 @@ class LxcDriver(ExecutionDriver):
 
     def _check_process(self, process: Process) -> list[InvalidCommandError | UnsupportedError]:
         problems: list[InvalidCommandError | UnsupportedError] = []
-        if process.tty and not prelude.is_known():
-            problems.append(InvalidCommandError("process.tty", prelude.UNKNOWN))
+        if process.tty and not elf.is_known():
+            problems.append(InvalidCommandError("process.tty", elf.UNKNOWN))
         if "\n" in process.entrypoint:
             problem = "cannot have a line break: LXC names it in its log, which tells how it ended"
             problems.append(InvalidCommandError("process.entrypoint", problem))
@@ -198,7 +198,7 @@ class LxcDriver(ExecutionDriver):
             process = self._begin("start", request, streams, guard, stdio.deadline)
         with self._lock:
             self._commands[process] = command
-        process.cgroups = self._directories(request, guard)
+        process.cgroups = self._directories(request)
         return process
 
     def start_detached(self, command: Command, log: LogLimits, deadline: float | None = None) -> ContainerProcess:
@@ -210,7 +210,7 @@ class LxcDriver(ExecutionDriver):
             guard = GuardClient(self.bases, lock)
             with Terminal(_uid(spec)) if command.process.tty else Pipes() as streams:
                 request = {**self._request(command, spec, guard, streams), "log": (log.size, log.files)}
-                directories = self._directories(request, guard)
+                directories = self._directories(request)
                 found.describe(guard.pid, guard.token, guard.lxcpath, directories, request["isolated"])
                 self._begin("detach", request, streams, guard, deadline).close()
         except BaseException:
@@ -231,17 +231,16 @@ class LxcDriver(ExecutionDriver):
             raise problem
         return to_oci(command)
 
-    def _directories(self, request: Mapping[str, Any], guard: GuardClient) -> dict[str, str]:
+    def _directories(self, request: Mapping[str, Any]) -> dict[str, str]:
         """The container's cgroups, by controller."""
-        directory = f"{request['parent']}{guard.token}/payload.{request['id']}"
-        return {name: f"{base}/{directory}" for name, base in self.bases.items()}
+        return {name: f"{base}/{request['payload']}" for name, base in self.bases.items()}
 
     def _request(self, command: Command, spec: dict[str, Any], guard: GuardClient, streams: Streams) -> dict[str, Any]:
         """What *guard* is to be asked for."""
         parent = f"{command.cgroup_parent.strip('/')}/" if command.cgroup_parent else ""
         network = self._shared_network(command, guard)
         argv = list(command.process.argv)
-        options = ["-F", "-q", *([] if prelude.is_known() else ["-C"]), "-n", command.id, "-P", guard.lxcpath, "-f"]
+        options = ["-F", "-q", *([] if elf.is_known() else ["-C"]), "-n", command.id, "-P", guard.lxcpath, "-f"]
         before = self._prelude(command, command.process.tty)
         if before is not None:
             argv = prelude.arguments(argv, spec["process"]["env"])
@@ -251,8 +250,11 @@ class LxcDriver(ExecutionDriver):
             "argv": [self.tools["lxc-start"], *options],  # the name of the configuration comes here
             "rest": ["--", *argv],
             "parent": parent,
+            "payload": cgroups.payload(parent + guard.token, command.id, self.bases),
             "host_pid": command.pid == "host",
             "isolated": bool(network),
+            "limited": "memory" in self.bases
+            and (command.resources.memory is not None or cgroups.is_limited(f"{self.bases['memory']}/{parent}")),
             "prelude": before,
             "config": config.render(command, spec, self.bases, parent + guard.token, network, streams.name),
         }
@@ -260,7 +262,7 @@ class LxcDriver(ExecutionDriver):
     def _prelude(self, command: Command, tty: bool) -> tuple[bool, int, bytes] | None:
         """What runs before a payload of *command*'s; None where it is not needed. Raises as :meth:`_filter`."""
         flags, code = self._filter(command) or (0, b"")
-        return (tty, flags, code) if prelude.is_known() else None
+        return (tty, flags, code) if elf.is_known() else None
 
     def _filter(self, command: Command) -> Filter | None:
         """The seccomp filter of *command*, kept. Raises InvalidCommandError, UnsupportedError."""
@@ -283,8 +285,8 @@ class LxcDriver(ExecutionDriver):
             return
         if filter is None:
             return
-        if not prelude.is_known():
-            yield InvalidCommandError("seccomp", f'{prelude.UNKNOWN}; "unconfined" is no filter')
+        if not elf.is_known():
+            yield InvalidCommandError("seccomp", f'{elf.UNKNOWN}; "unconfined" is no filter')
         process = command.process
         if not process.no_new_privileges and "CAP_SYS_ADMIN" not in (process.capabilities or ()):
             problem = 'false takes CAP_SYS_ADMIN, or seccomp="unconfined": the filter is loaded last (seccomp(2))'

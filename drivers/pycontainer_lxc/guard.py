@@ -25,7 +25,7 @@ import resource
 import select
 import sys
 
-from pycontainer_lxc import prelude
+from pycontainer_lxc import elf, leash, prelude
 from pycontainer_lxc.attached import Attached
 from pycontainer_lxc.detached import Detached, write_whole
 from pycontainer_lxc.job import Job, Tool, descriptors
@@ -69,7 +69,9 @@ class Guard:
         self.impatient: set[Job] = set()  # those that are to be asked again after INTERVAL
         self.running = True
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self.leash = leash.make() if elf.is_known() else -1
         self.preludes: dict[tuple[bool, int, bytes], int] = {}  # their descriptors: see pycontainer_lxc.prelude
+        self.memory = memory_file(bases)
         self.errnos = {os.strerror(number): number for number in errno.errorcode}
         self.watch(control.fileno(), self.on_request)
         self.last: object = None  # how a detached container ended, and when
@@ -123,14 +125,21 @@ class Guard:
         keep: list[int],
         network: int = -1,
         new_network: bool = False,
-        keyring: bool = False,
+        new_session: bool = False,
     ) -> int:
         """Run *argv* with the descriptors *keep* as its 0, 1, 2...; the pid.
 
         It dies with the guard.  *network* is a descriptor of the network
         namespace to run it in; *new_network* gives it an empty one of its own,
-        *keyring* a session keyring.
+        *new_session* a session, and a session keyring.  lxc-start gives its
+        payload both itself, and takes milliseconds longer with a session of
+        its own: that is a task group of the scheduler's too (sched(7),
+        autogroup).
         """
+        # 0 to 6 are the guard's own: none of these is below 7. Whatever else is open is so until the execve.
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(keep)]
+        if self.leash >= 0 and not new_session and not new_network:
+            return os.posix_spawn(f"/proc/self/fd/{self.leash}", argv, {}, file_actions=actions, setpgroup=0)
         pid = os.fork()
         if pid:
             return pid
@@ -138,14 +147,16 @@ class Guard:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != self.pid:
                 os._exit(1)
-            os.setsid()
-            if keyring:
+            if not new_session:
+                os.setpgid(0, 0)
+            else:
+                os.setsid()
                 libc.syscall(ctypes.c_long(_NR_KEYCTL), 1, None)  # KEYCTL_JOIN_SESSION_KEYRING, as lxc-start does
             if new_network and libc.unshare(_CLONE_NEWNET):
                 os._exit(1)
             if network >= 0 and libc.setns(network, _CLONE_NEWNET):
                 os._exit(1)
-            for number, fd in enumerate(keep):  # 0 to 6 are the guard's own: none of these is below 7
+            for _, fd, number in actions:
                 os.dup2(fd, number)
             os.closerange(len(keep), self.most_descriptors())
             os.execve(argv[0], argv, {})
@@ -195,6 +206,17 @@ class Guard:
                 os.rmdir(directory)
             except OSError:
                 pass  # it stays for the sweep of the next start
+
+
+def memory_file(bases: dict[str, str]) -> tuple[str, str]:
+    """Where the kernel counts a cgroup's processes that it killed for memory: the hierarchy's controller, the file."""
+    if "memory" in bases:
+        return "memory", "memory.oom_control"
+    try:
+        with open(f"{bases['']}/cgroup.controllers") as file:
+            return ("", "memory.events") if "memory" in file.read().split() else ("", "")
+    except (OSError, KeyError):
+        return "", ""
 
 
 KINDS = {"start": Monitor, "detach": Detached, "attach": Attached, "tool": Tool}

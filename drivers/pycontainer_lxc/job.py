@@ -73,7 +73,8 @@ class Job:
         guard = self.guard
         guard.jobs.add(self)
         guard.watch(self.pidfd, self.on_exit)
-        guard.watch(self.log, self.on_log)
+        if self.report < 0:  # else what it says while it sets up can wait: the prelude tells when that is over
+            guard.watch(self.log, self.on_log)
         guard.watch(self.status.fileno(), self.on_status)
 
     def prepare_prelude(self, fds: list[int]) -> list[int]:
@@ -97,7 +98,7 @@ class Job:
         if isolated:
             network = os.open(f"/proc/{monitor}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self.pid = self.guard.spawn(argv, fds, network, keyring=True)
+            self.pid = self.guard.spawn(argv, fds, network, new_session=True)
         finally:
             if network >= 0:
                 os.close(network)
@@ -133,10 +134,26 @@ class Job:
             if end >= 0:  # it has opened its own
                 os.close(end)
             if not data:
-                report, self.report = self.report, -1
-                self.guard.forget(report)
-                os.close(report)
+                self.end_report()
+                self.guard.watch(self.log, self.on_log)
+                self.on_log()
                 self.started()
+
+    def end_report(self) -> None:
+        """No more comes of it."""
+        report, self.report = self.report, -1
+        if report >= 0:
+            self.guard.forget(report)
+            os.close(report)
+
+    def has_reported(self) -> None:
+        """The tool has ended, and so all has been said.
+
+        There may be no end-of-file yet: until its execve has closed them,
+        another tool that was just started has copies of the guard's descriptors.
+        """
+        self.on_report()
+        self.end_report()
 
     def has_failed(self) -> bool:
         """Whether the prelude could not become the payload."""

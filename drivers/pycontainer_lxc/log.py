@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     #: (kind, ...): ("started", pid), ("attached", pid), ("ended", exit code or None, signal or None),
-    #: ("cgroup", path of the container's), ("stopping",), ("error", function, message).
+    #: ("cgroup", path of the container's), ("memory", how many processes were killed for want of it),
+    #: ("error", function, message).
     Event: TypeAlias = tuple[str, ...] | tuple[str, int] | tuple[str, int | None, int | None]
 
-#: What the guard's own hook writes into the log, when everything of the container is dead.
-STOPPING = "pycontainer: stopping"
+#: What is before each line of the kernel's counters, which the guard's own hook writes into the log.
+COUNTER = "pycontainer: "
 
 #: The level is the fourth field, after the program, the container and the time.
 _ERRORS = ("ERROR", "CRIT", "ALERT", "FATAL", "WARN")
@@ -30,8 +31,9 @@ _ERRORS = ("ERROR", "CRIT", "ALERT", "FATAL", "WARN")
 
 def parse(line: str) -> Event | None:
     """What *line* tells, or None when it is nothing that matters."""
-    if line == STOPPING:
-        return ("stopping",)
+    if line.startswith(COUNTER):
+        name, _, number = line.removeprefix(COUNTER).partition(" ")
+        return ("memory", int(number)) if name == "oom_kill" and number.isdigit() else None
     head, dash, message = line.partition(" - ")
     origin, dash, message = message.partition(" - ")
     fields = head.split()

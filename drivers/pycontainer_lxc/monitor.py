@@ -9,7 +9,7 @@ import stat
 from time import monotonic
 
 from pycontainer_lxc.job import LOG, Job
-from pycontainer_lxc.log import STOPPING
+from pycontainer_lxc.log import COUNTER
 from pycontainer_lxc.removal import REMOVAL_TIMEOUT, kill_members, remove_cgroups, thaw
 
 TYPE_CHECKING = False
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
     from pycontainer_lxc.guard import Guard
 
-#: LXC waits for this hook before it removes the container's cgroups. It writes "exec" before it, which then only
-#: redirects, and arguments behind it, which are for ":".
-_STOP = 'lxc.hook.stop="</dev/null; echo {stopping} >/proc/{pid}/fd/{log}; read x </proc/{pid}/fd/{answer}; :"\n'
+#: LXC waits for this hook, of its shell's own commands, before it removes the container's cgroups. It writes "exec"
+#: before it, which then only redirects, and arguments behind it, which are for ":".
+_STOP = (
+    'lxc.hook.stop="</dev/null; while read -r x; do echo {counter}$x; done'
+    ' </proc/{pid}/fd/{base}/{payload}/{file} >/proc/{pid}/fd/{log}; :"\n'
+)
 
 
 class Monitor(Job):
@@ -30,9 +33,15 @@ class Monitor(Job):
     def __init__(self, guard: Guard, status: socket.socket, request: dict[str, Any]) -> None:
         super().__init__(guard, status, request)
         self.before: list[tuple[int, os.stat_result]] = []  # stdio as it was: LXC changes its owner and mode
-        self.payload = f"{request['parent']}{guard.token}/payload.{request['id']}"
-        self.gate: tuple[int, ...] = ()  # the pipe that the hook waits at
-        self.oom_killed: bool | None = None  # None: not looked yet
+        directory = f"{request['parent']}{guard.token}/"
+        self.payload = request["payload"]
+        top = directory + self.payload.removeprefix(directory).partition("/")[0]
+        self.tops = top, f"{directory}monitor.{request['id']}"  # what is removed at its end
+        self.base = -1  # of the hierarchy that counts memory
+        #: None: not looked yet. LXC removes the counter; one of v1 is read before by a hook that LXC waits for, where
+        #: there is a limit. That takes two milliseconds. Without one it is only memory of the whole host that can run
+        #: out, and then this looks as soon as it has ended.
+        self.oom_killed: bool | None = None
         self.deadline = 0.0
 
     def begin(self, fds: list[int]) -> None:
@@ -40,8 +49,12 @@ class Monitor(Job):
         if self.request["id"] in guard.monitors:
             raise OSError(errno.EEXIST, "name the container")
         guard.parents.add(self.request["parent"])
-        self.gate = os.pipe2(os.O_CLOEXEC)
-        self.prepare(LOG + _STOP, stopping=STOPPING, answer=self.gate[0])
+        controller, file = guard.memory
+        if self.request["limited"]:
+            self.base = os.open(guard.bases[controller], os.O_PATH | os.O_CLOEXEC)
+            self.prepare(LOG + _STOP, counter=COUNTER, base=self.base, payload=self.payload, file=file)
+        else:
+            self.prepare(LOG)
         argv = [*self.request["argv"], "/proc/self/fd/3", *self.request["rest"]]
         keep = self.prepare_prelude(fds) if self.request["prelude"] else [*fds, self.config]
         for fd in keep[:3]:
@@ -67,9 +80,8 @@ class Monitor(Job):
                 self.started()
         elif kind == "cgroup":
             self.payload = values[0]
-        elif kind == "stopping":
-            self.read_memory()
-            os.write(self.gate[1], b"\n")
+        elif kind == "memory":
+            self.oom_killed = values[0] > 0
         elif kind == "ended":
             if self.exit is None:
                 self.exit = (values[0], values[1])
@@ -81,7 +93,7 @@ class Monitor(Job):
 
     def started(self) -> None:
         """Tell it, when LXC has said so and the payload is itself."""
-        if self.child >= 0 and self.report < 0 and not self.has_failed():
+        if self.child >= 0 and self.report < 0 and not self.has_failed() and not self.told:
             self.told = True
             self.give_back_stdio()
             self.tell("started", self.child, fd=self.childfd)
@@ -101,32 +113,39 @@ class Monitor(Job):
         self.before.clear()
 
     def on_child(self) -> None:
-        """The container's init ended; LXC has yet to notice."""
+        """The container's init ended; LXC has yet to notice, or is about to remove its cgroups."""
         self.guard.forget(self.childfd)
+        if self.base < 0:
+            self.read_memory()
         if self.request["host_pid"]:
             self.kill_cgroup()
 
     def read_memory(self) -> None:
-        """Look whether the kernel has killed a process of the container: all are dead, and the counter is there."""
-        bases = self.guard.bases
-        base, name = (bases["memory"], "oom_control") if "memory" in bases else (bases.get("", ""), "events")
-        directory = f"{base}/{self.payload}"
+        """Look whether the kernel has killed a process of the container, where its counter still is."""
+        controller, name = self.guard.memory
+        if not name:
+            self.oom_killed = False
+            return
+        directory = self.payload if controller else self.tops[0]
         try:
-            with open(f"{directory}/memory.{name}") as file:
+            with open(f"{self.guard.bases[controller]}/{directory}/{name}") as file:
                 self.oom_killed = any(line.startswith("oom_kill ") and line != "oom_kill 0\n" for line in file)
         except OSError:
-            if not base or os.path.isdir(directory):  # no memory controller there
-                self.oom_killed = False
+            pass
 
     def finish(self) -> None:
         """LXC has ended: remove what it left; then, and only then, say how the container ended."""
         if not self.deadline:
             self.deadline = monotonic() + REMOVAL_TIMEOUT
             self.give_back_stdio()
-            self.on_report()
+            self.has_reported()
+            self.started()
             if self.oom_killed is None:  # LXC was killed before it came to the hook: then the cgroups are all there
                 self.read_memory()
-            if self.childfd >= 0 and self.exit is None:  # LXC died of something: its PR_SET_PDEATHSIG has killed it
+            if self.exit is None and self.result != (
+                os.CLD_EXITED,
+                0,
+            ):  # LXC died of something: its PR_SET_PDEATHSIG has killed it
                 self.kill()
         if not self.removed() and monotonic() < self.deadline:
             self.guard.impatient.add(self)
@@ -140,8 +159,10 @@ class Monitor(Job):
             self.tell("lost", f"lxc-start ended {how}: {self.notes()}")
             self.close()
         else:
-            note = "whether it was out of memory is not known: LXC has not run its stop hook"
-            self.tell("exited", *(self.exit or (0, None)), bool(self.oom_killed), note * (self.oom_killed is None))
+            ended = self.exit or (0, None)
+            unknown = self.oom_killed is None and self.request["limited"]
+            note = "whether it was out of memory is not known: LXC removed its cgroup first"
+            self.tell("exited", *ended, bool(self.oom_killed), note * unknown)
             self.close()
 
     def look_again(self) -> None:
@@ -150,14 +171,13 @@ class Monitor(Job):
     def removed(self) -> bool:
         """Remove what can be removed now; whoever is still inside is killed."""
         gone = True
-        monitor = f"{self.request['parent']}{self.guard.token}/monitor.{self.request['id']}"
         for base in {*self.guard.bases.values()}:
-            for path in (self.payload, monitor):
+            for path in self.tops:
                 gone = remove_cgroups(f"{base}/{path}") and gone
         if not gone:
-            self.kill_cgroup()
-            for base in {*self.guard.bases.values()}:  # a hook of a monitor that was killed
-                kill_members(f"{base}/{monitor}")
+            for base in {*self.guard.bases.values()}:
+                for path in self.tops:  # in the monitor's own: a hook of one that was killed
+                    kill_members(f"{base}/{path}")
         return gone
 
     # -- ends
@@ -178,9 +198,10 @@ class Monitor(Job):
         guard = self.guard
         if guard.monitors.get(self.request["id"]) is self:
             del guard.monitors[self.request["id"]]
-        for fd in (*self.gate, *(fd for fd, _ in self.before)):
-            os.close(fd)
-        self.gate = ()
+        for fd in (self.base, *(fd for fd, _ in self.before)):
+            if fd >= 0:
+                os.close(fd)
+        self.base = -1
         self.before.clear()
         super().close()
 

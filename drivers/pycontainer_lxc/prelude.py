@@ -24,11 +24,11 @@ for each step that failed, and 1 when that was the last it could try.
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 import struct
 
-__all__ = ["FAILED", "PROGRAM", "UNKNOWN", "arguments", "fault", "is_known", "make", "numbers"]
+from pycontainer_lxc import elf
+
+__all__ = ["FAILED", "PROGRAM", "arguments", "fault", "make", "numbers"]
 
 #: What LXC is to execute.
 PROGRAM = "/proc/self/fd/4"
@@ -129,44 +129,14 @@ CODE = bytes.fromhex(
     # data: whether there is a terminal and the flags of seccomp(2), 32 bits each, struct sock_fprog, and its filter
 )
 
-_BASE, _HEADERS = 0x400000, 64 + 56
-
-UNKNOWN = "needs x86-64: LXC itself cannot do it, and what does it in the payload's place is machine code"
-
-
-def is_known() -> bool:
-    """Whether :data:`CODE` is this machine's language."""
-    return os.uname().machine == "x86_64"
-
 
 def make(terminal: bool, flags: int, filter: bytes) -> int:
-    """A descriptor of the program: an ELF file of one segment (elf(5)), sealed, open for reading.
+    """A descriptor of the program.
 
     *filter* is an array of struct sock_filter, or empty; *flags* are seccomp(2)'s.
     """
-    data = _BASE + _HEADERS + len(CODE)
-    program = CODE + struct.pack("<IIHxxxxxxQ", terminal, flags, len(filter) // 8, data + 24) + filter
-    header = struct.pack(
-        "<16sHHIQQQIHHHHHH",
-        b"\x7fELF\2\1\1", 2, 62, 1, _BASE + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0,
-    )  # fmt: skip
-    size = _HEADERS + len(program)
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)
-    memfd_flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        memfd = os.memfd_create("prelude", memfd_flags | 0x10)  # MFD_EXEC, which vm.memfd_noexec wants, Linux 6.3
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        memfd = os.memfd_create("prelude", memfd_flags)
-    try:
-        os.write(memfd, header + segment + program)
-        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, seals)
-        # what somebody has open for writing cannot be executed (ETXTBSY)
-        return os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(memfd)
+    filter_address = elf.address(len(CODE) + 24)
+    return elf.make(CODE + struct.pack("<IIHxxxxxxQ", terminal, flags, len(filter) // 8, filter_address) + filter)
 
 
 def arguments(argv: list[str], env: list[str]) -> list[str]:

@@ -211,7 +211,8 @@ class DetachedProcess(ContainerProcess):
 
     def _is_inside(self) -> bool:
         """Whether :attr:`pid` still is the container's first process: it may have ended already."""
-        return f"{self.record.content['token']}/payload.{self.id}" in cgroups.read(f"/proc/{self.pid}/cgroup")
+        directory = next(iter(self.cgroups.values()))
+        return directory[directory.index(self.record.content["token"]) :] in cgroups.read(f"/proc/{self.pid}/cgroup")
 
     @property
     def state(self) -> State:

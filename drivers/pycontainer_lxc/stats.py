@@ -11,9 +11,6 @@ from pycontainer_lxc import cgroups
 
 __all__ = ["take"]
 
-#: v1 has no "unlimited": it is the largest number of whole pages.
-_UNLIMITED = 2**62
-
 _TICK = 10**9 // os.sysconf("SC_CLK_TCK")
 
 
@@ -67,7 +64,7 @@ def _memory_v1(directory: str) -> MemoryStats:
     return MemoryStats(
         usage=_number(f"{directory}/memory.usage_in_bytes") or 0,
         peak=_number(f"{directory}/memory.max_usage_in_bytes"),
-        limit=None if limit is None or limit >= _UNLIMITED else limit,
+        limit=None if limit is None or limit >= cgroups.UNLIMITED else limit,
         cache=counters.get("total_cache", counters.get("cache", 0)),
         rss=counters.get("total_rss", counters.get("rss", 0)),
         swap=counters.get("total_swap"),

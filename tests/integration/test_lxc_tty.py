@@ -15,7 +15,7 @@ from pycontainer import PIPE, SetupError
 from pycontainer.driver import Stdio
 from pycontainer.process import Process
 from pycontainer.stdio import TtyTerminal
-from pycontainer_lxc import prelude
+from pycontainer_lxc import elf
 from pycontainer_lxc.driver import LxcDriver
 
 from . import test_native_tty
@@ -131,7 +131,7 @@ def test_a_further_process_that_cannot_be_executed(start: Any, driver: LxcDriver
 
 
 def test_on_another_machine_it_is_refused(monkeypatch: pytest.MonkeyPatch, sh: Any) -> None:
-    monkeypatch.setattr(prelude, "is_known", lambda: False)
+    monkeypatch.setattr(elf, "is_known", lambda: False)
     with pytest.raises(pycontainer.InvalidCommandError) as caught:
         sh("true", tty=True)
     assert caught.value.field == "process.tty"

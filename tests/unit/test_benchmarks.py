@@ -78,7 +78,11 @@ def test_render_table_aligns() -> None:
 def test_render_names_what_was_not_measured() -> None:
     text = report.render(
         {
-            "latency_ms": {"crun": {"p50": 6.5, "p99": 9.0}, "floor": {"p50": 2.0, "p99": 3.0, "times_floor": 1.0}},
+            "latency_ms": {
+                "crun": {"p50": 6.5, "p99": 9.0},
+                report.LXC: {"p50": 13.0, "p99": 20.0, "times_lxc_start": 1.375},
+                "floor": {"p50": 2.0, "p99": 3.0, "times_floor": 1.0},
+            },
             "starts_per_second": {"floor": {"1": 400.4}},
             "imports_ms": {"python -c pass": {"p50": 10.0, "more": 0.0}},
             "not_measured": {"runc": "not installed"},
@@ -87,6 +91,7 @@ def test_render_names_what_was_not_measured() -> None:
     assert text.index("floor  ") < text.index("crun  ")
     assert re.search(r"^floor +2\.00 +3\.00 +1\.00 +400$", text, re.M)
     assert "runc: not installed" in text
+    assert f"{report.LXC}: 1.38 times lxc-start" in text
     assert re.search(r"^python -c pass +10\.0 +\+0\.0$", text, re.M)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from pycontainer import DriverUnavailableError, Feature, get_driver
 from pycontainer_lxc.detached import as_json
-from pycontainer_lxc.log import STOPPING, failed_step, parse
+from pycontainer_lxc.log import COUNTER, failed_step, parse
 from pycontainer_lxc.probe import TOOLS, find_tools, parse_version, probe
 
 START = "lxc-start box 20261123223355.392 "
@@ -55,8 +55,10 @@ START = "lxc-start box 20261123223355.392 "
         ),
         (START + "INFO     conf - ../src/lxc/conf.c:setup_utsname:883 - Set hostname to box", None),
         (START + 'NOTICE   start - ../src/lxc/start.c:start:2194 - Exec\'ing "Child <1> ended on error (3)"', None),
-        (STOPPING, ("stopping",)),
-        (START + f"INFO     start - x.c:f:1 - {STOPPING}", None),
+        (f"{COUNTER}oom_kill 3", ("memory", 3)),
+        (f"{COUNTER}under_oom 0", None),
+        (f"{COUNTER}oom_kill", None),
+        (START + f"INFO     start - x.c:f:1 - {COUNTER}oom_kill 3", None),
         ("", None),
         ("Child <1> ended on error (3)", None),
         ("a - b - c", None),
