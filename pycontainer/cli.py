@@ -588,7 +588,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--net",
         action="append",
         metavar="MODE",
-        help="none, host, bridge[:NAME], container:ID, ns:PATH, name=BRIDGE,ip=ADDRESS/BITS; default: loopback only",
+        help="none, host, pasta, slirp4netns, bridge[:NAME], container:ID, ns:PATH, name=BRIDGE,ip=ADDRESS/BITS; "
+        "default: loopback only",
     )
     add("--ip", dest="network_address", metavar="ADDRESS/BITS", help="its address on the bridge")
     add("--ip6", dest="network_address6", metavar="ADDRESS/BITS", help="likewise, of IPv6")

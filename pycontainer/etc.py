@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pycontainer import _fields as check
 from pycontainer._fields import FrozenMapping, refuse
+from pycontainer.network import RELAYS
 
 if TYPE_CHECKING:
     from pycontainer.command import Command
@@ -43,13 +44,18 @@ def check_extra_hosts(hosts: Mapping[str, str]) -> FrozenMapping:
     return copy
 
 
+#: slirp4netns(1): its own, that of every network of it.
+_SLIRP_DNS = "10.0.2.3"
+
+
 def etc_files(command: Command) -> dict[str, str]:
     """Path and content of what *command* is to see in /etc. Raises InvalidCommandError.
 
     Without *dns* the name servers are the host's, but for those that listen on
     the host's loopback, which from the container is somebody else.
     """
-    bridged = bool(command.networks) and command.networks[0].mode == "bridge"
+    mode = command.networks[0].mode if command.networks else None
+    bridged = mode in ("bridge", *RELAYS)
     if not (bridged or command.dns or command.dns_search or command.extra_hosts):
         return {}
     files: dict[str, str] = {}
@@ -61,6 +67,8 @@ def etc_files(command: Command) -> dict[str, str]:
         return files
     loopback = any(network.mode == "host" for network in command.networks)
     servers, search = _resolvers(loopback) if not command.dns or not command.dns_search else ([], [])
+    if mode == "slirp4netns":
+        servers = [_SLIRP_DNS]  # which passes on to whatever the host asks
     servers, search = list(command.dns) or servers, list(command.dns_search) or search
     if servers or search:
         lines = [f"nameserver {server}" for server in servers] + ([f"search {' '.join(search)}"] if search else [])

@@ -11,7 +11,7 @@ from attrs import evolve, field, frozen
 from pycontainer import _fields as check
 from pycontainer._fields import refuse
 
-__all__ = ["DEFAULT_BRIDGE", "Network"]
+__all__ = ["DEFAULT_BRIDGE", "RELAYS", "Network"]
 
 #: The bridge of a Network that names none.
 DEFAULT_BRIDGE = "pycontainer0"
@@ -20,7 +20,9 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _INTERFACE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,14}")  # dev_valid_name(), and a little less
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 
-_MODES = ("bridge", "host", "none", "container", "ns")
+#: The tools that need no right over the host's network: modes of their own.
+RELAYS = ("pasta", "slirp4netns")
+_MODES = ("bridge", "host", "none", "container", "ns", *RELAYS)
 #: The one field that a mode cannot do without.
 _SUBJECTS = {"container": "container", "path": "ns"}
 
@@ -31,7 +33,9 @@ class Network:
 
     *mode* ``"none"`` is a loopback device alone, ``"host"`` the host's network,
     ``"container"`` that of the running container *container*, ``"ns"`` the
-    network namespace at *path* (as ip-netns(8) keeps them in /run/netns), and
+    network namespace at *path* (as ip-netns(8) keeps them in /run/netns),
+    ``"pasta"`` and ``"slirp4netns"`` an ``eth0`` behind that tool, which passes
+    everything on as an ordinary user's connections of the host, and
     ``"bridge"`` a veth pair whose far end is on *bridge* of the host.
 
     With a bridge go *address* and *prefix_length* (bits), IPv4 or IPv6;
@@ -43,7 +47,7 @@ class Network:
     there are none.  It goes away when the process that made it ends, if nothing
     is on it then, and otherwise when the next one is made.
 
-    As text: ``"none"``, ``"host"``, ``"bridge"``, ``"bridge:NAME"``,
+    As text: ``"none"``, ``"host"``, ``"pasta"``, ``"slirp4netns"``, ``"bridge"``, ``"bridge:NAME"``,
     ``"container:ID"``, ``"ns:PATH"``; :meth:`parse` knows docker's long form.
 
     Raises InvalidCommandError, for ``network.<field>``.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from pycontainer._fields import all_capabilities, refuse
+from pycontainer.network import RELAYS
 from pycontainer.process import DEFAULT_CAPABILITIES, DEFAULT_PATH
 from pycontainer.rootfs import HostView, Overlay, UserIds, lookup_user
 from pycontainer.seccomp import default_profile
@@ -72,7 +73,8 @@ def to_oci(command: Command) -> dict[str, Any]:
     directory for its root (``root.path`` is then ``"rootfs"``, which the
     driver has to fill), ``org.pycontainer.overlay`` likewise the Overlay,
     ``org.pycontainer.network`` the Network as JSON, or a list of them, where
-    more than a namespace has to be made, ``org.pycontainer.namespaces`` the ids
+    more than a namespace has to be made, ``org.pycontainer.relay`` the tool
+    that is to pass its packets on, ``org.pycontainer.namespaces`` the ids
     of the containers whose pid, ipc or uts namespace it is to share, as a JSON
     object by their kind, ``org.pycontainer.etc`` the
     files of :mod:`pycontainer.etc` as JSON, ``org.pycontainer.init`` ``"true"`` for an init before
@@ -97,6 +99,8 @@ def to_oci(command: Command) -> dict[str, Any]:
     if command.network is not None and command.networks[0].mode in ("bridge", "container"):
         several = [attrs.asdict(network) for network in command.networks]
         annotations["org.pycontainer.network"] = json.dumps(several if len(several) > 1 else several[0])
+    elif command.network is not None and command.networks[0].mode in RELAYS:
+        annotations["org.pycontainer.relay"] = command.networks[0].mode
     if files := _etc_files(command):
         annotations["org.pycontainer.etc"] = json.dumps(files)
     if containers := _containers_of(command):

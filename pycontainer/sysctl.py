@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pycontainer import _fields as check
 from pycontainer._fields import FrozenMapping, refuse
+from pycontainer.network import RELAYS
 
 if TYPE_CHECKING:
     from pycontainer.command import Command
@@ -67,7 +68,7 @@ def check_sysctls(sysctls: Mapping[str, Any]) -> FrozenMapping:
 def check_namespaces(command: Command) -> None:
     """Every parameter belongs to a namespace that is *command*'s own. Raises InvalidCommandError."""
     shared = {
-        "network": any(network.mode not in ("none", "bridge") for network in command.networks),
+        "network": any(network.mode not in ("none", "bridge", *RELAYS) for network in command.networks),
         "ipc": command.ipc is not None,
         "uts": command.uts is not None,
     }

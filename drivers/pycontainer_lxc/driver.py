@@ -23,7 +23,7 @@ from pycontainer.errors import (
     UnsupportedError,
 )
 from pycontainer.labels import unknown_labels
-from pycontainer.network import named
+from pycontainer.network import RELAYS, named
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp_filter import Filter, compile_filter
 from pycontainer.spec import process_to_oci, resources_to_oci, seccomp_to_oci, to_oci
@@ -132,7 +132,9 @@ class LxcDriver(ExecutionDriver):
             if getattr(command, field):
                 refuse(field, "is not done with LXC: mount a file of your own over the one in /etc")
         for network in command.networks:
-            if network.mode == "bridge" and network.create_bridge:
+            if network.mode in RELAYS:
+                problems.append(UnsupportedError(self.name, Feature.NETWORK, f"LXC does not run {network.mode}"))
+            elif network.mode == "bridge" and network.create_bridge:
                 problems.append(UnsupportedError(self.name, Feature.NETWORK, "LXC makes no bridge"))
             elif network.mode == "bridge" and not os.path.isdir(
                 f"/sys/class/net/{(bridge := named([network])[0].bridge)}/bridge"

@@ -31,6 +31,8 @@ from pycontainer_native.child import (
     syscall,
 )
 from pycontainer_native.hooks import HookError, Running, state_of
+from pycontainer_native.relay import TIMEOUT as RELAY_TIMEOUT
+from pycontainer_native.relay import Relay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -186,6 +188,7 @@ class Container:
         self.state = b""  # what every hook is told
         self.programs: dict[str, list[Program]] = {}  # the hooks, by their point
         self.hook: Running | None = None  # the one that runs now
+        self.relay: Relay | None = None
         self.hooked = False  # it has got as far as its hooks, so those after its end are to come
         self.abandoned = False  # the caller has left
         self.at_gate = False
@@ -363,7 +366,10 @@ class Container:
                 self.failed = (int.from_bytes(message[1:5], "little"), int.from_bytes(message[5:9], "little"))
             elif kind == HOOKS:
                 self.hooked = True
-                self._run_hooks("createRuntime", "creating", self._go_on)
+                if "relay" in self.programs:
+                    self._start_relay(self.programs["relay"][0])
+                else:
+                    self._run_hooks("createRuntime", "creating", self._go_on)
             elif kind == HOOK_FAILED:
                 self.failed = (message[5:].decode("utf-8", "replace"), int.from_bytes(message[1:5], "little"))
             elif not message:
@@ -378,6 +384,35 @@ class Container:
         if self.at_exec and self.failed is None and not self.started:
             self.started = True
             self._run_hooks("poststart", "running", lambda: self._tell_up("started"))
+
+    # -- the tool that passes its packets on
+
+    def _start_relay(self, program: Program) -> None:
+        """Start it for the first process's network; on_relay goes on."""
+        try:
+            self.relay = relay = Relay(program, self.pid)
+        except OSError as error:
+            self.failed = self.failed or (f"start {os.fsdecode(program[0])}", error.errno or errno.EPROTO)
+            self.kill()
+            return
+        self.launcher.reap_later(relay.pid, os.dup(relay.pidfd))
+        self.launcher.watch(relay.ready, self.on_relay)
+        self.launcher.deadlines[relay.expire] = monotonic() + RELAY_TIMEOUT
+
+    def on_relay(self) -> None:
+        """It is ready, or never will be."""
+        assert self.relay is not None
+        self._forget_relay()
+        if problem := self.relay.problem():
+            self.failed = self.failed or (problem, errno.ECANCELED)
+            self.kill()
+        else:
+            self._run_hooks("createRuntime", "creating", self._go_on)
+
+    def _forget_relay(self) -> None:
+        if self.relay is not None:
+            self.launcher.forget(self.relay.ready)
+            self.launcher.deadlines.pop(self.relay.expire, None)
 
     # -- hooks
 
@@ -545,6 +580,10 @@ class Container:
         """Remove the cgroups and run the hooks after that; then, and only then, say how it ended."""
         if self.hook is not None:
             return  # its end comes here again
+        if self.relay is not None:
+            self._forget_relay()
+            self.relay.close()
+            self.relay = None
         note = ""
         if not self.remove_cgroups():
             if monotonic() < self.deadline:

@@ -220,7 +220,9 @@ class NativeDriver(DetachedVerbs):
 
     def _check_bridges(self, command: Command) -> Iterator[InvalidCommandError | UnsupportedError]:
         for network in named(command.networks):
-            if network.mode == "bridge" and self.host.namespace is not None:
+            if network.mode in plan.RELAYS:
+                yield from self._check_relay(network.mode)
+            elif network.mode == "bridge" and self.host.namespace is not None:
                 yield UnsupportedError(self.name, Feature.NETWORK, "an ordinary user may not change the host's network")
             elif network.mode == "bridge" and not network.create_bridge:
                 try:
@@ -228,6 +230,14 @@ class NativeDriver(DetachedVerbs):
                 except OSError:
                     reason = f"there is no bridge {network.bridge!r}: create_bridge=True makes one"
                     yield InvalidCommandError("network.bridge", reason)
+
+    def _check_relay(self, tool: str) -> Iterator[UnsupportedError]:
+        if self.host.namespace is None:
+            reason = f"{tool} is the way out for an ordinary user's container: root has bridges"
+            yield UnsupportedError(self.name, Feature.NETWORK, reason)
+        elif plan.find_relay(tool) is None:
+            package = plan.RELAYS[tool][1]
+            yield UnsupportedError(self.name, Feature.NETWORK, f"{tool} is not installed (apt-get install {package})")
 
     def _check_propagation(self, command: Command) -> Iterator[InvalidCommandError]:
         """What the host does not allow of what its mounts are to propagate, or whose ids are to be mapped."""

@@ -38,6 +38,8 @@ def describe(plan: Plan) -> Iterator[str]:
         for step in section.steps:
             yield f"child: {_line(step)}"
         if plan.hooks is not None and number == plan.hooks[0]:
+            for path, argv, _, _ in plan.hooks[2].get("relay", ()):
+                yield f"launcher: {_shown(path)}, in namespaces of its own: {_shown(list(argv))}"
             for point, programs in plan.hooks[2].items():
                 if point in ("createRuntime", "createContainer"):
                     who = "launcher" if point == "createRuntime" else "child"

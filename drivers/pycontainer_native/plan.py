@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import marshal
+import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from attrs import frozen
 
 from pycontainer.errors import InvalidCommandError
 from pycontainer.seccomp_filter import compile_filter
-from pycontainer_native import abi, identity, mounts, parameters, steps, trees
+from pycontainer_native import abi, identity, mounts, parameters, relay, steps, trees
 from pycontainer_native.host import EVERYBODY, Host
 from pycontainer_native.request import Request
 from pycontainer_native.syscalls import Recorder, Step
@@ -36,6 +37,7 @@ NAMESPACES_ANNOTATION = "org.pycontainer.namespaces"
 INIT_ANNOTATION = "org.pycontainer.init"
 ETC_ANNOTATION = "org.pycontainer.etc"
 NETWORK_ANNOTATION = "org.pycontainer.network"
+RELAY_ANNOTATION = "org.pycontainer.relay"
 
 _DEVICE_TYPES = {"c": stat.S_IFCHR, "b": stat.S_IFBLK}
 
@@ -141,6 +143,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         *(tuple(paths) for paths in (_masked(spec, inside), spec["linux"].get("readonlyPaths", ())))
     )
     linux = spec["linux"]
+    hooked = bool(spec.get("hooks")) or RELAY_ANNOTATION in annotations
     prepared = ((system, *ahead, inside is not None), abi.CLONE_NEWNET in wanted, linux.get("mountLabel"))
     begin = _section(
         steps.begin, abi.FIRST_SLOT,
@@ -159,12 +162,12 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         steps.set_up, (*enter, begin)[0].slots,
         prepared if entered or ids is not None else None, clones,
         init, root_of, json.loads(annotations.get(ETC_ANNOTATION, "{}")), _devices_of(spec), system, own, elsewhere,
-        (process.get("consoleSize"), user["uid"]) if terminal else None, not spec.get("hooks"), inside is not None,
+        (process.get("consoleSize"), user["uid"]) if terminal else None, not hooked, inside is not None,
         linux.get("mountLabel"),
     )  # fmt: skip
     hooks = None
     setups: tuple[Section, ...] = (setup,)
-    if spec.get("hooks"):
+    if hooked:
         hooks = (len(enter) + len(born) + 1, *_hooks_of(spec))
         setup = _section(mounts.pivot_to_prepared, setup.slots)
         setups += (setup,)
@@ -213,8 +216,39 @@ def _hooks_of(spec: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[A
         "bundle": path if path.startswith("/") else "/",
         "annotations": annotations,
     }
-    programs = {point: list(map(_hook_of, hooks)) for point, hooks in spec["hooks"].items()}
+    programs = {point: list(map(_hook_of, hooks)) for point, hooks in spec.get("hooks", {}).items()}
+    if (tool := spec.get("annotations", {}).get(RELAY_ANNOTATION)) is not None:
+        programs["relay"] = [_hook_of(relay_of(tool))]
     return state, programs
+
+
+#: The tools that pass packets on: their arguments, and the package that has them.  Neither lets the container reach
+#: what listens on the host's loopback device, or forwards a port to it.
+RELAYS = {
+    "pasta": (
+        "--config-net --quiet --netns-only --ns-ifname eth0 --no-map-gw -t none -u none -T none -U none "
+        f"--netns {relay.NETNS}",
+        "passt",
+    ),
+    "slirp4netns": (
+        "--configure --mtu=65520 --disable-host-loopback --enable-sandbox "
+        f"--ready-fd={relay.READY_FD} --netns-type=path {relay.NETNS} eth0",
+        "slirp4netns",
+    ),
+}
+_DIRECTORIES = ("/usr/bin", "/usr/local/bin", "/bin", "/run/current-system/sw/bin")
+
+
+def find_relay(tool: str) -> str | None:
+    """The absolute path of *tool*: the system's, whatever the caller's PATH says."""
+    paths = (f"{directory}/{tool}" for directory in _DIRECTORIES)
+    return next((path for path in paths if os.access(path, os.X_OK)), None)
+
+
+def relay_of(tool: str) -> dict[str, Any]:
+    """*tool* as a hook of the OCI runtime spec."""
+    arguments, _ = RELAYS[tool]
+    return {"path": find_relay(tool) or f"/usr/bin/{tool}", "args": [tool, *arguments.split()]}
 
 
 def _hook_of(hook: Mapping[str, Any]) -> tuple[bytes, list[bytes], list[bytes], float | None]:

@@ -16,6 +16,7 @@ from pycontainer.seccomp_filter import load_library
 from pycontainer_native import abi
 from pycontainer_native.cgroups import Layout
 from pycontainer_native.client import LauncherClient
+from pycontainer_native.plan import RELAYS, find_relay
 from pycontainer_native.userns import SUBGID, SUBUID, UserNamespace
 
 _CONTROLLERS = {Feature.MEMORY: "memory", Feature.CPU: "cpu", Feature.CPUSET: "cpuset", Feature.PIDS: "pids"}
@@ -29,6 +30,7 @@ _NEEDS: dict[Feature, list[tuple[str, ...]]] = {
     Feature.UPDATE: [("memory", "cpu", "cpuset", "pids")],
 }
 _CAP_NET_ADMIN = 12
+TUN = "/dev/net/tun"
 _CAP_SYS_ADMIN = 21
 _DELEGATE = "systemd-run --user --scope -p Delegate=yes COMMAND, or have root make a cgroup that is yours, and join it"
 
@@ -185,19 +187,28 @@ def _errno_of(call: str) -> int:
 
 def _network(namespace: UserNamespace | None) -> FeatureProbe:
     cause = remedy = ""
+    if namespace is not None:
+        return _relays()
     if find_spec("pyroute2") is None:
         cause, remedy = "pyroute2 is not installed", "pip install pyroute2"
-    elif namespace is not None:
-        cause, remedy = (
-            "an ordinary user may not change the host's network",
-            "network='container:ID', or run it as root",
-        )
     elif not _effective_capabilities() >> _CAP_NET_ADMIN & 1:
         cause, remedy = "root lacks CAP_NET_ADMIN here, as in a container", "give the outer container CAP_NET_ADMIN"
     for module in ("veth", "bridge"):
         if not cause and not _has_module(module):
             cause, remedy = f"the kernel has no {module} devices", f"modprobe {module}, or install the kernel's modules"
     return FeatureProbe(not cause, "" if cause else "CAP_NET_ADMIN and pyroute2 are there", cause, remedy)
+
+
+def _relays() -> FeatureProbe:
+    """For an ordinary user, who may not change the host's network: what passes packets on without."""
+    cause = remedy = ""
+    found = [path for tool in RELAYS if (path := find_relay(tool)) is not None]
+    if not found:
+        cause = "an ordinary user may not change the host's network, and there is neither pasta nor slirp4netns"
+        remedy = "apt-get install passt"
+    elif not os.access(TUN, os.R_OK | os.W_OK):
+        cause, remedy = f"{TUN} cannot be opened by this user", f"modprobe tun, or as root: chmod 666 {TUN}"
+    return FeatureProbe(not cause, " and ".join(found), cause, remedy)
 
 
 def _has_module(name: str) -> bool:

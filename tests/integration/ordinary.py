@@ -1,9 +1,10 @@
 """Run a program as an ordinary user, in a mount namespace where nothing that it needs is hidden from him.
 
-``python ordinary.py [--ids START:COUNT] [--cgroup NAME] [--without-namespaces] UID ARGUMENT...`` executes the arguments
-as the user and group UID, with a HOME and an XDG_RUNTIME_DIR of his own.  The host is not changed: what lies in a
-directory that he may not enter (an interpreter in root's home) he gets to see in a private mount namespace, in an
-otherwise empty directory, and so he does his line in /etc/subuid and /etc/subgid.  It needs root.
+``python ordinary.py [--ids START:COUNT] [--cgroup NAME] [--without-namespaces] [--tun] UID ARGUMENT...`` executes the
+arguments as the user and group UID, with a HOME and an XDG_RUNTIME_DIR of his own.  The host is not changed: what lies
+in a directory that he may not enter (an interpreter in root's home) he gets to see in a private mount namespace, in an
+otherwise empty directory, and so he does his line in /etc/subuid and /etc/subgid, and a /dev/net/tun that everybody may
+open, as udev has it.  It needs root.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--ids")
     parser.add_argument("--cgroup", action="append", default=[], type=Path)
     parser.add_argument("--without-namespaces", action="store_true")
+    parser.add_argument("--tun", action="store_true")
     parser.add_argument("uid", type=int)
     parser.add_argument("argv", nargs=argparse.REMAINDER)
     options = parser.parse_args()
@@ -101,6 +103,10 @@ def main() -> None:
         if lines or os.path.exists(f"/etc/{name}"):
             Path("/mnt", name).write_text(lines)
             mount(f"/mnt/{name}", f"/etc/{name}", flags=MS_BIND)
+    if options.tun:
+        mount("tmpfs", "/dev/net", "tmpfs", data="mode=755")
+        os.mknod("/dev/net/tun", stat.S_IFCHR | 0o666, os.makedev(10, 200))
+        os.chmod("/dev/net/tun", 0o666)
     if options.without_namespaces:
         forbid_namespaces()
     os.setgroups([])

@@ -106,6 +106,7 @@ def refusal(flags: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--uts host", "uts", "host"),
         ("--net host", "network.mode", "host"),
         ("--network none", "network.mode", "none"),
+        ("--network pasta", "network.mode", "pasta"),
         ("--network container:box", "network.container", "box"),
         ("--network bridge:br1 --ip 10.0.0.2/24", "network.address", "10.0.0.2"),
         ("--network name=br1,ip=10.0.0.2/24,create", "network.create_bridge", True),

@@ -158,6 +158,20 @@ def test_a_label_is_written_like_that(compiled: Any, keywords: Any, label: str, 
     assert not any(str(step.path).startswith("self/attr") for step in steps(compiled()))
 
 
+@pytest.mark.parametrize("tool", ["pasta", "slirp4netns"])
+def test_a_tool_that_passes_packets_on(compiled: Any, tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    a_plan = compiled(network=tool)
+    assert a_plan.sections[0] is compiled().sections[0]  # the spare serves it
+    assert (a_plan.flags & abi.CLONE_NEWNET, a_plan.entered, a_plan.talks) == (abi.CLONE_NEWNET, (), True)
+    gate, _, programs = a_plan.hooks
+    assert a_plan.sections[gate + 1].steps[0].label == "pivot_root"
+    ((path, argv, env, _),) = programs["relay"]
+    assert (path.startswith(b"/"), argv[0], env) == (True, tool.encode(), [])
+    closed = {"pasta": b"--no-map-gw -t none -u none -T none -U none", "slirp4netns": b"--disable-host-loopback"}
+    assert closed[tool] in b" ".join(argv)
+
+
 def test_the_label_of_file_systems(compiled: Any) -> None:
     view = HostView(overlays=("/usr",))
     for keywords in ({"mounts": [Mount.tmpfs("/t")]}, {"view": view}, {"network": "ns:/x"}):

@@ -64,6 +64,14 @@ def test_parameters_and_treatment(box: Path) -> None:
     assert spec["process"]["execCPUAffinity"] == {"initial": "0-1", "final": "0-1"}
 
 
+@pytest.mark.parametrize("tool", ["pasta", "slirp4netns"])
+def test_a_tool_that_passes_packets_on(box: Path, tool: str) -> None:
+    spec = spec_of(box, network=tool)
+    assert spec["annotations"]["org.pycontainer.relay"] == tool
+    assert "org.pycontainer.network" not in spec["annotations"]
+    assert {"type": "network"} in spec["linux"]["namespaces"]
+
+
 def test_labels(box: Path) -> None:
     plain, spec = spec_of(box), spec_of(box, apparmor_profile="a b", selinux_label="u:r:t:s0", mount_label="u:r:f:s0")
     assert (spec["process"].pop("apparmorProfile"), spec["process"].pop("selinuxLabel")) == ("a b", "u:r:t:s0")
