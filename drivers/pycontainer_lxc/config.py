@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from pycontainer.errors import InvalidCommandError
 from pycontainer.network import named
+from pycontainer.spec import device_rules_to_oci
 from pycontainer_lxc import cgroups
 from pycontainer_lxc.targets import Targets, failed
 
 if TYPE_CHECKING:
     from pycontainer.command import Command
+    from pycontainer.device import Device
     from pycontainer.network import Network
 
 __all__ = ["Config", "render", "render_exec"]
@@ -32,11 +34,8 @@ KEYS = re.compile(
     r"|cgroup\.dir\.(?:container|monitor|monitor\.pivot)|console\.path|environment|init\.(?:cwd|gid|groups|uid)"
     r"|mount\.entry|namespace\.(?:clone|share\.net)"
     r"|net\.\d+\.(?:type|flags|link|name|mtu|hwaddr|ipv[46]\.(?:address|gateway))"
-    r"|no_new_privs|prlimit\.[a-z]+|pty\.max|rootfs\.(?:options|path)|selinux\.context|tty\.max|uts\.name)"
+    r"|no_new_privs|prlimit\.[a-z]+|proc\.oom_score_adj|pty\.max|rootfs\.(?:options|path)|selinux\.context|tty\.max|uts\.name)"
 )
-
-#: What LXC puts in /dev (conf.c, lxc_devices), and the terminals. Everything else is denied.
-DEVICES = ("c 1:3", "c 1:5", "c 1:7", "c 1:8", "c 1:9", "c 5:0", "c 5:2", "c 136:*")
 
 #: getmntent_r(3) in LXC reads an entry into PATH_MAX bytes.
 MAX_ENTRY = 4000
@@ -100,7 +99,6 @@ def render(
     that the rootfs lacks.  Raises InvalidCommandError, SetupError.
     """
     config = Config()
-    privileged = command.process.privileged
     linux = spec["linux"]
     config.add("lxc.rootfs.path", f"dir:{spec['root']['path']}", "rootfs")
     options = ["ro"] if command.read_only else []
@@ -132,13 +130,14 @@ def render(
         _network(config, command.networks)
     with Targets(spec["root"]["path"]) as targets:
         _mounts(config, command, spec, targets)
+        _devices(config, command.devices)
         if terminal:
             config.mount(terminal, "/dev/console", "none", ["bind", "create=file"])
         _masks(config, linux, targets)
         _process(config, spec["process"], targets)
     config.add("lxc.cap.keep", _capabilities(spec["process"]["capabilities"]["bounding"]), "process.capabilities")
     config.add("lxc.no_new_privs", int(spec["process"]["noNewPrivileges"]))
-    _cgroups(config, linux["resources"], where, directory, command.id, privileged)
+    _cgroups(config, linux["resources"], where, directory, command.id)
     for line in command.config:
         config.lines.append(line)
     return config.encode()
@@ -226,6 +225,19 @@ def _mounts(config: Config, command: Command, spec: Mapping[str, Any], targets: 
             config.mount(source, target, "none" if bind else kind, options)
 
 
+def _devices(config: Config, devices: Sequence[Device]) -> None:
+    """The host's own nodes, bound: LXC makes none but a few. They are used all the same, but not given away."""
+    for device in devices:
+        config.mount(device.path, device.container_path, "none", ["bind", "ro", "create=file"])
+
+
+def _device_rule(rule: Mapping[str, Any]) -> str:
+    """As cgroup v1 has it (cgroup-v1/devices.rst), and LXC for either version."""
+    if "type" not in rule:
+        return "a"
+    return f"{rule['type']} {rule.get('major', '*')}:{rule.get('minor', '*')} {rule['access']}"
+
+
 def _read_only_tree(config: Config, source: str, target: str, options: list[str]) -> None:
     """A bind mount and those below it, one by one: LXC's ``rbind,ro`` leaves everything but the top writable."""
     options = ["bind", "ro", *(option for option in options if option not in ("rbind", "ro"))]
@@ -278,6 +290,8 @@ def _process(config: Config, process: Mapping[str, Any], targets: Targets) -> No
     # The group is one of the supplementary ones as well, as after login(1) (CVE-2022-2989).
     config.add("lxc.init.groups", ",".join(map(str, dict.fromkeys((user["gid"], *user["additionalGids"])))))
     config.add("lxc.init.cwd", working_dir(process["cwd"], targets), "process.working_dir")
+    if "oomScoreAdj" in process:
+        config.add("lxc.proc.oom_score_adj", process["oomScoreAdj"], "oom_score_adj")
     _environment(config, process)
     _rlimits(config, process)
 
@@ -311,7 +325,6 @@ def _cgroups(
     where: Mapping[str, str],
     directory: str,
     id: str,
-    privileged: bool,
 ) -> None:
     config.add("lxc.cgroup.relative", 1)
     config.add("lxc.cgroup.dir.container", cgroups.payload(directory, id, where))
@@ -321,13 +334,10 @@ def _cgroups(
     prefix = "lxc.cgroup" if kind == 1 else "lxc.cgroup2"
     if kind == 1 or "" in where:
         config.add(f"{prefix}.devices.deny", "a")
-        if privileged:
-            config.add(f"{prefix}.devices.allow", "a")
-        else:
-            for device in ("c *:* m", "b *:* m"):  # to make one is CAP_MKNOD's matter, to use it is not
-                config.add(f"{prefix}.devices.allow", device)
-            for device in DEVICES:
-                config.add(f"{prefix}.devices.allow", f"{device} rwm")
+        # LXC's own rules allow everything, so there always are some.
+        for rule in resources.get("devices", device_rules_to_oci((), ())):
+            if rule["allow"]:
+                config.add(f"{prefix}.devices.allow", _device_rule(rule))
     for field, controller, name, value in cgroups.limits(resources, where):
         version = "" if cgroups.version(controller, where) == 1 else "2"
         config.add(f"lxc.cgroup{version}.{name}", value, field)

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pycontainer.device import Device
 from pycontainer.driver import ContainerInfo, ContainerProcess, ExecutionDriver, Feature, LogLimits, Probe, State, Stdio
 from pycontainer.errors import (
     AlreadyExistsError,
@@ -53,6 +54,7 @@ FEATURES = frozenset(
         Feature.TTY,
         Feature.SECCOMP,
         Feature.LABELS,
+        Feature.DEVICES,
         Feature.RESTORE,
     }
 )
@@ -105,7 +107,7 @@ class LxcDriver(ExecutionDriver):
             refuse("rootfs", "is the host's own root")
         if command.init:
             problems.append(UnsupportedError(self.name, Feature.INIT))
-        for field in ("oom_score_adj", "cpu_affinity", "rootfs_propagation", "mount_label"):
+        for field in ("cpu_affinity", "rootfs_propagation", "mount_label"):
             if getattr(command, field) is not None:
                 refuse(field, "this driver has no way to set it yet")
         for field in ("pid", "ipc", "uts"):
@@ -128,6 +130,9 @@ class LxcDriver(ExecutionDriver):
                 refuse("mounts.uid_mappings", "this driver does not map ids")
             if "nosymfollow" in mount.options:
                 refuse("mounts.options", "LXC does not know nosymfollow")
+        problems += _check_devices(command.devices)
+        if (command.oom_score_adj or 0) < 0 and not _may_lower_oom_score():
+            refuse("oom_score_adj", "below 0 takes CAP_SYS_RESOURCE, which this process does not have")
         for field in ("dns", "dns_search", "extra_hosts"):
             if getattr(command, field):
                 refuse(field, "is not done with LXC: mount a file of your own over the one in /etc")
@@ -427,6 +432,7 @@ class LxcDriver(ExecutionDriver):
             "program": process.entrypoint,
             "argv": [self.tools["lxc-attach"], *options, "-f"],
             "rest": ["--", *argv],
+            "oom_score_adj": command.oom_score_adj,
             "config": config.render_exec(spec),
             "prelude": before,
             "monitor": monitor,
@@ -470,6 +476,8 @@ class LxcDriver(ExecutionDriver):
     def update(self, id: str, resources: Resources) -> None:
         process = self._running(id)
         limits = resources_to_oci(resources)
+        if resources.device_cgroup_rules is not None:
+            raise InvalidCommandError("resources.device_cgroup_rules", "with LXC they are those of the start")
         for field, problem in cgroups.missing(limits, self.bases):
             raise InvalidCommandError(field, problem)
         cgroups.update(limits, self.bases, process.cgroups)
@@ -557,6 +565,31 @@ def _check_exec(container: Process, process: Process) -> list[InvalidCommandErro
     if process.working_dir != "/":
         problems.append(InvalidCommandError("process.working_dir", "lxc-attach can only enter /"))
     return problems
+
+
+def _check_devices(devices: Sequence[Device]) -> Iterator[InvalidCommandError]:
+    """LXC shows the host's own nodes, as they are."""
+    for device in devices:
+        try:
+            asked, there = device.to_oci(), Device(device.path, device.container_path).to_oci()
+        except InvalidCommandError as error:
+            yield error
+            continue
+        for field, name in _DEVICE_FIELDS.items():
+            if asked[name] != there[name]:
+                yield InvalidCommandError(field, f"LXC shows {device.path} itself, of which it is {there[name]}")
+
+
+_DEVICE_FIELDS = {
+    **{f"devices.{name}": name for name in ("type", "major", "minor", "uid", "gid")},
+    "devices.mode": "fileMode",
+}
+
+
+def _may_lower_oom_score() -> bool:
+    """Whether this process has CAP_SYS_RESOURCE (proc_pid_oom_score_adj(5))."""
+    effective = cgroups.read("/proc/self/status").partition("CapEff:")[2].split(maxsplit=1)[0]
+    return bool(int(effective, 16) >> 24 & 1)
 
 
 def _is_network_namespace(path: str) -> bool:

@@ -126,12 +126,14 @@ class Guard:
         network: int = -1,
         new_network: bool = False,
         new_session: bool = False,
+        oom_score_adj: int | None = None,
     ) -> int:
         """Run *argv* with the descriptors *keep* as its 0, 1, 2...; the pid.
 
         It dies with the guard.  *network* is a descriptor of the network
         namespace to run it in; *new_network* gives it an empty one of its own,
-        *new_session* a session, and a session keyring.  lxc-start gives its
+        *new_session* a session, and a session keyring (only then *oom_score_adj*
+        is heeded).  lxc-start gives its
         payload both itself, and takes milliseconds longer with a session of
         its own: that is a task group of the scheduler's too (sched(7),
         autogroup).
@@ -152,6 +154,8 @@ class Guard:
             else:
                 os.setsid()
                 libc.syscall(ctypes.c_long(_NR_KEYCTL), 1, None)  # KEYCTL_JOIN_SESSION_KEYRING, as lxc-start does
+            if oom_score_adj is not None:  # lxc-attach has no way to set it
+                write("/proc/self/oom_score_adj", str(oom_score_adj))
             if new_network and libc.unshare(_CLONE_NEWNET):
                 os._exit(1)
             if network >= 0 and libc.setns(network, _CLONE_NEWNET):
@@ -208,6 +212,30 @@ class Guard:
                 pass  # it stays for the sweep of the next start
 
 
+def write(path: str, value: str) -> None:
+    """Write *value* to a file of the kernel's. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def forget_schedule() -> None:
+    """Have none of what the caller is scheduled by: containers inherit it. What may not be undone stays."""
+    calls: tuple[tuple[Callable[..., object], tuple[object, ...]], ...] = (
+        (os.sched_setaffinity, (0, range(1024))),
+        (os.sched_setscheduler, (0, os.SCHED_OTHER, os.sched_param(0))),
+        (os.setpriority, (os.PRIO_PROCESS, 0, 0)),
+        (write, ("/proc/self/oom_score_adj", "0")),
+    )
+    for call, arguments in calls:
+        try:
+            call(*arguments)
+        except OSError:
+            pass
+
+
 def memory_file(bases: dict[str, str]) -> tuple[str, str]:
     """Where the kernel counts a cgroup's processes that it killed for memory: the hierarchy's controller, the file."""
     if "memory" in bases:
@@ -237,6 +265,7 @@ def main() -> None:
         os.set_inheritable(fd, False)
     os.chdir("/")
     os.umask(0o022)
+    forget_schedule()
     default = bytes(32)  # struct sigaction: SIG_DFL, no flags. An ignored signal would be inherited by the payload,
     for number in range(1, 65):  # and libc's own call keeps its hands on 32 and 33.
         libc.syscall(ctypes.c_long(_NR_RT_SIGACTION), number, default, None, ctypes.c_long(8))

@@ -98,7 +98,8 @@ class Job:
         if isolated:
             network = os.open(f"/proc/{monitor}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self.pid = self.guard.spawn(argv, fds, network, new_session=True)
+            score = self.request.get("oom_score_adj")
+            self.pid = self.guard.spawn(argv, fds, network, new_session=True, oom_score_adj=score)
         finally:
             if network >= 0:
                 os.close(network)

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import pycontainer
-from pycontainer import PIPE, ContainerLostError, Mount, Network, SetupError
+from pycontainer import PIPE, ContainerLostError, Device, Mount, Network, SetupError
+from pycontainer.command import Resources
 from pycontainer_lxc import cgroups, client
 from pycontainer_lxc.driver import LxcDriver
 
@@ -312,6 +313,58 @@ def test_devices_are_denied(run: Callable[..., Any], tmp_path: Path) -> None:
     done = run(script, cap_add=["MKNOD"], mounts=[Mount.tmpfs("/tmp", options=())])
     assert done.stdout == "1\n"
     assert done.stderr
+
+
+def test_a_device_is_the_hosts_and_stays_as_it_is(run: Callable[..., Any]) -> None:
+    """It is a bind mount of the node; what a container's root does to it would be done to the host's."""
+    found = os.stat("/dev/zero")
+    again = f"chmod {found.st_mode & 0o777:o} /dev/own/zero; chown {found.st_uid} /dev/own/zero"
+    script = f"{again}; head -c 3 /dev/own/zero | wc -c; (: >/dev/own/zero) && echo w"
+    done = run(script, devices=["/dev/zero:/dev/own/zero"])
+    assert done.stdout == "3\nw\n"
+    assert done.stderr.count("Read-only file system") == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "device"),
+    [
+        ("devices.mode", Device("/dev/zero", "/dev/own", mode=0o600)),
+        ("devices.uid", Device("/dev/zero", "/dev/own", uid=1000)),
+        ("devices.minor", Device("/dev/zero", "/dev/own", type="c", major=1, minor=3, mode=0o666)),
+        ("devices.path", Device("/dev/no-such", "/dev/own", type="c", major=1, minor=3)),
+    ],
+)
+def test_devices_that_lxc_would_show_otherwise(run: Callable[..., Any], field: str, device: Device) -> None:
+    with pytest.raises(pycontainer.InvalidCommandError) as caught:
+        run("true", devices=[device])
+    assert caught.value.field == field
+
+
+def test_rules_for_devices_stay_those_of_the_start(driver: LxcDriver, busybox_rootfs: Path) -> None:
+    with pycontainer.Container(["sleep", "50"], rootfs=busybox_rootfs, driver=driver) as box:
+        with pytest.raises(pycontainer.InvalidCommandError) as caught:
+            driver.update(box.id, Resources(device_cgroup_rules=("c 1:11 r",)))
+        assert caught.value.field == "resources.device_cgroup_rules"
+
+
+SCHEDULED = """
+import os, sys, pycontainer
+os.nice(5)
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+with open("/proc/self/oom_score_adj", "w") as file:
+    file.write("77")
+script = "cat /proc/self/oom_score_adj; cut -d' ' -f19 /proc/self/stat; grep Cpus_allowed_list /proc/self/status"
+print(pycontainer.run(["sh", "-c", script], rootfs=sys.argv[1], driver="lxc", capture_output=True, text=True).stdout)
+"""
+
+
+def test_what_the_caller_is_scheduled_by_is_its_own(busybox_rootfs: Path, run: Callable[..., Any]) -> None:
+    expected = run(
+        "cat /proc/self/oom_score_adj; cut -d' ' -f19 /proc/self/stat; grep Cpus_allowed_list /proc/self/status"
+    )
+    argv = [sys.executable, "-c", SCHEDULED, str(busybox_rootfs)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == expected.stdout.split()
 
 
 def test_propagation_stays_inside(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -165,6 +165,10 @@ ALLOW = {"defaultAction": "SCMP_ACT_ALLOW"}
         {"groups": ["no-such-group"]},
         {"memory": "12q"},
         {"privileged": True},
+        {"oom_score_adj": 123},
+        {"devices": ["/dev/zero:/dev/own/zero:r"], "cap_add": ["MKNOD"]},
+        {"device_cgroup_rules": ["c 1:11 r"], "cap_add": ["MKNOD"]},
+        {"devices": ["/dev/no-such"]},
         {"network": "none"},
         {"rootfs": "/no/such"},
         {"rootfs": "/"},
@@ -177,7 +181,9 @@ def test_keywords(both: Both, keywords: dict[str, Any]) -> None:
     script = (
         "hostname; pwd; ulimit -n; ulimit -c; id; cut -c1-99 /proc/self/cgroup | wc -l;"
         "grep -E '^(Cap|NoNewPrivs|Seccomp|Groups|Cpus_allowed_list)' /proc/self/status; (cd /tmp);"
-        "(echo > /x) 2>/dev/null; echo $?"
+        "(echo > /x) 2>/dev/null; echo $?;"
+        "cat /proc/self/oom_score_adj; ls /dev; stat -c '%a %u:%g %t:%T' /dev/own/*; head -c 3 /dev/own/zero | wc -c;"
+        "mknod /tmp/kmsg c 1 11 && { (: </tmp/kmsg); (: >/tmp/kmsg); }; rm -f /tmp/kmsg"
     )
     keywords = {"name": None, "hostname": "box", **keywords}
     both(sh(script), **keywords)
