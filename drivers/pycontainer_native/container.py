@@ -363,7 +363,8 @@ class Container:
             elif kind == TERMINAL:
                 self.terminal = descriptors(control)[0]
             elif kind == FAILED:
-                self.failed = (int.from_bytes(message[1:5], "little"), int.from_bytes(message[5:9], "little"))
+                index, number = (int.from_bytes(message[start : start + 4], "little") for start in (1, 5))
+                self.failed = self.failed or (index, number)
             elif kind == HOOKS:
                 self.hooked = True
                 if "relay" in self.programs:
@@ -540,8 +541,8 @@ class Container:
         if result is None:
             return  # or it was an event of the descriptor that had this number before, in the same round
         self.launcher.forget(self.pidfd)
-        if self.is_maker() and (self.failed is None or self.at_exec or self.channel is not None):
-            self.launcher.end_strays(self)  # it was killed, or another process has its end of the channel
+        if self.is_maker():
+            self.launcher.end_strays(self)  # who has died, too, may have said why
         self._note_start()  # whoever it was forked from may still be about to close the channel
         if self.report >= 0:
             # Empty when the init itself was killed: then its own end is the container's.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PRELUDE = """
 import _socket as socket, atexit, os, signal, subprocess, sys, time
 from pycontainer_native import abi
-from pycontainer_native.child import FORKED
+from pycontainer_native.child import FAILED, FORKED
 from pycontainer_native.container import Container
 from pycontainer_native.launcher import Launcher
 
@@ -76,17 +78,19 @@ turn(lambda: not launcher.containers)
     assert outcome_of(code) == "True True\nTrue True None\n"
 
 
-def test_who_has_died_before_its_dead_maker_could_tell_of_it_is_reaped() -> None:
-    code = """
+@pytest.mark.parametrize("words", ["", "theirs.send(FAILED + bytes(8))"], ids=["silent", "it has said why"])
+def test_who_has_died_before_its_dead_maker_could_tell_of_it_is_reaped(words: str) -> None:
+    code = f"""
 dead, its_maker, theirs = maker("dead")
 stray = sleeper()
 for process in (its_maker, stray):
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+{words}
 theirs.close()  # as both have died, in whatever order it is seen
 dead.on_channel()
 turn(lambda: not launcher.containers)
-turn(lambda: not os.path.exists(f"/proc/{stray.pid}"))
+turn(lambda: not os.path.exists(f"/proc/{{stray.pid}}"))
 """
     assert outcome_of(code) == ""
 
