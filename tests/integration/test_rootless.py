@@ -87,9 +87,10 @@ def test_the_kit(options: tuple[str, ...]) -> None:
     assert running() == []
 
 
+@pytest.mark.tool("pasta")
 def test_the_kit_with_cgroups_of_his_own(cgroups: list[str]) -> None:
     kit = ["-p", "no:cacheprovider", "-q", "--pyargs", "pycontainer.testing.conformance", "--container-driver=native"]
-    argv = [sys.executable, str(ORDINARY), *cgroups, RANGE, str(UID), sys.executable, "-m", "pytest", *kit]
+    argv = [sys.executable, str(ORDINARY), *cgroups, RANGE, "--tun", str(UID), sys.executable, "-m", "pytest", *kit]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=900, cwd="/")
     assert done.returncode == 0, done.stdout
     assert "skipped" not in done.stdout
