@@ -45,6 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="a skipped test fails, unless its reason is in ALLOWED_SKIPS of tests/conftest.py",
     )
+    parser.addoption(
+        "--rootless",
+        action="store_true",
+        help="run the catalogue's rows as an ordinary user, who has ids in /etc/subuid and cgroups of his own",
+    )
 
 
 def pytest_configure() -> None:

@@ -45,6 +45,7 @@ def main() -> None:
         image, mount = read_only_image(path, recursive=True)
         os.dup2(mount, IMAGE_FD)
         step = "execute the interpreter"
+        os.environ.pop("LC_CTYPE", None)  # this interpreter's own, for want of a locale (PEP 538)
         os.execve(f"/proc/self/fd/{image}", [path, "-I", "-S", "-c", serve, home], os.environ)
     except OSError as error:
         os.write(CONTROL_FD, marshal.dumps((step, error.errno or 0)))

@@ -27,6 +27,17 @@ def status(pid: int) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
+def ids(pid: int, line: str) -> list[int]:
+    """The ids in *line* of its status ("Uid", "Gid", "Groups"), as its own user namespace has them."""
+    kind = "uid" if line == "Uid" else "gid"
+    maps = [[*map(int, text.split())] for text in Path(f"/proc/{pid}/{kind}_map").read_text().splitlines()]
+    found = []
+    for outside in map(int, status(pid)[line].split()):
+        [inside] = [first + outside - start for first, start, count in maps if start <= outside < start + count]
+        found.append(inside)
+    return found
+
+
 def is_alive(pid: int) -> bool:
     """Whether there is such a process, and it is no zombie."""
     try:
@@ -157,7 +168,7 @@ def _is_nobodys(directory: str) -> bool:
     """Whether no living launcher holds this directory of it: it was left by a dead one."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # gone by now, or another user's
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,10 +1,10 @@
 """Run a program as an ordinary user, in a mount namespace where nothing that it needs is hidden from him.
 
-``python ordinary.py [--ids START:COUNT] [--cgroup NAME] [--without-namespaces] [--tun] UID ARGUMENT...`` executes the
-arguments as the user and group UID, with a HOME and an XDG_RUNTIME_DIR of his own.  The host is not changed: what lies
-in a directory that he may not enter (an interpreter in root's home) he gets to see in a private mount namespace, in an
-otherwise empty directory, and so he does his line in /etc/subuid and /etc/subgid, and a /dev/net/tun that everybody may
-open, as udev has it.  It needs root.
+``python ordinary.py [--ids START:COUNT] [--cgroup NAME] [--show PATH] [--without-namespaces] [--tun] UID ARGUMENT...``
+executes the arguments as the user and group UID, with a HOME and an XDG_RUNTIME_DIR of his own.  The host is not
+changed: what lies in a directory that he may not enter (PATH, or an interpreter in root's home) he gets to see in a
+private mount namespace, in an otherwise empty directory, and so he does his line in /etc/subuid and /etc/subgid, and a
+/dev/net/tun that everybody may open, as udev has it.  It needs root.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--ids")
     parser.add_argument("--cgroup", action="append", default=[], type=Path)
+    parser.add_argument("--show", action="append", default=[], type=Path)
     parser.add_argument("--without-namespaces", action="store_true")
     parser.add_argument("--tun", action="store_true")
     parser.add_argument("uid", type=int)
@@ -87,22 +88,22 @@ def main() -> None:
     unshare(CLONE_NEWNS)
     mount("none", "/", flags=MS_REC | MS_PRIVATE)
     needed = [sys.prefix, sys.base_prefix, *(place for place in sys.path if os.path.isdir(place))]
-    show([Path(place) for place in needed])
+    show([*map(Path, needed), *options.show])
     # A home that goes away with the mount namespace.
-    mount("tmpfs", "/mnt", "tmpfs", data="mode=755")
-    home, runtime = Path("/mnt/home"), Path("/mnt/run")
+    mount("tmpfs", "/srv", "tmpfs", data="mode=755")
+    home, runtime = Path("/srv/home"), Path("/srv/run")
     for directory in (home, runtime):
         directory.mkdir(mode=0o700)
         os.chown(directory, options.uid, options.uid)
-    Path("/mnt/passwd").write_text(
+    Path("/srv/passwd").write_text(
         f"ordinary:x:{options.uid}:{options.uid}::{home}:/bin/sh\n" + Path("/etc/passwd").read_text()
     )
-    mount("/mnt/passwd", "/etc/passwd", flags=MS_BIND)  # newuidmap(1) wants to know his name
+    mount("/srv/passwd", "/etc/passwd", flags=MS_BIND)  # newuidmap(1) wants to know his name
     for name in ("subuid", "subgid"):
         lines = f"{options.uid}:{options.ids}\n" if options.ids else ""
         if lines or os.path.exists(f"/etc/{name}"):
-            Path("/mnt", name).write_text(lines)
-            mount(f"/mnt/{name}", f"/etc/{name}", flags=MS_BIND)
+            Path("/srv", name).write_text(lines)
+            mount(f"/srv/{name}", f"/etc/{name}", flags=MS_BIND)
     if options.tun:
         mount("tmpfs", "/dev/net", "tmpfs", data="mode=755")
         os.mknod("/dev/net/tun", stat.S_IFCHR | 0o666, os.makedev(10, 200))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -94,6 +95,25 @@ def test_the_kit_with_cgroups_of_his_own(cgroups: list[str]) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, timeout=900, cwd="/")
     assert done.returncode == 0, done.stdout
     assert "skipped" not in done.stdout
+    assert running() == []
+
+
+def test_the_catalogue(cgroups: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Every row that does not need root (security/rows.py); of the mutants, some: root sees them all caught."""
+    checkout = Path(__file__).parents[2]
+    chosen = "not mutant or a1_cve or b9_ or c7_ or e14_ or f7_"
+    tests = ["-q", "-p", "no:cacheprovider", "-c", str(checkout / "pyproject.toml"), "-m", "not root", "-k", chosen]
+    user = [sys.executable, str(ORDINARY), *cgroups, RANGE, f"--show={checkout}", str(UID)]
+    argv = [*user, sys.executable, "-m", "pytest", *tests, "--rootless", str(checkout / "tests/security")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=900, cwd="/")
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
+    [counts] = (line for line in done.stdout.splitlines() if "catalogue:" in line)
+    with capsys.disabled():
+        print(f"\nrootless: {counts.strip('= ')}")
+    green, rows, caught, mutants, *_ = map(int, re.findall(r"\d+", counts))
+    assert green == rows >= 120
+    assert caught == mutants >= 5
     assert running() == []
 
 

@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from .rows import ROWS
+import pytest
+
+from .rows import NEEDS_ROOT, ROWS
 
 if TYPE_CHECKING:
     from .mutants import Mutant
@@ -46,7 +48,7 @@ def row(*rows: str, mutants: Sequence[Mutant] = (), drivers: Sequence[str] = ("n
 
     def decorate(function: _Function) -> _Function:
         function.declared = Declared(rows, tuple(mutants), tuple(drivers))  # type: ignore[attr-defined]
-        return function
+        return pytest.mark.root(function) if NEEDS_ROOT.keys() & {*rows} else function
 
     return decorate
 

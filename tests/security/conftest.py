@@ -36,6 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_tally] = Tally()
 
 
+def pytest_runtest_setup(item: pytest.Function) -> None:
+    if "native" in item.fixturenames and os.geteuid() != 0 and not item.config.getoption("--rootless"):
+        pytest.skip("needs root")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     declared = getattr(metafunc.function, "declared", None)
     if declared is not None:

@@ -217,3 +217,22 @@ UNTESTABLE: dict[str, str] = {
     "C24": "no descriptors but the three of stdio can be handed on",
     "A20": "tmpfs mounts start empty: tmpcopyup is not offered",
 }
+
+#: Rows with N or P whose tests are not run as an ordinary user: why not. All the others are (test_rootless).
+NEEDS_ROOT: dict[str, str] = {
+    "A12": "one of the traps is a device node, which only root can make",
+    "A21": "the test mounts on the host",
+    "A23": "the test mounts on the host",
+    "A24": "the test mounts on the host",
+    "B4": "the test enters the container's namespaces, which are closed to the user himself",
+    "D5": "the trap is a device node, which only root can make",
+    "D6": "the terminal is looked at from the host, where it is closed to the user himself",
+    "E12": "the test becomes an ordinary user itself",
+    "E13": "the maps are root's to choose: an ordinary user's are his lines in /etc/subuid",
+    "G4": "the test makes cgroups beside the user's own",
+    "G5": "only root of the host may change a devices cgroup: elsewhere there is none, or it is an error",
+    "G7": "the trap is a device node, which only root can make",
+    "G11": "the test makes cgroups beside the user's own",
+    "H2": "only root keeps compiled filters on disk",
+    "H3": "only root keeps compiled filters on disk",
+}

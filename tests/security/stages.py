@@ -119,11 +119,8 @@ while os.getppid() == {os.getpid()}:
             flipper.kill()
 
 
-def in_own_mounts(function: Callable[[], None], *, shared: bool = False) -> None:
-    """Call *function* in a forked child with a mount namespace of its own, in which it may do what it likes.
-
-    With *shared* every mount there is, as systemd has it.  What *function* asserts is asserted here.
-    """
+def in_child(function: Callable[[], None]) -> None:
+    """Call *function* in a forked child, where it may change itself as it likes. What it asserts is asserted here."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads, of which the child has none
@@ -132,13 +129,6 @@ def in_own_mounts(function: Callable[[], None], *, shared: bool = False) -> None
         kind, text = b"!", ""
         try:
             os.close(reader)
-            for call in (
-                lambda: libc.unshare(CLONE_NEWNS),
-                lambda: libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None),
-                lambda: libc.mount(None, b"/", None, MS_REC | MS_SHARED, None) if shared else 0,
-            ):
-                if call() == -1:
-                    raise OSError(ctypes.get_errno(), "unshare")
             function()
             kind = b"+"
         except (AssertionError, pytest.fail.Exception):
@@ -155,6 +145,22 @@ def in_own_mounts(function: Callable[[], None], *, shared: bool = False) -> None
     assert answer[:1] != b"-", answer[1:].decode()
     if answer[:1] != b"+":
         raise RuntimeError(answer[1:].decode() or "the child was killed")
+
+
+def in_own_mounts(function: Callable[[], None], *, shared: bool = False) -> None:
+    """Like in_child, in a mount namespace of its own. With *shared* every mount there is, as systemd has it."""
+
+    def entered() -> None:
+        for call in (
+            lambda: libc.unshare(CLONE_NEWNS),
+            lambda: libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None),
+            lambda: libc.mount(None, b"/", None, MS_REC | MS_SHARED, None) if shared else 0,
+        ):
+            if call() == -1:
+                raise OSError(ctypes.get_errno(), "unshare")
+        function()
+
+    in_child(entered)
 
 
 def enter(pid: int, *namespaces: str) -> None:

@@ -22,8 +22,6 @@ from .catalogue import row
 from .mutants import Patch, PlanMutant, Several, given, instead, left_out, not_mounted, resolving
 from .stages import exchange, flipping, in_own_mounts, mount_tmpfs
 
-pytestmark = pytest.mark.root
-
 #: What a runtime may want to write or mount in a root file system, or find there.
 FILES = (
     *("dev/null", "dev/zero", "dev/console", "dev/ptmx", "dev/tty", "dev/random"),

@@ -20,8 +20,6 @@ from .catalogue import row
 from .mutants import Patch, PlanMutant, Several, given, left_out, not_mounted, resolving
 from .stages import MS_BIND, enter, in_own_mounts, libc
 
-pytestmark = pytest.mark.root
-
 #: runc's and moby's, written down here so that the code's own list is not believed.
 MASKED = (
     *("/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats"),

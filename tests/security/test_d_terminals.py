@@ -22,9 +22,7 @@ from pycontainer_native.driver import NativeDriver
 
 from .catalogue import row
 from .mutants import Patch, PlanMutant, Several, left_out, no_filter, not_mounted
-from .stages import in_own_mounts
-
-pytestmark = pytest.mark.root
+from .stages import in_child
 
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 
@@ -199,4 +197,4 @@ def test_d8_the_callers_controlling_terminal_is_lost(native, busybox_rootfs):
             driver.close()
             os.close(outer)
 
-    in_own_mounts(body)
+    in_child(body)

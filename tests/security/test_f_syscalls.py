@@ -23,9 +23,7 @@ from ..unit import bpf
 from .calls import errnos
 from .catalogue import row
 from .mutants import Patch, PlanMutant, left_out, no_filter
-from .stages import in_own_mounts, libc
-
-pytestmark = pytest.mark.root
+from .stages import in_child, libc
 
 EPERM, EINVAL, ENOSYS = 1, 22, 38
 KEYCTL, ADD_KEY = 250, 248
@@ -59,7 +57,7 @@ print(libc.syscall({KEYCTL}, 11, {key}, buffer, 64), libc.syscall({KEYCTL}, 10, 
         finally:
             driver.close()
 
-    in_own_mounts(body)
+    in_child(body)
 
 
 @row("F2", mutants=[no_filter])

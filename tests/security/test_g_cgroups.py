@@ -20,8 +20,6 @@ from .catalogue import row
 from .mutants import Patch, PlanMutant, left_out, not_mounted, with_capability
 from .stages import in_own_mounts, mount_tmpfs
 
-pytestmark = pytest.mark.root
-
 HIERARCHIES = detect().hierarchies
 
 

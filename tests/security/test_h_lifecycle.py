@@ -29,9 +29,7 @@ from pycontainer_native.driver import NativeDriver
 from ..integration import host
 from .catalogue import row
 from .mutants import LauncherMutant, Patch, PlanMutant, Several, left_out
-from .stages import in_own_mounts
-
-pytestmark = pytest.mark.root
+from .stages import in_child
 
 anything = Patch("anything is taken", "pycontainer._fields.refuse", lambda *_: None)
 
@@ -317,7 +315,7 @@ def test_h16_nothing_is_written_where_others_may_look(native, busybox_rootfs, tm
         assert [*(tmp_path / "tmp").iterdir()] == []
         assert [path for path in written if path.startswith(("/tmp", "/var/tmp", "/dev/shm"))] == []
 
-    in_own_mounts(body)
+    in_child(body)
 
 
 def _believing(command):

@@ -19,9 +19,7 @@ from pycontainer import Mount
 from pycontainer.errors import ContainerError
 from pycontainer_native.driver import NativeDriver
 
-from .stages import in_own_mounts
-
-pytestmark = pytest.mark.root
+from .stages import in_child
 
 #: Looks around, as root of a default container; everything that it finds is told.
 LOOK = r"""
@@ -120,7 +118,7 @@ def test_nothing_of_the_host_is_reachable(native, tmp_path, monkeypatch):
             assert {*found.pop("descriptors").values()} <= {"/dev/null", "pipe"}
             assert not any(found.values()), found
 
-    in_own_mounts(body)
+    in_child(body)
 
 
 def _add_key(secret):

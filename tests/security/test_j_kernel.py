@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from .calls import errnos
 from .catalogue import row
 from .mutants import no_filter, with_capability
-
-pytestmark = pytest.mark.root
 
 EPERM, ENOSYS = 1, 38
 

@@ -23,9 +23,7 @@ from pycontainer_native.driver import NativeDriver
 from ..integration import host
 from .catalogue import row
 from .mutants import LauncherMutant, Patch
-from .stages import in_own_mounts
-
-pytestmark = pytest.mark.root
+from .stages import in_child
 
 CLEARED = "    sys.path.clear()\n    sys.meta_path.clear()\n    sys.path_hooks.clear()\n"
 DENIED = "    denied = 0\n"
@@ -114,7 +112,7 @@ def test_k4_nothing_of_the_callers_python_runs_in_a_container(native, busybox_ro
         finally:
             driver.close()
 
-    in_own_mounts(body)
+    in_child(body)
 
 
 _THREAD = "    import _thread, time\n    _thread.start_new_thread(time.sleep, (1000,))\n"
@@ -128,8 +126,7 @@ def test_k5_the_launcher_is_single_threaded(driver, held, start):
     for pid in (launcher, box.pid, *host.children(launcher)):
         assert len(os.listdir(f"/proc/{pid}/task")) == 1
     box.start()
-    status = host.status(box.pid)
-    assert {*status["Uid"].split(), *status["Gid"].split()} == {"1000"}
+    assert {*host.ids(box.pid, "Uid"), *host.ids(box.pid, "Gid")} == {1000}
 
 
 def _as_int(argument, cells):
