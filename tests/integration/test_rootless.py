@@ -134,6 +134,23 @@ with Container(["sleep", "60"], rootfs="root", user="1000:2000", groups=["3000"]
     assert as_user(code, RANGE).split() == [*uid, *gid, "2001999", "2002999", "0000000000000000"]
 
 
+@pytest.mark.parametrize("options", [(), (RANGE,)], ids=["one id", "a range"])
+def test_the_receipt(as_user: AsUser, options: tuple[str, ...]) -> None:
+    """What the kernel says of an ordinary user's container is what was asked for."""
+    code = """
+from attrs import evolve
+asked = [{}, {"rootfs": None}, {"read_only": True, "init": True}, {"network": "host"}, {"cap_drop": ["ALL"]},
+         {"privileged": True}, {"user": "1000:2000", "groups": ["5"]}][:COUNT]
+for keywords in asked:
+    with Container(["sleep", "60"], **{"rootfs": "root", **keywords}) as box:
+        receipt = box.receipt()
+        print(*receipt.differences(box.command), bool(receipt.differences(evolve(box.command, pid="host"))))
+    print(*run(["true"], receipt=True, **{"rootfs": "root", **keywords}).receipt.differences(box.command))
+"""
+    count = 7 if options else 6  # with one id there is no other user
+    assert as_user(code.replace("COUNT", str(count)), *options).split() == ["True"] * count
+
+
 def test_files_are_the_users_own(as_user: AsUser) -> None:
     code = """
 os.mkdir("shared")
