@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal as signal
 import fcntl
 import os
 import sys
@@ -17,11 +18,58 @@ class Attached(Job):
     """Started once its execve has happened, ended with the status that the kernel kept."""
 
     level = "TRACE"  # the only level that tells the process's pid
+    orphaned = False  # whether lxc-attach was killed
+
+    @property
+    def gated(self) -> bool:
+        """Always: lxc-attach tells a signal as 128 and more, as if it were an exit code, and dies before it can."""
+        return bool(self.request["prelude"])
+
+    def on_gate(self) -> None:
+        if self.childfd >= 0 and not self.orphaned:
+            self.orphaned = True
+            self.guard.adopt(1)
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def on_exit(self) -> None:
+        if self.orphaned:
+            self.guard.adopt(-1)
+        if not self.orphaned or not self.is_own():
+            super().on_exit()
+            return
+        os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        self.guard.forget(self.pidfd)
+        self.guard.watch(self.childfd, self.on_child)
+        self.open_gate()
+
+    def is_own(self) -> bool:
+        """Whether the process is the guard's child by now: unless lxc-attach saw it killed before."""
+        try:
+            os.waitid(os.P_PIDFD, self.childfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return True
+
+    def on_child(self) -> None:
+        """It has ended, and is this process's own child by now."""
+        found = os.waitid(os.P_PIDFD, self.childfd, os.WEXITED)
+        assert found is not None
+        self.guard.forget(self.childfd)
+        self.has_reported()
+        if self.has_failed():
+            self.fail()
+            return
+        self.started()
+        exited = found.si_code == os.CLD_EXITED
+        self.tell("exited", *((found.si_status, None) if exited else (None, found.si_status)), False, "")
+        self.close()
 
     def on_event(self, kind: str, *values: Any) -> None:
         if kind == "attached":
             self.adopt(values[0], self.pid)
-            if self.request["prelude"]:
+            if self.is_at_gate():
+                self.on_gate()
+            elif self.request["prelude"]:
                 self.started()
             else:
                 self.guard.impatient.add(self)
@@ -60,7 +108,9 @@ class Attached(Job):
         if status is not None:
             code = os.waitstatus_to_exitcode(status)
             self.tell("exited", *((code, None) if code >= 0 else (None, -code)), False, "")
-        elif exited:  # a kernel before 6.15: 128 and the signal's number, or an exit code like that
+        elif (
+            exited
+        ):  # without a prelude, on a kernel before 6.15: 128 and the signal's number, or an exit code like that
             self.tell("exited", self.result[1], None, False, "")
         else:
             self.tell("lost", f"lxc-attach was killed by signal {self.result[1]}")

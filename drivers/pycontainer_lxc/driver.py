@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 FEATURES = frozenset(
     {
+        Feature.CREATE,
         Feature.EXEC,
         Feature.PAUSE,
         Feature.STATS,
@@ -198,10 +199,25 @@ class LxcDriver(ExecutionDriver):
     # -- start
 
     def start(self, command: Command, stdio: Stdio) -> ContainerProcess:
+        return self._start(command, stdio)
+
+    def create(self, command: Command, stdio: Stdio) -> ContainerProcess:
+        if not elf.is_known():
+            raise UnsupportedError(self.name, Feature.CREATE, elf.UNKNOWN)
+        return self._start(command, stdio, gate=True)
+
+    def start_created(self, process: ContainerProcess) -> None:
+        assert isinstance(process, LxcProcess)
+        if process.poll() is not None or process.state is not State.CREATED:
+            raise NotRunningError(process.id, process.state.value)
+        process.open_gate()
+        process.wait_for_start(State.CREATED)
+
+    def _start(self, command: Command, stdio: Stdio, gate: bool = False) -> LxcProcess:
         spec = self._checked(command)
         guard = self._live_guard()
         with Terminal(_uid(spec), stdio.size) if command.process.tty else Borrowed(stdio) as streams:
-            request = self._request(command, spec, guard, streams)
+            request = {**self._request(command, spec, guard, streams), "gate": gate}
             process = self._begin("start", request, streams, guard, stdio.deadline)
         with self._lock:
             self._commands[process] = command
@@ -341,7 +357,7 @@ class LxcDriver(ExecutionDriver):
                 process.close()
                 raise
         try:
-            process.wait_for_start(deadline)
+            process.wait_for_start(deadline=deadline)
         except BaseException:
             process.state = State.STOPPED
             process.close()
@@ -411,8 +427,8 @@ class LxcDriver(ExecutionDriver):
 
     def exec(self, id: str, process: Process, stdio: Stdio) -> ContainerProcess:
         container = self._running(id)
-        if container.state is State.PAUSED:
-            raise NotRunningError(id, State.PAUSED.value)
+        if container.state is not State.RUNNING:
+            raise NotRunningError(id, container.state.value)
         command = container.command if isinstance(container, DetachedProcess) else self._commands[container]
         problems = [*self._check_process(process), *_check_exec(command.process, process)]
         if problems:

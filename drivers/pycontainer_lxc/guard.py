@@ -44,7 +44,7 @@ INTERVAL = 0.001
 #: How many programs for different filters are kept.
 MAX_PRELUDES = 64
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -70,8 +70,9 @@ class Guard:
         self.running = True
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.leash = leash.make() if elf.is_known() else -1
-        self.preludes: dict[tuple[bool, int, bytes], int] = {}  # their descriptors: see pycontainer_lxc.prelude
+        self.preludes: dict[tuple[bool, int, bytes, bool], int] = {}  # their descriptors: see pycontainer_lxc.prelude
         self.memory = memory_file(bases)
+        self.adopting = 0  # how many processes are about to be this one's children
         self.errnos = {os.strerror(number): number for number in errno.errorcode}
         self.watch(control.fileno(), self.on_request)
         self.last: object = None  # how a detached container ended, and when
@@ -111,7 +112,7 @@ class Guard:
             for fd in (fds[0], *fds[2:]):
                 os.close(fd)
 
-    def prelude(self, kind: tuple[bool, int, bytes]) -> int:
+    def prelude(self, kind: tuple[bool, int, bytes, bool]) -> int:
         """The descriptor of the program that precedes a payload of this *kind*."""
         if kind not in self.preludes:
             if len(self.preludes) >= MAX_PRELUDES:
@@ -166,6 +167,23 @@ class Guard:
             os.execve(argv[0], argv, {})
         finally:
             os._exit(127)
+
+    def adopt(self, change: int) -> None:
+        """Let processes whose parent dies become this one's children: from 1 on, until -1 has come as often."""
+        self.adopting += change
+        libc.prctl(PR_SET_CHILD_SUBREAPER, int(self.adopting > 0), 0, 0, 0)
+
+    def reap(self) -> None:
+        """Bury those that came along meanwhile, and are nobody's."""
+        known = {pid for job in self.jobs for pid in (job.pid, job.child)}
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None or found.si_pid in known:
+                return
+            os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
 
     def most_descriptors(self) -> int:
         """A number that no open descriptor reaches."""

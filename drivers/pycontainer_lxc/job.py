@@ -54,6 +54,7 @@ class Job:
         self.told = False
         self.report = self.report_end = -1  # the prelude writes there: see pycontainer_lxc.prelude
         self.said: list[int] = []
+        self.gate: tuple[int, ...] = ()  # the pipe that it waits at, where it is to
 
     # -- begin
 
@@ -85,7 +86,24 @@ class Job:
         guard.watch(self.report, self.on_report)
         terminal = kind[0]
         stdio = [guard.null] * 3 if terminal else fds
-        return [*stdio, self.config, guard.prelude(kind), self.report, *fds[:terminal]]
+        keep = [*stdio, self.config, guard.prelude((*kind, self.gated)), self.report, *fds[:terminal]]
+        if self.gated:
+            self.gate = os.pipe2(os.O_CLOEXEC)
+            keep += [*([] if terminal else [guard.null]), self.gate[0]]
+        return keep
+
+    @property
+    def gated(self) -> bool:
+        """Whether the payload is to wait for :meth:`open_gate`."""
+        return bool(self.request.get("gate"))
+
+    def is_at_gate(self) -> bool:
+        """Whether the prelude has come as far."""
+        return bool(self.gate) and prelude.READY in self.said
+
+    def open_gate(self) -> None:
+        """Let it go on."""
+        os.write(self.gate[1], b"\n")
 
     def begin(self, fds: list[int]) -> None:
         """Start the tool with *fds* as its stdio. Raises OSError."""
@@ -134,11 +152,22 @@ class Job:
             end, self.report_end = self.report_end, -1
             if end >= 0:  # it has opened its own
                 os.close(end)
+                if self.is_at_gate():
+                    self.read_log()
+                    self.on_gate()
             if not data:
                 self.end_report()
-                self.guard.watch(self.log, self.on_log)
-                self.on_log()
+                self.read_log()
                 self.started()
+
+    def read_log(self) -> None:
+        """Take in what LXC has written so far, and from now on when it comes."""
+        if self.log not in self.guard.handlers:
+            self.guard.watch(self.log, self.on_log)
+        self.on_log()
+
+    def on_gate(self) -> None:
+        """What there is to do once everything is set up."""
 
     def end_report(self) -> None:
         """No more comes of it."""
@@ -180,7 +209,14 @@ class Job:
         self.finish()
 
     def on_status(self) -> None:
-        """The caller has closed its end: nobody wants this any more."""
+        """The caller wants it to go on, or has closed its end: then nobody wants this any more."""
+        try:
+            wanted = self.status.recv(1, socket.MSG_DONTWAIT)
+        except OSError:
+            wanted = b""
+        if wanted and self.gate:
+            self.open_gate()
+            return
         self.guard.forget(self.status.fileno())
         self.kill()
 
@@ -252,10 +288,13 @@ class Job:
         guard.impatient.discard(self)
         guard.forget(self.status.fileno())
         self.status.close()
-        for fd in (self.pidfd, self.log, self.log_end, self.config, self.childfd, self.report, self.report_end):
+        fds = (self.pidfd, self.log, self.log_end, self.config, self.childfd, self.report, self.report_end, *self.gate)
+        for fd in fds:
             if fd >= 0:
                 guard.forget(fd)
                 os.close(fd)
+        self.gate = ()
+        guard.reap()
         self.pidfd = self.log = self.log_end = self.config = self.childfd = self.report = self.report_end = -1
 
 

@@ -43,6 +43,7 @@ class Monitor(Job):
         #: out, and then this looks as soon as it has ended.
         self.oom_killed: bool | None = None
         self.deadline = 0.0
+        self.runs = False
 
     def begin(self, fds: list[int]) -> None:
         guard = self.guard
@@ -91,12 +92,21 @@ class Monitor(Job):
         else:
             super().on_event(kind, *values)
 
+    def on_gate(self) -> None:
+        self.started()
+
     def started(self) -> None:
-        """Tell it, when LXC has said so and the payload is itself."""
-        if self.child >= 0 and self.report < 0 and not self.has_failed() and not self.told:
-            self.told = True
+        """Tell it, when LXC has said so and the payload is itself, or waits at its gate."""
+        if self.child < 0 or self.has_failed() or self.runs:
+            return
+        if self.report < 0:
+            self.runs = True
             self.give_back_stdio()
-            self.tell("started", self.child, fd=self.childfd)
+            self.tell("started", self.child, fd=-1 if self.told else self.childfd)
+            self.told = True
+        elif self.is_at_gate() and not self.told:
+            self.told = True
+            self.tell("created", self.child, fd=self.childfd)
 
     def give_back_stdio(self) -> None:
         """LXC gives stdio to the container's user and makes it rwx for him alone, be it the caller's own file."""
@@ -138,8 +148,10 @@ class Monitor(Job):
         if not self.deadline:
             self.deadline = monotonic() + REMOVAL_TIMEOUT
             self.give_back_stdio()
+            created = self.told and not self.runs  # and so it has not been started
             self.has_reported()
-            self.started()
+            if not created:
+                self.started()
             if self.oom_killed is None:  # LXC was killed before it came to the hook: then the cgroups are all there
                 self.read_memory()
             if self.exit is None and self.result != (
@@ -152,7 +164,7 @@ class Monitor(Job):
             return
         assert self.result is not None
         code, number = self.result
-        if not self.told:
+        if not self.told or self.has_failed():
             self.fail()
         elif self.exit is None and (code != os.CLD_EXITED or number):
             how = f"with code {number}" if code == os.CLD_EXITED else f"by signal {number}"

@@ -15,10 +15,11 @@
 It is a sealed memfd, inherited through LXC: nothing of it may be seen in the
 container, nor be written to from there (CVE-2019-5736).
 
-Descriptors: 4 is the program, 5 the read end of a pipe, 6 the terminal.  It
-opens 5 for writing (5 itself LXC holds open; this ends with its execve), and
-writes 64-bit numbers: 0 once it has the terminal, 0 once it is confined, -errno
-for each step that failed, and 1 when that was the last it could try.
+Descriptors: 4 is the program, 5 the read end of a pipe, 6 the terminal, 7 the
+gate.  It opens 5 for writing (5 itself LXC holds open; this ends with its
+execve), and writes 64-bit numbers: 0 once it has the terminal, 0 once it is
+confined, -errno for each step that failed, and 1 when that was the last it
+could try.  Where there is a gate, it waits after the first 0 for a byte from it.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ import struct
 
 from pycontainer_lxc import elf
 
-__all__ = ["FAILED", "PROGRAM", "arguments", "fault", "make", "numbers"]
+__all__ = ["FAILED", "PROGRAM", "READY", "arguments", "fault", "make", "numbers"]
 
 #: What LXC is to execute.
 PROGRAM = "/proc/self/fd/4"
+
+#: What it says of each of its two steps when that is done.
+READY = 0
 
 #: Its last word, where it could not become the payload.
 FAILED = 1
@@ -41,13 +45,13 @@ CODE = bytes.fromhex(
     "4c8d642408"  # lea r12,[rsp+0x8]  ; argv
     "488b0424"  # mov rax,QWORD PTR [rsp]
     "4d8d6cc408"  # lea r13,[r12+rax*8+0x8]  ; envp, behind the NULL of argv
-    "488d1d05010000"  # lea rbx,[rip+data]
-    "488d35ee000000"  # lea rsi,[rip+path]
+    "488d1d29010000"  # lea rbx,[rip+data]
+    "488d3512010000"  # lea rsi,[rip+path]
     "ba01000800"  # mov edx,0x80001  ; O_WRONLY | O_CLOEXEC
     "b801010000"  # mov eax,0x101  ; openat
     "0f05"  # syscall
     "4189c6"  # mov r14d,eax
-    "833b00"  # cmp DWORD PTR [rbx],0x0
+    "66833b00"  # cmp WORD PTR [rbx],0x0
     "741c"  # je close
     "b870000000"  # mov eax,0x70  ; setsid, which LXC has done for a first process
     "0f05"  # syscall
@@ -66,8 +70,8 @@ CODE = bytes.fromhex(
     "b8b4010000"  # mov eax,0x1b4  ; close_range
     "0f05"  # syscall
     "85c0"  # test eax,eax
-    "7876"  # js fail
-    "833b00"  # cmp DWORD PTR [rbx],0x0
+    "0f8895000000"  # js fail
+    "66833b00"  # cmp WORD PTR [rbx],0x0
     "7414"  # je filter
     "31ff"  # xor edi,edi
     "be0e540000"  # mov esi,0x540e  ; TIOCSCTTY
@@ -75,10 +79,22 @@ CODE = bytes.fromhex(
     "b810000000"  # mov eax,0x10  ; ioctl
     "0f05"  # syscall
     "85c0"  # test eax,eax
-    "785d"  # js fail
+    "787b"  # js fail
     # filter:
     "31c0"  # xor eax,eax
-    "e871000000"  # call say
+    "e88f000000"  # call say
+    "66837b0200"  # cmp WORD PTR [rbx+0x2],0x0
+    "7417"  # je confine
+    "bf07000000"  # mov edi,0x7  ; the gate
+    "50"  # push rax
+    "4889e6"  # mov rsi,rsp
+    "ba01000000"  # mov edx,0x1
+    "31c0"  # xor eax,eax  ; read; an end-of-file is that of the guard
+    "0f05"  # syscall
+    "59"  # pop rcx
+    "ffc8"  # dec eax
+    "755b"  # jne end
+    # confine:
     "66837b0800"  # cmp WORD PTR [rbx+0x8],0x0
     "7417"  # je program
     "bf01000000"  # mov edi,0x1  ; SECCOMP_SET_MODE_FILTER
@@ -126,17 +142,20 @@ CODE = bytes.fromhex(
     "58"  # pop rax
     "c3"  # ret
     "2f70726f632f73656c662f66642f3500"  # path: .asciz "/proc/self/fd/5"
-    # data: whether there is a terminal and the flags of seccomp(2), 32 bits each, struct sock_fprog, and its filter
+    # data: whether there is a terminal, and a gate, 16 bits each; the flags of seccomp(2), 32 bits; struct sock_fprog,
+    # and its filter
 )
 
 
-def make(terminal: bool, flags: int, filter: bytes) -> int:
-    """A descriptor of the program.
+def make(terminal: bool, flags: int, filter: bytes, gate: bool = False) -> int:
+    """A descriptor of the program, which takes a *terminal* and waits at a *gate*, or does not.
 
     *filter* is an array of struct sock_filter, or empty; *flags* are seccomp(2)'s.
     """
     filter_address = elf.address(len(CODE) + 24)
-    return elf.make(CODE + struct.pack("<IIHxxxxxxQ", terminal, flags, len(filter) // 8, filter_address) + filter)
+    return elf.make(
+        CODE + struct.pack("<HHIHxxxxxxQ", terminal, gate, flags, len(filter) // 8, filter_address) + filter
+    )
 
 
 def arguments(argv: list[str], env: list[str]) -> list[str]:

@@ -19,6 +19,7 @@ from pycontainer.errors import (
     AlreadyExistsError,
     ContainerError,
     ContainerLostError,
+    NotRunningError,
     SetupError,
     WaitTimeoutError,
     add_note,
@@ -40,6 +41,7 @@ class LxcProcess(ContainerProcess):
         self.cgroups: dict[str, str] = {}  #: its directories, by controller; "" is cgroup2's
         self._status = status
         self._on_lost = on_lost
+        self._being_started = True
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._exit: ExitStatus | None = None
@@ -47,9 +49,11 @@ class LxcProcess(ContainerProcess):
 
     # -- what the guard says
 
-    def _receive(self) -> bool:
-        """Take in one message without blocking; False when there is none."""
+    def _receive(self, starter: bool = False) -> bool:
+        """Take in one message without blocking; False when there is none, or it is for the *starter* to take."""
         with self._lock:
+            if self._being_started and not starter:
+                return False
             if self._exit is not None or self._error is not None:
                 return True
             if self._status.fileno() < 0:
@@ -72,11 +76,11 @@ class LxcProcess(ContainerProcess):
             return True
 
     def _take(self, kind: str, *values: Any, fds: list[int]) -> None:
-        if kind == "started":
+        if kind in ("created", "started"):
             self.pid = values[0]
             if fds:
                 self.pidfd = fds[0]
-            self.state = State.RUNNING
+            self.state = State.CREATED if kind == "created" else State.RUNNING
             return
         self.state = State.STOPPED
         if kind == "exited":
@@ -91,18 +95,33 @@ class LxcProcess(ContainerProcess):
         else:
             self._exit = ExitStatus(values[0] if values[0] >= 0 else None, None, reason=values[1])
 
-    def wait_for_start(self, deadline: float | None = None) -> None:
-        """Block until it runs or has failed. Raises SetupError, AlreadyExistsError, ContainerLostError.
+    def open_gate(self) -> None:
+        """Let a created container execute its program; wait_for_start is next."""
+        with self._lock:
+            self._being_started = True
+        with contextlib.suppress(OSError):  # then it is dead, and wait_for_start says how
+            self._status.send(b"s", socket.MSG_NOSIGNAL)
 
-        WaitTimeoutError when it is not over at *deadline*, of time.monotonic().
+    def wait_for_start(self, before: State = State.CREATING, deadline: float | None = None) -> None:
+        """Block until its state no longer is *before*. Raises SetupError, AlreadyExistsError, ContainerLostError.
+
+        Until then only this reads from the socket: a poll() in another thread
+        would take away what this waits for.  NotRunningError when a created
+        one was killed, WaitTimeoutError when it is not over at *deadline*, of
+        time.monotonic().
         """
         began = time.monotonic()
-        while self.state is State.CREATING:
-            if not self._receive():
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise WaitTimeoutError(self.id, max(0.0, (deadline or 0.0) - began))
-                wait_readable(self._status.fileno(), left)
+        try:
+            while self.state is before:
+                if not self._receive(starter=True):
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        raise WaitTimeoutError(self.id, max(0.0, (deadline or 0.0) - began))
+                    wait_readable(self._status.fileno(), left)
+        finally:
+            self._being_started = False
+        if before is State.CREATED and self._exit is not None:
+            raise NotRunningError(self.id)
         if self._error is not None:
             if isinstance(self._error, SetupError) and self._error.step == "name the container":
                 raise AlreadyExistsError(self.id)

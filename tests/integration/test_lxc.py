@@ -308,6 +308,26 @@ def test_flags_that_lxc_would_leave_out_are_refused(run: Callable[..., Any], tmp
     assert caught.value.field == "mounts.options"
 
 
+def test_how_further_processes_ended(driver: LxcDriver, busybox_rootfs: Path) -> None:
+    """lxc-attach says 137 of either; and with the first instruction over, nobody can ask the kernel any more."""
+    codes: dict[str, list[int]] = {"exit 137": [], "kill -9 $$": [], "kill -1 $$": []}
+    with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=driver) as box:
+        threads = [
+            threading.Thread(
+                target=lambda script=script: codes[script].append(box.exec(["sh", "-c", script]).returncode)
+            )
+            for script in codes
+            for _ in range(5)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert driver._guard is not None
+        assert host.children(driver._guard.pid) == [int(host.status(box.pid or 0)["PPid"])]
+    assert codes == {"exit 137": [137] * 5, "kill -9 $$": [-9] * 5, "kill -1 $$": [-1] * 5}
+
+
 def test_devices_are_denied(run: Callable[..., Any], tmp_path: Path) -> None:
     script = "mknod /tmp/disk b 254 0 && head -c1 /tmp/disk; rm -f /tmp/disk; head -c1 /dev/zero | wc -c"
     done = run(script, cap_add=["MKNOD"], mounts=[Mount.tmpfs("/tmp", options=())])

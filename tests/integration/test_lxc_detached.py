@@ -118,12 +118,20 @@ def test_a_start_that_was_never_finished_keeps_no_id(
     assert detach("exit 4", name="unfinished").wait(60) == 4
 
 
-def test_a_start_that_fails_leaves_nothing(driver: LxcDriver, busybox_rootfs: Path) -> None:
-    before = sorted(os.listdir("/run"))
+def test_a_start_that_fails_leaves_nothing(
+    driver: LxcDriver, busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guards: list[client.GuardClient] = []
+
+    def make(*arguments: Any) -> client.GuardClient:
+        guards.append(client.GuardClient(*arguments))
+        return guards[-1]
+
+    monkeypatch.setattr("pycontainer_lxc.driver.GuardClient", make)
     with pytest.raises(SetupError):
         Container(["/no/such"], rootfs=busybox_rootfs, driver=driver, detach=True, name="fails")
     assert not os.path.exists(f"{record.ROOT}/fails")
-    assert [name for name in sorted(os.listdir("/run")) if name not in before and name.startswith(client.PREFIX)] == []
+    assert [left(guard.token) for guard in guards] == [[]]
 
 
 def test_its_record_is_for_nobody_else(detach: Callable[..., Container]) -> None:
