@@ -17,7 +17,8 @@ import pytest
 
 import pycontainer
 from pycontainer import InvalidCommandError, Mount, Network, SetupError, UnsupportedError
-from pycontainer_lxc import client
+from pycontainer_lxc import cgroups, client
+from pycontainer_lxc.config import Config
 from pycontainer_lxc.driver import LxcDriver
 from pycontainer_lxc.probe import find_tools, parse_version, tool_version
 
@@ -336,6 +337,14 @@ def test_roots_ways_out(sh: Callable[..., Any]) -> None:
     assert (mounted != "0", dmesg != "0", agents, debug, tracing, sockets) == (True, True, "0", "0", "0", "1")
 
 
+@row("B8")
+def test_knobs_are_read_only(sh: Callable[..., Any]) -> None:
+    script = (
+        "for knob in /proc/sysrq-trigger /proc/sys/kernel/hostname; do (: >>$knob) 2>/dev/null && echo $knob; done; :"
+    )
+    assert sh(script, cap_add=["SYS_ADMIN"]).stdout == ""
+
+
 @row("G2", "G5")
 def test_limits_hold_before_the_payload_runs(driver: LxcDriver, busybox_rootfs: Path) -> None:
     limits: dict[str, Any] = {"pids_limit": 9, "memory": "64m"}
@@ -397,3 +406,75 @@ def test_what_is_not_offered(sh: Callable[..., Any]) -> None:
     for keywords in ({"sysctls": {"net.ipv4.ip_forward": "1"}}, {"init": True}):
         with pytest.raises((UnsupportedError, InvalidCommandError)):
             sh("true", **keywords)
+
+
+# -- mutants: without the protection the row's test is red
+
+
+def without(key: str, value: str = ".*") -> Callable[[pytest.MonkeyPatch], None]:
+    """Leaves the lines with *key* and *value* out of LXC's configuration."""
+
+    def apply(monkeypatch: pytest.MonkeyPatch) -> None:
+        add = Config.add
+
+        def changed(self: Config, name: str, text: str | int, field: str = "command") -> None:
+            if not (name.endswith(key) and re.fullmatch(value, str(text))):
+                add(self, name, text, field)
+
+        monkeypatch.setattr(Config, "add", changed)
+
+    return apply
+
+
+def request_with(**changes: object) -> Callable[[pytest.MonkeyPatch], None]:
+    """The guard is asked otherwise."""
+
+    def apply(monkeypatch: pytest.MonkeyPatch) -> None:
+        request = client.GuardClient.request
+
+        def changed(self: client.GuardClient, kind: str, asked: dict[str, Any], fds: list[int]) -> None:
+            request(self, kind, {**asked, **{name: new for name, new in changes.items() if name in asked}}, fds)
+
+        monkeypatch.setattr(client.GuardClient, "request", changed)
+
+    return apply
+
+
+def no_filter_for_exec(monkeypatch: pytest.MonkeyPatch) -> None:
+    execute = LxcDriver.exec
+
+    def changed(self: LxcDriver, *arguments: Any) -> Any:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(LxcDriver, "_prelude", lambda self, command, tty: (tty, 0, b""))
+            return execute(self, *arguments)
+
+    monkeypatch.setattr(LxcDriver, "exec", changed)
+
+
+MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[..., None], dict[str, Any]]] = {
+    "B8: nothing is read-only": (without("mount.entry", "proc/s.*"), test_knobs_are_read_only, {}),
+    "C8: a further process without the filter": (
+        no_filter_for_exec, test_a_further_process_is_confined_as_the_first, {}
+    ),
+    "E1: every capability": (without("cap.keep"), test_rights, {"user": "root"}),
+    "E11: the group is not among the groups": (
+        without("init.groups"), test_groups_are_those_that_were_asked_for, {}
+    ),
+    "G5: devices are allowed": (without("devices.deny"), test_limits_hold_before_the_payload_runs, {}),
+    "G2: limits that are left out": (without("pids.max"), test_limits_hold_before_the_payload_runs, {}),
+    "H5: lxc-start where everybody reaches it": (request_with(isolated=False), test_orders_on_lxcs_socket, {}),
+}  # fmt: skip
+if "devices" not in cgroups.bases():
+    del MUTANTS["G5: devices are allowed"]  # of cgroup2 there is a program, whose verdict that test does not ask
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_without_its_protection_a_row_is_red(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply, test, arguments = MUTANTS[name]
+    needed = test.__code__.co_varnames[: test.__code__.co_argcount]
+    found = {argument: request.getfixturevalue(argument) for argument in needed if argument not in arguments}
+    apply(monkeypatch)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        test(**found, **arguments)
