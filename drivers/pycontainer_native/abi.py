@@ -159,6 +159,7 @@ SECCOMP_SET_MODE_FILTER = 1
 
 # linux/close_range.h, linux/keyctl.h, asm-generic/ioctls.h, linux/sockios.h, linux/socket.h
 CLOSE_RANGE_CLOEXEC = 4
+F_GETFD = 1
 F_DUPFD_CLOEXEC = 1030
 KEYCTL_JOIN_SESSION_KEYRING = 1
 TIOCSCTTY = 0x540E

@@ -133,11 +133,17 @@ def attach_root(k: Recorder, root: Slot) -> None:
 
 
 def layers_of_view(k: Recorder, view: Mapping[str, Any], ids: Slot, out: Iterator[Slot]) -> None:
-    """Clones of what :func:`host_view` shows, with the ids that the files have in the user namespace *ids*."""
+    """Clones of what :func:`host_view` shows, with the ids that the files have in the user namespace *ids*.
+
+    And the files that it copies, opened: the way to them may be root's alone.
+    """
     for path in (*view["overlays"], *view["trees"]):
         with k.step(f"clone {path}"):
             source = k.openat2(abi.AT_FDCWD, encode(path), abi.O_PATH, abi.RESOLVE_NO_MAGICLINKS)
             k.map_ids(k.open_tree(source, out=next(out)), ids)
+    for path in view["files"]:
+        with k.step(f"open {path}"):
+            k.openat2(abi.AT_FDCWD, encode(path), os.O_RDONLY, 0, accept={errno.ENOENT: 0}, out=next(out))
 
 
 def host_view(
@@ -189,7 +195,11 @@ def host_view(
             k.move_mount(tree, _target(k, root, path, directory=True))
     for path in view["files"]:
         with k.step(f"copy {path}"):
-            source = k.openat2(abi.AT_FDCWD, encode(path), os.O_RDONLY, 0, accept={errno.ENOENT: 3})
+            if clones:
+                source = next(given)
+                k.call("fcntl", source, abi.F_GETFD, 0, accept={errno.EBADF: 3})  # it was not there
+            else:
+                source = k.openat2(abi.AT_FDCWD, encode(path), os.O_RDONLY, 0, accept={errno.ENOENT: 3})
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             copy = k.openat2(root, encode(path.lstrip("/")), flags, _AS_IS, 0o644)
             k.call("sendfile", copy, source, 0, 1 << 24)

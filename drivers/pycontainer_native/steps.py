@@ -178,9 +178,9 @@ def _take_stdio(k: Recorder, init: bool) -> None:
 
 
 def clones_needed(root_of: tuple[Any, ...], own: Sequence[mounts.Mount]) -> int:
-    """How many mounts of the host a container is made of."""
+    """How many mounts and files of the host a container is made of."""
     _, view, *_ = root_of
-    layers = 1 if view is None else sum(len(json.loads(view)[key]) for key in ("overlays", "trees"))
+    layers = 1 if view is None else sum(len(json.loads(view)[key]) for key in ("overlays", "trees", "files"))
     return layers + sum(mount[0] == "bind" for mount in own)
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 import pycontainer
-from pycontainer import InvalidCommandError, Mount, SetupError, UnsupportedError
+from pycontainer import InvalidCommandError, Mount, SetupError, UnsupportedError, rootfs
 from pycontainer.command import Command
 from pycontainer.driver import ContainerProcess, LogLimits, Stdio
 from pycontainer.testing.conformance import Conformance
@@ -142,6 +143,21 @@ def test_the_hosts_programs(python: Sh) -> None:
     done = python(code, userns="auto")
     assert (done.stdout.split(), done.stderr) == (["0", "0", "0"], "")
     assert not Path("/usr/made").exists()
+
+
+def test_a_file_of_the_host_that_only_root_can_reach(sh: Sh, tmp_path: Path) -> None:
+    """As a virtual environment's is, below /root."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    (closed / "file").write_text("shown\n")
+    view = rootfs.HostView.detect()
+    parents = {str(path): 0o755 for path in (*reversed(closed.parents), closed) if path != Path("/")}
+    view = attrs.evolve(
+        view,
+        files=(*view.files, str(closed / "file"), str(closed / "missing")),
+        directories=tuple(sorted({**parents, **dict(view.directories)}.items())),
+    )
+    assert sh(f"cat {closed}/file; ls {closed}", rootfs=view, userns="auto").stdout == "shown\nfile\n"
 
 
 def test_rights_over_the_host_are_none(sh: Sh) -> None:
