@@ -28,7 +28,7 @@ from pycontainer.errors import (
 from pycontainer.logs import LogRecord, read_log
 from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer, sweep
 from pycontainer_native.cgroups.layout import LAUNCHER_DIRECTORY
-from pycontainer_native.cgroups.live import remove_dead
+from pycontainer_native.cgroups.live import DYING, remove_dead
 from pycontainer_native.client import LauncherClient, LauncherGoneError, send_request
 from pycontainer_native.namespaces import BRIDGES
 from pycontainer_native.process import NativeProcess, select_one, status_of
@@ -291,7 +291,7 @@ class DetachedVerbs(ExecutionDriver):
         if not LAUNCHER_DIRECTORY.fullmatch(name) or not all(map(self._is_cgroup, groups)):
             return False  # no driver has written that
         paths = [(group.version, group.controllers, f"{group.base}/{name}") for group in groups]
-        remove_dead(paths)
+        remove_dead(paths, DYING)
         # Last: where there are cgroups it is dead now, with all the others.
         return _end_first(record) and not any(os.path.lexists(path) for _, _, path in paths)
 

@@ -570,14 +570,13 @@ class NativeDriver(DetachedVerbs):
             if self._launcher is launcher:
                 self._launcher = None
                 launcher.close()
-                self._sweep()
+                self._sweep(launcher)
         return words
 
-    def _sweep(self) -> None:
-        """Remove what a dead launcher of this driver has left, wherever its containers were."""
-        sweep(self.layout)
-        for parent in self._parents:
-            sweep(self.layout, cgroup_parent=parent)
+    def _sweep(self, dead: LauncherClient) -> None:
+        """Remove what a *dead* launcher of this driver has left, wherever its containers were."""
+        for parent in (None, *self._parents):
+            sweep(self.layout, cgroup_parent=parent, dead=dead.token)
 
     # -- the other verbs
 
@@ -675,7 +674,7 @@ class NativeDriver(DetachedVerbs):
         with self._lock:
             launcher, self._launcher = self._launcher, None
         if launcher is not None and not launcher.close():
-            self._sweep()
+            self._sweep(launcher)
         if self._bridges:
             from pycontainer_native.network import remove_bridges
 

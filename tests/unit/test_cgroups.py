@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -695,6 +696,19 @@ def test_sweep_removes_the_dead_and_spares_the_living(tmp_path):
         assert left == [f"pycontainer-{alive}", f"pycontainer-{own}"]
         assert (tmp_path / names / f"pycontainer-{alive}/box/nested").is_dir()
     assert len(sweep(layout)) == 4
+
+
+def test_sweep_waits_for_what_one_known_to_be_dead_had_just_cloned(tmp_path):
+    layout = v1_layout(tmp_path, "pids")
+    left = [str(cgroup(tmp_path / f"pids/pycontainer-{token}")) for token in ("a" * 16, "b" * 16)]
+    locks = [hold(Path(path)) for path in left]  # such a process has a copy of the lock
+    dies = threading.Timer(0.2, os.close, locks[:1])
+    dies.start()
+    try:
+        assert sweep(layout, dead="a" * 16) == left[:1]
+    finally:
+        dies.join()
+        os.close(locks[1])
 
 
 @pytest.mark.parametrize("name", ["pycontainer", "pycontainer-jobs", "pycontainer-abc", "xpycontainer-" + TOKEN, TOKEN])

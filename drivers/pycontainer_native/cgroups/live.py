@@ -103,11 +103,18 @@ class Cgroup:
                 _write(file, "0" if version == 2 else "THAWED")
 
 
-def sweep(layout: Layout, exclude_token: str | None = None, cgroup_parent: str | None = None) -> list[str]:
+#: How long what a dead launcher had just cloned may take to die (seconds).
+DYING = 2.0
+
+
+def sweep(
+    layout: Layout, exclude_token: str | None = None, cgroup_parent: str | None = None, dead: str | None = None
+) -> list[str]:
     """End and remove what dead launchers left directly below *layout*'s bases; the paths that are gone.
 
     A directory that is locked is not touched, nor is any other of the same
-    launcher; *exclude_token* is the caller's own.  Launchers whose containers
+    launcher; *exclude_token* is the caller's own, *dead* that of one which is
+    known to have ended: what it leaves is waited for.  Launchers whose containers
     have a *cgroup_parent* are found only by naming it (and InvalidCommandError
     is raised as by :meth:`Layout.places`).
     """
@@ -120,17 +127,28 @@ def sweep(layout: Layout, exclude_token: str | None = None, cgroup_parent: str |
             if LAUNCHER_DIRECTORY.fullmatch(name) and name != f"{PREFIX}{exclude_token}":
                 found = (place.version, tuple(place.controllers), f"{place.base}/{name}")
                 launchers.setdefault(name, []).append(found)
-    return [path for paths in launchers.values() for path in remove_dead(paths)]
+    patience = {f"{PREFIX}{dead}": DYING}
+    return [path for name, paths in launchers.items() for path in remove_dead(paths, patience.get(name, 0.0))]
 
 
-def remove_dead(paths: Sequence[tuple[int, tuple[str, ...], str]]) -> list[str]:
-    """End and remove what is in the directories of one launcher, if that is dead; those that are gone."""
-    paths = [place for place in paths if os.path.lexists(place[2])]
+def remove_dead(paths: Sequence[tuple[int, tuple[str, ...], str]], patience: float = 0.0) -> list[str]:
+    """End and remove what is in the directories of one launcher, if that is dead; those that are gone.
+
+    A process that it had just cloned has its locks as well, until that dies in
+    its turn: who knows that the launcher is dead has *patience* (seconds).
+    """
+    deadline = time.monotonic() + patience
     with contextlib.ExitStack() as locks:
-        if not all(_lock(path, locks) for _, _, path in paths):
-            return []
-        patience = 1.0 if Cgroup(tuple(paths)).kill(timeout=2.0) else 0.0
-        return [path for _, _, path in paths if _remove(path, patience)]
+        while True:
+            paths = [place for place in paths if os.path.lexists(place[2])]
+            if all(_lock(path, locks) for _, _, path in paths):
+                break
+            locks.close()
+            if time.monotonic() >= deadline:
+                return []
+            time.sleep(0.005)
+        killed = Cgroup(tuple(paths)).kill(timeout=2.0)
+        return [path for _, _, path in paths if _remove(path, max(patience, 1.0 if killed else 0.0))]
 
 
 def _lock(path: str, locks: contextlib.ExitStack) -> bool:
