@@ -16,7 +16,7 @@ import pytest
 import pycontainer
 from pycontainer import InvalidCommandError, Mount, SetupError, UnsupportedError, rootfs
 from pycontainer.command import Command
-from pycontainer.driver import ContainerProcess, LogLimits, Stdio
+from pycontainer.driver import ContainerProcess, Feature, LogLimits, Probe, Stdio
 from pycontainer.testing.conformance import Conformance
 from pycontainer_native.driver import NativeDriver
 from pycontainer_native.userns import AUTO, AUTO_SIZE
@@ -49,7 +49,15 @@ def start(native: NativeDriver, busybox_rootfs: Path) -> Iterator[Callable[..., 
 
 
 class RemappedDriver(NativeDriver):
-    """Native, but that every container has a user namespace."""
+    """Native, but that every container has a user namespace, with which some features do not go together."""
+
+    def features(self) -> frozenset[Feature]:
+        return super().features() - {Feature.DEVICES, Feature.NETWORK, Feature.OVERLAY}
+
+    def probe(self) -> Probe:
+        found = super().probe()
+        features = {feature: seen for feature, seen in found.features.items() if feature in self.features()}
+        return attrs.evolve(found, features=features)
 
     def start(self, command: Command, stdio: Stdio) -> ContainerProcess:
         return super().start(command.copy_with(userns="auto"), stdio)

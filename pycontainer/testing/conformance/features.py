@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from pycontainer import Feature, FeatureProbe, Hooks, Probe, Process, Resources
+from pycontainer import Feature, FeatureProbe, Hooks, Network, Probe, Process, Resources
 from pycontainer.rootfs import overlay
 from pycontainer.stdio import Streams
 from pycontainer.testing.conformance.base import Area
@@ -37,7 +37,7 @@ ASK: Mapping[Feature, Callable[[Area], object]] = {
     Feature.INIT: lambda area: area.run(area.payload.say(), init=True),
     Feature.HOST_ROOTFS: lambda area: area.run(area.payload.say(), rootfs=None),
     Feature.OVERLAY: lambda area: area.run(area.payload.say(), rootfs=overlay("/usr")),
-    Feature.NETWORK: lambda area: area.run(area.payload.say(), network="bridge"),
+    Feature.NETWORK: lambda area: area.run(area.payload.say(), network=Network(create_bridge=True)),
     Feature.MEMORY: lambda area: area.run(area.payload.say(), memory="64m"),
     Feature.CPU: lambda area: area.run(area.payload.say(), cpus=0.5),
     Feature.CPUSET: lambda area: area.run(area.payload.say(), cpuset_cpus="0"),
