@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import subprocess
 import sys
 import time
@@ -151,6 +152,13 @@ def host_mount() -> Iterator[Any]:
             return path
 
         yield mount
+
+
+@pytest.fixture
+def mapped_tmpfs() -> None:
+    """A tmpfs can be mounted with mapped ids."""
+    if tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (6, 3):
+        pytest.skip("maps no ids of a tmpfs: Linux 6.3 does")
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ def test_with_hooks_and_a_pid_namespace_that_exists(start: Any, shared: Path) ->
 
 
 @pytest.fixture
-def owned(tmp_path: Path, host_mount: Any) -> Path:
+def owned(mapped_tmpfs: None, tmp_path: Path, host_mount: Any) -> Path:
     """A directory with files of 0, 1000 and 7."""
     path: Path = host_mount(tmp_path / "owned")
     for uid in (0, 1000, 7):
