@@ -65,8 +65,10 @@ MASKED_PATHS = (
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
-def to_oci(command: Command) -> dict[str, Any]:
+def to_oci(command: Command, *, seccomp: bool = True) -> dict[str, Any]:
     """The OCI runtime specification (1.0.2) of *command*.
+
+    *seccomp* False leaves ``linux.seccomp`` out, which is most of it, for who has the filter already.
 
     Beyond the specification's own fields there are annotations:
     ``org.pycontainer.rootfs`` is the HostView as JSON where the Command has no
@@ -118,7 +120,7 @@ def to_oci(command: Command) -> dict[str, Any]:
     }
     if command.devices:
         linux["devices"] = [device.to_oci() for device in command.devices]
-    if (profile := seccomp_to_oci(command)) is not None:
+    if seccomp and (profile := seccomp_to_oci(command)) is not None:
         linux["seccomp"] = profile
     if command.rootfs_propagation is not None:
         linux["rootfsPropagation"] = command.rootfs_propagation

@@ -48,6 +48,9 @@ syscall = libc.syscall
 syscall.restype = ctypes.c_long
 
 slots = [ctypes.c_long(-1) for _ in range(abi.SLOTS)]
+#: Arrays of so many words: making a type takes longer than making the array.
+_ARRAYS = [ctypes.c_long * length for length in range(48)]
+
 _constants: dict[int, ctypes.c_long] = {}
 _sections: dict[bytes, list[Bound]] = {}
 
@@ -96,7 +99,8 @@ def _ready(argument: Any, cells: Cells) -> Any:
 
 def words(items: list[Any], cells: Cells) -> Any:
     """An array of 64-bit words: numbers, the values of slots, and pointers to everything else."""
-    array = (ctypes.c_long * len(items))()
+    length = len(items)
+    array = (_ARRAYS[length] if length < len(_ARRAYS) else ctypes.c_long * length)()
     array.targets = targets = []  # type: ignore[attr-defined] # a number in an array owns nothing
     for index, item in enumerate(items):
         if isinstance(item, int):
@@ -104,9 +108,13 @@ def words(items: list[Any], cells: Cells) -> Any:
         elif isinstance(item, tuple):
             cells.setdefault(item[0], []).append((array, index))
         else:
-            target = ctypes.c_char_p(item) if isinstance(item, bytes) else words(item, cells)
+            if isinstance(item, bytes):
+                target = ctypes.c_char_p(item)
+                array[index] = ctypes.c_long.from_buffer(target).value  # the pointer that it is
+            else:
+                target = words(item, cells)
+                array[index] = ctypes.addressof(target)
             targets.append(target)
-            array[index] = ctypes.cast(target, ctypes.c_void_p).value or 0
     return array
 
 

@@ -294,7 +294,7 @@ class NativeDriver(DetachedVerbs):
 
         Raises InvalidCommandError; touches nothing.
         """
-        spec = to_oci(command)
+        spec = to_oci(command, seccomp=False)
         if size is not None:
             spec["process"]["consoleSize"] = {"height": size[0], "width": size[1]}
         if command.userns == "auto":

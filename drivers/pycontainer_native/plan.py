@@ -158,10 +158,11 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         made = _section(steps.enter_user_namespace, begin.slots, _root_of(spec, host), own, new & ~abi.CLONE_NEWUSER)
         clones = tuple(range(begin.slots + 1, begin.slots + 1 + steps.clones_needed(_root_of(spec, host), own)))
         enter, born = (made,), (_section(steps.be_born, made.slots, False),)
+    files = json.loads(annotations[ETC_ANNOTATION]) if ETC_ANNOTATION in annotations else {}
     setup = _section(
         steps.set_up, (*enter, begin)[0].slots,
         prepared if entered or ids is not None else None, clones,
-        init, root_of, json.loads(annotations.get(ETC_ANNOTATION, "{}")), _devices_of(spec), system, own, elsewhere,
+        init, root_of, files, _devices_of(spec), system, own, elsewhere,
         (process.get("consoleSize"), user["uid"]) if terminal else None, not hooked, inside is not None,
         linux.get("mountLabel"),
     )  # fmt: skip
@@ -197,7 +198,7 @@ def entered_namespaces(spec: Mapping[str, Any]) -> tuple[tuple[str, str | None],
     No path: the caller makes it, or knows which it is.
     """
     annotations = spec.get("annotations", {})
-    shared = set(json.loads(annotations.get(NAMESPACES_ANNOTATION, "[]")))
+    shared = set(json.loads(annotations[NAMESPACES_ANNOTATION])) if NAMESPACES_ANNOTATION in annotations else set()
     if NETWORK_ANNOTATION in annotations:
         shared.add("network")
     return tuple(
