@@ -41,6 +41,7 @@ def make(instructions: bytes) -> int:
         memfd = os.memfd_create("program", memfd_flags)
     try:
         os.write(memfd, header + segment + instructions)
+        os.fchmod(memfd, 0o111)  # who executes what he may not read cannot be traced (ptrace(2)), from its first moment
         seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
         fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, seals)
         # what somebody has open for writing cannot be executed (ETXTBSY)

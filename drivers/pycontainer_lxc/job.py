@@ -55,6 +55,7 @@ class Job:
         self.report = self.report_end = -1  # the prelude writes there: see pycontainer_lxc.prelude
         self.said: list[int] = []
         self.gate: tuple[int, ...] = ()  # the pipe that it waits at, where it is to
+        self.opened = False  # and whether it no longer has to
 
     # -- begin
 
@@ -70,7 +71,12 @@ class Job:
 
     def watch(self) -> None:
         """After the tool's start."""
-        self.pidfd = os.pidfd_open(self.pid)
+        try:
+            self.pidfd = os.pidfd_open(self.pid)
+        except OSError:  # it is not reaped yet: its pid is nobody else's
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise
         guard = self.guard
         guard.jobs.add(self)
         guard.watch(self.pidfd, self.on_exit)
@@ -104,6 +110,7 @@ class Job:
     def open_gate(self) -> None:
         """Let it go on."""
         os.write(self.gate[1], b"\n")
+        self.opened = True
 
     def begin(self, fds: list[int]) -> None:
         """Start the tool with *fds* as its stdio. Raises OSError."""

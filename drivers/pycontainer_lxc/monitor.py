@@ -64,7 +64,11 @@ class Monitor(Job):
                 self.before.append((os.dup(fd), info))
         self.pid = guard.spawn(argv, keep, new_network=self.request["isolated"])
         guard.monitors[self.request["id"]] = self
-        self.watch()
+        try:
+            self.watch()
+        except OSError:
+            self.removed()
+            raise
 
     def whereabouts(self) -> tuple[int, bool]:
         """The monitor's pid, and whether it is in a network namespace of its own."""
@@ -148,7 +152,7 @@ class Monitor(Job):
         if not self.deadline:
             self.deadline = monotonic() + REMOVAL_TIMEOUT
             self.give_back_stdio()
-            created = self.told and not self.runs  # and so it has not been started
+            created = self.told and not (self.runs or self.opened)  # and so it has not been started
             self.has_reported()
             if not created:
                 self.started()

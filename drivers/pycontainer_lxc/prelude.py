@@ -42,6 +42,10 @@ FAILED = 1
 
 #: argv is PROGRAM, the paths to try, an empty string, and the payload's own argv. x86-64, Intel's syntax.
 CODE = bytes.fromhex(
+    "bf04000000"  # mov edi,0x4  ; PR_SET_DUMPABLE: the payloads that are there must not trace it
+    "31f6"  # xor esi,esi
+    "b89d000000"  # mov eax,0x9d  ; prctl
+    "0f05"  # syscall
     "4c8d642408"  # lea r12,[rsp+0x8]  ; argv
     "488b0424"  # mov rax,QWORD PTR [rsp]
     "4d8d6cc408"  # lea r13,[r12+rax*8+0x8]  ; envp, behind the NULL of argv

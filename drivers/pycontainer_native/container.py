@@ -392,19 +392,24 @@ class Container:
         """Start it for the first process's network; on_relay goes on."""
         try:
             self.relay = relay = Relay(program, self.pid)
+            self.launcher.watch(relay.ready, self.on_relay)
+            self.launcher.deadlines[relay.expire] = monotonic() + RELAY_TIMEOUT
+            self.launcher.reap_later(relay.pid, os.dup(relay.pidfd))
         except OSError as error:
             self.failed = self.failed or (f"start {os.fsdecode(program[0])}", error.errno or errno.EPROTO)
+            if self.relay is not None:
+                self.launcher.end_child(self.relay.pid)
             self.kill()
-            return
-        self.launcher.reap_later(relay.pid, os.dup(relay.pidfd))
-        self.launcher.watch(relay.ready, self.on_relay)
-        self.launcher.deadlines[relay.expire] = monotonic() + RELAY_TIMEOUT
 
     def on_relay(self) -> None:
         """It is ready, or never will be."""
         assert self.relay is not None
+        try:
+            problem = self.relay.problem()
+        except BlockingIOError:
+            return  # an event of the descriptor that had this number before, in the same round
         self._forget_relay()
-        if problem := self.relay.problem():
+        if problem:
             self.failed = self.failed or (problem, errno.ECANCELED)
             self.kill()
         else:

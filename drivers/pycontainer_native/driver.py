@@ -11,6 +11,7 @@ import resource
 import signal as signals
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ from pycontainer.seccomp_filter import Filter, compile_filter
 from pycontainer.spec import limits_to_oci, process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
 from pycontainer_native import namespaces, plan, trees, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
+from pycontainer_native.cgroups.live import DYING
 from pycontainer_native.client import LauncherClient, LauncherGoneError
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
 from pycontainer_native.host import Host
@@ -567,16 +569,18 @@ class NativeDriver(DetachedVerbs):
         """Forget a dead launcher and remove what it left; its last words."""
         words = launcher.last_words()
         with self._lock:
-            if self._launcher is launcher:
-                self._launcher = None
-                launcher.close()
-                self._sweep(launcher)
+            if self._launcher is not launcher:
+                return words
+            self._launcher = None
+        launcher.close()
+        self._sweep(launcher)  # it may take a moment, for which others need not wait
         return words
 
     def _sweep(self, dead: LauncherClient) -> None:
         """Remove what a *dead* launcher of this driver has left, wherever its containers were."""
+        deadline = time.monotonic() + DYING
         for parent in (None, *self._parents):
-            sweep(self.layout, cgroup_parent=parent, dead=dead.token)
+            sweep(self.layout, cgroup_parent=parent, dead=dead.token, patience=deadline - time.monotonic())
 
     # -- the other verbs
 

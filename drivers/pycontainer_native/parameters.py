@@ -22,9 +22,10 @@ def kernel_parameters(
     propagation: str | None,
     hostname: str | None,
     sysctls: Mapping[str, str],
+    mounted: bool,
     *standing: Any,
 ) -> None:
-    """What the kernel keeps for the container's namespaces and for its processes."""
+    """What the kernel keeps for the container's namespaces and for its processes; *mounted* as in :func:`stand`."""
     if propagation is not None and propagation.lstrip("r") in ("shared", "unbindable"):
         with k.step(f"make the root {propagation}"):
             # Only now, and of mounts that are nobody's peers: what the set-up has mounted stays here.
@@ -35,14 +36,15 @@ def kernel_parameters(
         k.call("sethostname", encoded, len(encoded), path=encoded)
     if sysctls:
         with k.step("open /proc/sys"):
-            proc = k.new_mount("proc", {}, 0)
+            proc = _procfs(k, mounted)
         for name, value in sysctls.items():
             _write_proc(k, proc, f"set {name} to {value}", (f"sys/{path_of(name)}",), value)
-    stand(k, *standing)
+    stand(k, mounted, *standing)
 
 
 def stand(
     k: Recorder,
+    mounted: bool,
     oom_score_adj: int | None,
     affinity: str | None,
     apparmor_profile: str | None,
@@ -51,11 +53,12 @@ def stand(
     """How the kernel is to treat the process, and those that come of it: start and exec share it.
 
     A label is for the next execve, also of a child: what is left of the set-up
-    needs the launcher's.
+    needs the launcher's.  Where a procfs cannot be made, for the pid namespace
+    is somebody else's, *mounted* is true and that on /proc is used.
     """
     if oom_score_adj is not None:
         label = f"set oom_score_adj to {oom_score_adj}"
-        _write_proc(k, None, label, ("self/oom_score_adj",), str(oom_score_adj))
+        _write_proc(k, mounted, label, ("self/oom_score_adj",), str(oom_score_adj))
     if affinity is not None:
         mask = _processors(affinity)
         with k.step(f"set the affinity to processors {affinity}"):
@@ -65,19 +68,27 @@ def stand(
     if apparmor_profile is not None:
         # Its own file is there from Linux 5.8 on; the other one is that of whichever module is asked first.
         paths = ("self/attr/apparmor/exec", "self/attr/exec")
-        _write_proc(k, None, f"set the AppArmor profile {apparmor_profile}", paths, f"exec {apparmor_profile}")
+        _write_proc(k, mounted, f"set the AppArmor profile {apparmor_profile}", paths, f"exec {apparmor_profile}")
     if selinux_label is not None:
-        _write_proc(k, None, f"set the SELinux label {selinux_label}", ("self/attr/exec",), selinux_label)
+        _write_proc(k, mounted, f"set the SELinux label {selinux_label}", ("self/attr/exec",), selinux_label)
 
 
-def _write_proc(k: Recorder, proc: Slot | None, label: str, paths: Sequence[str], value: str) -> None:
-    """Write to the first of *paths* that there is in a procfs that is mounted nowhere, a new one if need be.
+def _procfs(k: Recorder, mounted: bool) -> Slot:
+    """One that is mounted nowhere, so that no mount can lie over it (CVE-2025-52881), or that on /proc."""
+    if mounted:
+        return k.openat2(abi.AT_FDCWD, b"/proc", abi.O_PATH | abi.O_DIRECTORY, abi.RESOLVE_NO_SYMLINKS)
+    return k.new_mount("proc", {}, 0)
 
-    No mount can lie over it (CVE-2025-52881), and what is opened is looked at
+
+def _write_proc(k: Recorder, proc: Slot | bool, label: str, paths: Sequence[str], value: str) -> None:
+    """Write to the first of *paths* that there is in *proc*, or in the :func:`_procfs` of that kind.
+
+    No mount over a part of it is followed, and what is opened is looked at
     once more before it is written to (CVE-2019-16884).
     """
     with k.step(label):
-        proc = proc or k.new_mount("proc", {}, 0)
+        if isinstance(proc, bool):
+            proc = _procfs(k, proc)
         file, encoded = k.slot(), mounts.encode(value)
         resolve = abi.RESOLVE_BENEATH | abi.RESOLVE_NO_XDEV | abi.RESOLVE_NO_MAGICLINKS
         for left, path in zip(reversed(range(len(paths))), paths, strict=True):

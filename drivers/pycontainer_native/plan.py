@@ -173,7 +173,8 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         setup = _section(mounts.pivot_to_prepared, setup.slots)
         setups += (setup,)
     name = spec.get("hostname") if abi.CLONE_NEWUTS in wanted else None
-    kept = (linux.get("rootfsPropagation"), name, linux.get("sysctl", {}), *_standing(process))
+    mounted = inside is not None and abi.CLONE_NEWPID not in wanted
+    kept = (linux.get("rootfsPropagation"), name, linux.get("sysctl", {}), mounted, *_standing(process))
     tuned = _record(parameters.kernel_parameters, setup.slots, *kept)
     final = _section(identity.finish, tuned.slots, *_identity(process, filter, host), hold, init)
     return Plan(
@@ -415,12 +416,13 @@ def compile_exec(
     """
     host = host or Host()
     user, terminal = process["user"], bool(process.get("terminal"))
+    mounted = not host.initial
     begin = _section(steps.begin, abi.FIRST_SLOT, joins, False, None)
     if ids is not None:
         host = host.inside(ids)
     size = (process.get("consoleSize"), user["uid"]) if terminal else None
     flags = sum(map(abi.NAMESPACES.__getitem__, namespaces))
-    enter = _section(steps.enter, begin.slots, flags, size, *_standing(process))
+    enter = _section(steps.enter, begin.slots, flags, size, mounted, *_standing(process))
     final = _section(identity.finish, enter.slots, *_identity(process, filter, host), False, False)
     own = _section(steps.be_born, final.slots, terminal)
     return Plan(

@@ -13,6 +13,7 @@ import _signal as signal
 import ctypes
 import errno
 import os
+import resource
 import select
 
 from pycontainer_native import abi
@@ -34,6 +35,9 @@ READY_FD = 3
 TIMEOUT = 30.0
 LAST_WORDS = 512
 
+#: How much it may print at all (bytes).
+OUTPUT = 1 << 16
+
 
 class Relay:
     """The tool that was started. ``ready`` is readable when it is ready, or never will be: :meth:`problem` is next."""
@@ -43,19 +47,25 @@ class Relay:
         path, argv, env, _ = program
         self.name = os.path.basename(path).decode()
         self.late = False
+        self.pidfd = self.ready = self.output = ready = -1
         pidfd = ctypes.c_int(-1)
-        self.output = os.memfd_create("output", os.MFD_CLOEXEC)
-        self.ready, ready = os.pipe2(os.O_CLOEXEC)
         flags = abi.CLONE_NEWPID | abi.CLONE_NEWNS | abi.CLONE_PIDFD | signal.SIGCHLD
-        self.pid = syscall(abi.NR["clone"], flags, 0, ctypes.byref(pidfd), 0, 0)
-        if self.pid == 0:
-            _supervise(path, argv, env, container, ready, self.output)
-        error = ctypes.get_errno()
-        os.close(ready)
-        self.pidfd = pidfd.value
-        if self.pid == -1:
+        try:
+            self.output = os.memfd_create("output", os.MFD_CLOEXEC)
+            self.ready, ready = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self.pid = syscall(abi.NR["clone"], flags, 0, ctypes.byref(pidfd), 0, 0)
+            if self.pid == 0:
+                os.close(self.ready)
+                _supervise(path, argv, env, container, ready, self.output)
+            if self.pid == -1:
+                raise OSError(ctypes.get_errno(), "clone")
+            self.pidfd = pidfd.value
+        except OSError:
             self.close()
-            raise OSError(error, "clone")
+            raise
+        finally:
+            if ready >= 0:
+                os.close(ready)
 
     def expire(self) -> None:
         """Its time to get ready is over."""
@@ -70,7 +80,7 @@ class Relay:
             pass  # it has ended, and been reaped
 
     def problem(self) -> str:
-        """Why it is not ready; empty when it is."""
+        """Why it is not ready; empty when it is. Raises BlockingIOError: that is still to come."""
         if os.read(self.ready, 1):
             return ""
         text = os.pread(self.output, LAST_WORDS, max(0, os.fstat(self.output).st_size - LAST_WORDS))
@@ -97,6 +107,10 @@ def _supervise(path: bytes, argv: list[bytes], env: list[bytes], container: int,
         if poll.poll(0):  # nobody reads it: the launcher had died before
             os._exit(1)
         os.setsid()
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))  # the launcher has raised it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT, OUTPUT))  # what it prints stays in memory
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         null = os.open("/dev/null", os.O_RDWR)
         for fd, to in ((null, 0), (os.dup(output), 1), (output, 2)):
             os.dup2(fd, to)

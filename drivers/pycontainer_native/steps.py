@@ -194,11 +194,14 @@ def _split_clones(
     return slots[:first], dict(zip(binds, slots[first:], strict=True))
 
 
-def enter(k: Recorder, flags: int, terminal: tuple[Any, ...] | None, *standing: Any) -> None:
-    """Into the container's namespaces (of the pid namespace only the children will be), and to its root."""
+def enter(k: Recorder, flags: int, terminal: tuple[Any, ...] | None, mounted: bool, *standing: Any) -> None:
+    """Into the container's namespaces (of the pid namespace only the children will be), and to its root.
+
+    *mounted* as in :func:`stand`.
+    """
     for slot, fd in ((abi.STDIN, 0), (abi.STDOUT, 1), (abi.STDERR, 2)):
         k.dup3((slot,), fd)
-    stand(k, *standing)
+    stand(k, mounted, *standing)
     with k.step("enter the container's namespaces"):
         k.call("setns", (abi.EXTRA,), flags)
     with k.step("enter the container's root"):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pycontainer import labels
+from pycontainer.command import Command
 from pycontainer.errors import InvalidCommandError, SetupError
 
 from . import host
@@ -57,16 +58,29 @@ def test_nothing_in_the_rootfs_receives_them(start: Any, hostile: Any) -> None:
         start(["true"], rootfs=hostile.path, sysctls={"net.ipv4.ip_forward": 1})
 
 
-# -- labels, on a kernel that has no module for them
+# -- labels, on whatever kernel: that of the cgroup2 machine has AppArmor
 
 
 @pytest.mark.parametrize("name", ["apparmor_profile", "selinux_label", "mount_label"])
 def test_a_label_that_the_kernel_does_not_know(start: Any, name: str) -> None:
-    if labels.probe_labels().usable:
-        pytest.fail("written for a kernel without AppArmor and SELinux")
+    keywords = {name: "u:r:t:s0"}
+    if not [*labels.unknown_labels(Command.of(["true"], **keywords))]:
+        with pytest.raises(SetupError):  # the kernel has the module, and the module no such label
+            start(["true"], **keywords)
+        return
     with pytest.raises(InvalidCommandError, match="this kernel has no") as caught:
-        start(["true"], **{name: "u:r:t:s0"})
+        start(["true"], **keywords)
     assert caught.value.field == name
+
+
+def test_an_apparmor_profile(start: Any) -> None:
+    """The one that every kernel with AppArmor has; without AppArmor the test above has said what holds."""
+    if [*labels.unknown_labels(Command.of(["true"], apparmor_profile="unconfined"))]:
+        return
+    box = start(["sleep", "100"], apparmor_profile="unconfined")
+    assert box.receipt().differences(box.command) == ()
+    read = ["cat", "/proc/self/attr/current"]
+    assert box.exec(read, capture_output=True).stdout == Path(f"/proc/{box.pid}/attr/current").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +97,8 @@ def test_a_label_is_written_where_the_kernel_reads_it(
     fakes = [hostile.file(f"proc/self/{name}", "fake") for name in ("attr/exec", "attr/apparmor/exec")]
     with pytest.raises(SetupError) as caught:
         start(["true"], rootfs=hostile.path, **keywords)
-    assert (caught.value.step, caught.value.errno) == (step, errno.EINVAL)  # nobody to ask: fs/proc/base.c
+    # EINVAL: nobody to ask (fs/proc/base.c); ENOENT: AppArmor, asked for a profile that it has not
+    assert (caught.value.step, caught.value.errno) in [(step, errno.EINVAL), (step, errno.ENOENT)]
     assert [fake.read_text() for fake in fakes] == ["fake", "fake"]
 
 

@@ -211,6 +211,17 @@ with Container(["sleep", "60"], rootfs="root", pids_limit=7) as box:
     assert as_user(code, *cgroups).split() == ["True", "7"]
 
 
+def test_the_killer_of_processes_is_told_of_all_of_them(as_user: AsUser, cgroups: list[str]) -> None:
+    """Where a new procfs would be one of a pid namespace that is not the user's: for exec, and with the host's."""
+    code = """
+read = ["cat", "/proc/self/oom_score_adj"]
+with Container(["sleep", "60"], rootfs="root", oom_score_adj=500) as box:
+    print(box.exec(read, capture_output=True, text=True).stdout.strip())
+print(pycontainer.run(read, rootfs="root", pid="host", oom_score_adj=600, capture_output=True, text=True).stdout)
+"""
+    assert as_user(code, *cgroups).split() == ["500", "600"]
+
+
 def test_his_processes(as_user: AsUser) -> None:
     code = """
 with Container(["sh", "-c", "sleep 60 & echo ready; wait"], rootfs="root", stdout=-1) as box:

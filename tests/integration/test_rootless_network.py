@@ -15,7 +15,7 @@ from .test_rootless import ORDINARY, PREPARE
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("busybox", "ip", "nsenter", "pasta", "slirp4netns")]
 
-UID = 54322  # nobody's, and not the other tests' of this kind
+UID = 1_000_000 + os.getpid()  # nobody's, and no other run's
 
 TOOLS = ["pasta", "slirp4netns"]
 

@@ -108,13 +108,17 @@ DYING = 2.0
 
 
 def sweep(
-    layout: Layout, exclude_token: str | None = None, cgroup_parent: str | None = None, dead: str | None = None
+    layout: Layout,
+    exclude_token: str | None = None,
+    cgroup_parent: str | None = None,
+    dead: str | None = None,
+    patience: float = DYING,
 ) -> list[str]:
     """End and remove what dead launchers left directly below *layout*'s bases; the paths that are gone.
 
     A directory that is locked is not touched, nor is any other of the same
     launcher; *exclude_token* is the caller's own, *dead* that of one which is
-    known to have ended: what it leaves is waited for.  Launchers whose containers
+    known to have ended: what it leaves is waited for, for *patience* seconds.  Launchers whose containers
     have a *cgroup_parent* are found only by naming it (and InvalidCommandError
     is raised as by :meth:`Layout.places`).
     """
@@ -127,8 +131,8 @@ def sweep(
             if LAUNCHER_DIRECTORY.fullmatch(name) and name != f"{PREFIX}{exclude_token}":
                 found = (place.version, tuple(place.controllers), f"{place.base}/{name}")
                 launchers.setdefault(name, []).append(found)
-    patience = {f"{PREFIX}{dead}": DYING}
-    return [path for name, paths in launchers.items() for path in remove_dead(paths, patience.get(name, 0.0))]
+    patient = {f"{PREFIX}{dead}": patience}
+    return [path for name, paths in launchers.items() for path in remove_dead(paths, patient.get(name, 0.0))]
 
 
 def remove_dead(paths: Sequence[tuple[int, tuple[str, ...], str]], patience: float = 0.0) -> list[str]:
@@ -148,7 +152,8 @@ def remove_dead(paths: Sequence[tuple[int, tuple[str, ...], str]], patience: flo
                 return []
             time.sleep(0.005)
         killed = Cgroup(tuple(paths)).kill(timeout=2.0)
-        return [path for _, _, path in paths if _remove(path, max(patience, 1.0 if killed else 0.0))]
+        deadline = max(deadline, time.monotonic() + (1.0 if killed else 0.0))
+        return [path for _, _, path in paths if _remove(path, deadline)]
 
 
 def _lock(path: str, locks: contextlib.ExitStack) -> bool:
@@ -163,9 +168,8 @@ def _lock(path: str, locks: contextlib.ExitStack) -> bool:
     return here.st_dev == parent.st_dev and os.path.samestat(here, now)
 
 
-def _remove(path: str, timeout: float) -> bool:
+def _remove(path: str, deadline: float) -> bool:
     """Remove a cgroup and those inside, the innermost first; a process that is still ending keeps its own (EBUSY)."""
-    deadline = time.monotonic() + timeout
     while True:
         for directory in reversed(_tree(path)):
             with contextlib.suppress(OSError):
