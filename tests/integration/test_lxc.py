@@ -397,3 +397,14 @@ def test_output_through_a_pipe_that_nobody_reads(driver: LxcDriver, busybox_root
     with pycontainer.Container(["yes"], rootfs=busybox_rootfs, driver=driver, stdout=PIPE) as box:
         time.sleep(0.1)
         assert box.poll() is None
+
+
+def test_what_waits_in_a_container_cannot_be_traced_from_there(driver: LxcDriver, busybox_rootfs: Path) -> None:
+    """It is not confined yet; /proc/PID/mem belongs to root, and not to its user, as long as it is not dumpable."""
+    keywords = {"rootfs": busybox_rootfs, "driver": driver, "user": "65534:65534", "start": False}
+    with pycontainer.Container(["sleep", "100"], **keywords) as box:
+        box.create()
+        assert host.status(box.pid or 0)["Uid"].split() == ["65534"] * 4
+        assert os.stat(f"/proc/{box.pid}/mem").st_uid == 0
+        box.start()
+        assert os.stat(f"/proc/{box.pid}/mem").st_uid == 65534
