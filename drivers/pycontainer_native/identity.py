@@ -7,9 +7,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pycontainer.process import capability_numbers
 from pycontainer_native import abi, capabilities, mounts
-from pycontainer_native.steps import die_with_parent
+from pycontainer_native.steps import bound, die_with_parent
 from pycontainer_native.syscalls import Recorder
 
 if TYPE_CHECKING:
@@ -41,8 +40,12 @@ def finish(
     setgroups: bool,
     hold: bool,
     init: bool,
+    bounded: bool,
 ) -> None:
-    """From inside the new root to right before execve: limits, rights, identity. Start and exec share it."""
+    """From inside the new root to right before execve: limits, rights, identity. Start and exec share it.
+
+    With *bounded* the bounding set is what it is to be.
+    """
     inherited, held, last_capability = host
     with k.step("close the set-up's descriptors"):
         # Or a low RLIMIT_NOFILE would leave no number for the two that are still to come.
@@ -56,12 +59,8 @@ def finish(
             value = struct.pack("=QQ", soft & 0xFFFFFFFFFFFFFFFF, hard & 0xFFFFFFFFFFFFFFFF)
             k.call("prlimit64", 0, number, value, 0)
     # The bounding set needs CAP_SETPCAP, which a change of ids would take away.
-    bounding = capabilities.mask(sets["bounding"]) & held
-    names = {number: name for name, number in capability_numbers().items()}
-    for number in range(last_capability + 1):
-        if not bounding >> number & 1:
-            with k.step(f"drop {names.get(number, number)} from the bounding set"):
-                k.prctl(abi.PR_CAPBSET_DROP, number)
+    if not bounded:
+        bound(k, capabilities.mask(sets["bounding"]) & held, last_capability)
     # Without no_new_privs the filter takes CAP_SYS_ADMIN, which the next steps may take away (seccomp(2)).
     load_filter(k, early_filter)
     with k.step("set groups and ids"):

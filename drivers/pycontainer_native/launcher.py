@@ -72,6 +72,7 @@ class Launcher:
         self.spare: Container | None = None
         self.wanted: tuple[Any, ...] = ()  # what the last request had prepared, and so the next spare will be
         self.prepared: tuple[Any, ...] = ()  # what the spare is
+        self.sections: list[bytes] = []  # of the last request, and most of them of the next one
         self.count = 0
         self.unfinished: set[Container] = set()
         self.others: set[int] = set()  # the pids of children that are no container's
@@ -143,9 +144,9 @@ class Launcher:
                 self.serve_other(fields[1], fields[2:], fds, status)
                 return
             request = Request(*fields)
-            for section in request.sections[1:]:
-                bind(section)  # here rather than in each child anew
+            self.sections = request.sections[1:]
             if request.target:
+                self.bind_sections()
                 container = self.join(request.target, request.sections[0])
             else:
                 groups = [(*group[:4], [], *group[5:]) for group in request.groups]
@@ -252,8 +253,14 @@ class Launcher:
         hooks = {container.hook.pid for container in self.containers if container.hook is not None}
         return {container.pid for container in self.containers} | self.others | hooks
 
+    def bind_sections(self) -> None:
+        """Here, rather than in each child anew; but not while one that was cloned before that is waited for."""
+        for section in self.sections:
+            bind(section)
+
     def prepare(self) -> Container:
         """A first process that waits for its request. Raises StepFailed, leaving nothing."""
+        self.bind_sections()
         self.count += 1
         container = self.container_type(self, str(self.count))
         try:

@@ -21,7 +21,7 @@ from attrs import frozen
 
 from pycontainer.errors import InvalidCommandError
 from pycontainer.seccomp_filter import compile_filter
-from pycontainer_native import abi, identity, mounts, parameters, relay, steps, trees
+from pycontainer_native import abi, capabilities, identity, mounts, parameters, relay, steps, trees
 from pycontainer_native.host import EVERYBODY, Host
 from pycontainer_native.request import Request
 from pycontainer_native.syscalls import Recorder, Step
@@ -145,10 +145,14 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     linux = spec["linux"]
     hooked = bool(spec.get("hooks")) or RELAY_ANNOTATION in annotations
     prepared = ((system, *ahead, inside is not None), abi.CLONE_NEWNET in wanted, linux.get("mountLabel"))
+    fresh = ids is None and not entered
+    bounded = fresh and not spec.get("hooks")  # createContainer hooks have the launcher's rights
     begin = _section(
         steps.begin, abi.FIRST_SLOT,
         joins, bool(joins) and ids is None and abi.CLONE_NEWCGROUP in wanted,
-        prepared if ids is None and not entered else None,
+        prepared if fresh else None,
+        (capabilities.mask(process["capabilities"]["bounding"]) & host.capabilities, host.last_capability)
+        if bounded else None,
     )  # fmt: skip
     names = list(dict(entered))
     enter = (_section(steps.enter_given, begin.slots, names),) if names else ()
@@ -176,7 +180,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     mounted = inside is not None and abi.CLONE_NEWPID not in wanted
     kept = (linux.get("rootfsPropagation"), name, linux.get("sysctl", {}), mounted, *_standing(process))
     tuned = _record(parameters.kernel_parameters, setup.slots, *kept)
-    final = _section(identity.finish, tuned.slots, *_identity(process, filter, host), hold, init)
+    final = _section(identity.finish, tuned.slots, *_identity(process, filter, host), hold, init, bounded)
     return Plan(
         flags=flags,
         groups=tuple(groups),
@@ -265,7 +269,7 @@ def _standing(process: Mapping[str, Any]) -> parameters.Standing:
 
 
 def _identity(process: Mapping[str, Any], filter: Filter | None, host: Host) -> tuple[Any, ...]:
-    """The inputs of :func:`pycontainer_native.identity.finish`, but the last two."""
+    """The inputs of :func:`pycontainer_native.identity.finish`, but the last three."""
     wanted = [process.get(key) for key in ("cwd", "capabilities", "rlimits", "noNewPrivileges")]
     early = None if process.get("noNewPrivileges") else filter
     limits = ((identity.NOFILE, *host.nofile), *host.rlimits)
@@ -417,13 +421,13 @@ def compile_exec(
     host = host or Host()
     user, terminal = process["user"], bool(process.get("terminal"))
     mounted = not host.initial
-    begin = _section(steps.begin, abi.FIRST_SLOT, joins, False, None)
+    begin = _section(steps.begin, abi.FIRST_SLOT, joins, False, None, None)
     if ids is not None:
         host = host.inside(ids)
     size = (process.get("consoleSize"), user["uid"]) if terminal else None
     flags = sum(map(abi.NAMESPACES.__getitem__, namespaces))
     enter = _section(steps.enter, begin.slots, flags, size, mounted, *_standing(process))
-    final = _section(identity.finish, enter.slots, *_identity(process, filter, host), False, False)
+    final = _section(identity.finish, enter.slots, *_identity(process, filter, host), False, False, False)
     own = _section(steps.be_born, final.slots, terminal)
     return Plan(
         flags=0,

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pycontainer.process import capability_numbers
 from pycontainer_native import abi, mounts
 from pycontainer_native.parameters import stand
 from pycontainer_native.syscalls import Recorder, Slot
@@ -21,12 +22,20 @@ from pycontainer_native.terminal import open_terminal
 _LOOPBACK_UP = struct.pack("=16sH22x", b"lo", abi.IFF_UP | abi.IFF_RUNNING)
 
 
-def begin(k: Recorder, joins: int, unshare_cgroup: bool, ahead: tuple[Any, ...] | None) -> None:
+def begin(
+    k: Recorder,
+    joins: int,
+    unshare_cgroup: bool,
+    ahead: tuple[Any, ...] | None,
+    bounding: tuple[int, int] | None,
+) -> None:
     """What does not depend on the request, which comes after it: this can be done before there is one.
 
     Die with the launcher, join the cgroups, let go of everything that is the
     launcher's.  *ahead* is for a new container all of whose namespaces are
-    its own: the inputs of :func:`_prepare`.
+    its own: the inputs of :func:`_prepare`; *bounding* those of :func:`bound`,
+    where nothing that it executes during the set-up is to have more than its
+    program.
     """
     k.dup3((abi.CHANNEL,), abi.CHANNEL_FD, abi.O_CLOEXEC)  # first: this is where failures are reported
     die_with_parent(k)
@@ -52,6 +61,17 @@ def begin(k: Recorder, joins: int, unshare_cgroup: bool, ahead: tuple[Any, ...] 
         for fd, slot in enumerate(abi.KEPT, abi.FIRST_KEPT_FD):
             k.call("dup3", (slot,), fd, abi.O_CLOEXEC, out=(slot,))
         k.call("close_range", abi.FIRST_KEPT_FD + len(abi.KEPT), 0xFFFFFFFF, 0)
+    if bounding is not None:
+        bound(k, *bounding)
+
+
+def bound(k: Recorder, kept: int, last_capability: int) -> None:
+    """Leave the capabilities *kept* in the bounding set: what this process has by now it keeps until it executes."""
+    names = {number: name for name, number in capability_numbers().items()}
+    for number in range(last_capability + 1):
+        if not kept >> number & 1:
+            with k.step(f"drop {names.get(number, number)} from the bounding set"):
+                k.prctl(abi.PR_CAPBSET_DROP, number)
 
 
 def _prepare(k: Recorder, system: tuple[Any, ...], own_network: bool, mount_label: str | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import pycontainer
 from pycontainer.command import Command, Mount
 from pycontainer.rootfs import HostView
 from pycontainer.spec import to_oci
@@ -84,6 +85,7 @@ def test_the_order(compiled: Any) -> None:
         "mount proc on /proc",
         "mask /proc/kcore",
         "bring lo up",
+        "drop CAP_",  # needs CAP_SETPCAP, which a change of ids takes
         "take stdio",  # only from here on the request matters
         "open rootfs",
         "mount /src on /v",  # the user's before /proc: a link of the rootfs finds none to lead to
@@ -98,7 +100,6 @@ def test_the_order(compiled: Any) -> None:
     assert in_order(
         found,
         "set RLIMIT_NOFILE",
-        "drop CAP_",  # needs CAP_SETPCAP, which a change of ids takes
         "set groups and ids",
         "enter /",
         "set capabilities",
@@ -109,6 +110,14 @@ def test_the_order(compiled: Any) -> None:
         "wait for the start",
     ), found
     assert [label for label in found if "seccomp" not in label][-1] == "wait for the start"
+
+
+def test_what_is_executed_during_the_set_up_has_the_launchers_bounding_set(compiled: Any) -> None:
+    hooks = pycontainer.Hooks(create_container=[pycontainer.Hook("/bin/true")])
+    assert in_order(labels(compiled(hooks=hooks)), "take stdio", "pivot_root", "drop CAP_", "set groups and ids")
+    for keywords in ({}, {"hooks": hooks}):
+        found = labels(compiled(**keywords))
+        assert found.count("drop CAP_SYS_ADMIN from the bounding set") == 1
 
 
 def test_a_parameter_is_written_through_a_proc_that_nobody_can_mount_over(compiled: Any) -> None:
@@ -123,7 +132,7 @@ def test_a_parameter_is_written_through_a_proc_that_nobody_can_mount_over(compil
     assert how == abi.RESOLVE_BENEATH | abi.RESOLVE_NO_XDEV | abi.RESOLVE_NO_MAGICLINKS
     assert written.arguments == ((opened.out,), b"1", 1)
     labels_ = labels(compiled(sysctls={"net.ipv4.ip_forward": 1}))
-    assert in_order(labels_, "bring lo up", "open /proc/sys", "set net.ipv4.ip_forward to 1", "drop CAP_")
+    assert in_order(labels_, "bring lo up", "open /proc/sys", "set net.ipv4.ip_forward to 1", "set groups and ids")
 
 
 @pytest.mark.parametrize(
