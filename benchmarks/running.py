@@ -79,7 +79,7 @@ def render(results: dict[str, Any], count: int) -> str:
         cells = [latency.get("p50"), latency.get("p99"), latency.get("times_ours")]
         rows.append([name, *("" if cell is None else f"{cell:.2f}" for cell in cells)])
         cells = [others.get(key) for key in ("kB_each", "starts_per_second_alone", "starts_per_second")]
-        rows[-1] += ["" if cell is None else f"{cell:.0f}" for cell in cells]
+        rows[-1] += ["" if cell is None else f"{max(cell, 0.0):.0f}" for cell in cells]
     header = ["true in a running container", "p50 ms", "p99 ms", "x ours"]
     table = report.render_table([*header, "kB each", "starts/s alone", f"with {count}"], rows)
     return "\n\n".join([table, *(f"{name}: {reason}" for name, reason in results["not_measured"].items())])
