@@ -24,7 +24,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pycontainer._container_verbs import add_verbs as add_container_verbs
@@ -110,34 +110,52 @@ def _signal_proxy() -> Iterator[Callable[[Container], None]]:
     Those that come before there is one wait for it; the same one again ends
     the start.  What nohup(1), or a shell for a background job, has ignored
     stays ignored.
+
+    Once there is one a thread does it, which the interpreter's own handler
+    wakes: a handler in Python would have to wait for the main thread, which may
+    just be about to wait for the container.
     """
     import signal
+    import threading
 
-    boxes: list[Container] = []
-    waiting: list[int] = []
+    with ExitStack() as undo:
+        waiting: list[int] = []
+        started = False
 
-    def forward(number: int, frame: object) -> None:
-        if boxes:
-            boxes[0].send_signal(number)
-        elif number in waiting:
-            raise KeyboardInterrupt
-        else:
+        def note(number: int, frame: object) -> None:
+            if number in waiting and not started:
+                raise KeyboardInterrupt
             waiting.append(number)
 
-    def forward_to(box: Container) -> None:
-        boxes.append(box)
-        for number in waiting:
-            box.send_signal(number)
+        def forward_to(box: Container) -> None:
+            nonlocal started
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            undo.callback(os.close, reader)
+            os.set_blocking(writer, False)
 
-    before = {}
-    try:
+            def forward() -> None:
+                while numbers := os.read(reader, 64):
+                    for number in numbers:
+                        if number in before:
+                            box.send_signal(number)
+
+            thread = threading.Thread(target=forward, daemon=True)
+            thread.start()
+            undo.callback(thread.join)
+            undo.callback(os.close, writer)
+            signal.pthread_sigmask(signal.SIG_BLOCK, before)
+            undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer, warn_on_full_buffer=False))
+            started, earlier = True, waiting[:]  # from here on what is noted was written as well
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
+            for number in earlier:
+                box.send_signal(number)
+
+        before: dict[int, Any] = {}
         for number in (signal.Signals[name] for name in FORWARDED_SIGNALS):
             if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, forward)
+                before[number] = signal.signal(number, note)
+                undo.callback(signal.signal, number, before[number])
         yield forward_to
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _explain(options: argparse.Namespace) -> int:

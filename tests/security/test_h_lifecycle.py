@@ -318,8 +318,8 @@ def test_h16_nothing_is_written_where_others_may_look(native, busybox_rootfs, tm
     in_child(body)
 
 
-def _believing(command):
-    spec = to_oci(command)
+def _believing(command, **keywords):
+    spec = to_oci(command, **keywords)
     try:
         with open(os.path.join(command.rootfs, "config.json")) as file:
             for name, value in json.load(file)["process"]["capabilities"].items():
