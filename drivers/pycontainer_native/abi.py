@@ -42,6 +42,7 @@ _NUMBERS = {
     "openat": (257, 56),
     "openat2": (437, 437),
     "pivot_root": (155, 41),
+    "ppoll": (271, 73),
     "prctl": (157, 167),
     "prlimit64": (302, 261),
     "recvfrom": (45, 207),

@@ -102,14 +102,14 @@ class CgroupRoot:
         finally:
             os.close(fd)
 
-    def read(self, name: str) -> str:
-        """The text of the control file *name*; empty when it cannot be read."""
+    def read(self, name: str, size: int = 1 << 20) -> str:
+        """The text of the control file *name*, at most *size* bytes of it; empty when it cannot be read."""
         try:
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
         except OSError:
             return ""
         try:
-            return os.read(fd, 1 << 20).decode()
+            return os.read(fd, size).decode()
         except OSError:
             return ""  # ENODEV: somebody has removed the cgroup
         finally:
@@ -165,10 +165,10 @@ class DiedError(StepFailed):
 class Container:
     """One container's life, from the clone of its first process to the last message about it.
 
-    It is made in two steps: :meth:`prepare` clones a process into namespaces
-    and cgroups of its own, :meth:`dispatch` gives it a request.  What is
-    prepared does not depend on most of what a request says, so it can be done
-    ahead.
+    :meth:`prepare` makes its cgroups and :meth:`dispatch` leaves its request in
+    the channel, where the process that :meth:`clone` makes finds it.  Little of
+    what is prepared depends on the request, so that process can also be cloned
+    ahead, and wait for it.
     """
 
     def __init__(self, launcher: Launcher, name: str) -> None:
@@ -176,6 +176,7 @@ class Container:
         self.name = name  # of its directory in each hierarchy
         self.status: socket.socket | None = None
         self.channel: socket.socket | None = None
+        self.far_end = -1  # the other end of the channel, until the first process has it
         self.target: Container | None = None  # the container that it is a further process of
         self.pid = -1
         self.pidfd = -1
@@ -191,6 +192,7 @@ class Container:
         self.relay: Relay | None = None
         self.hooked = False  # it has got as far as its hooks, so those after its end are to come
         self.abandoned = False  # the caller has left
+        self.talks = False  # the first process has more to say than that it failed
         self.at_gate = False
         self.hands_over = False  # the first process clones another one, and ends
         self.handed_over = False
@@ -201,8 +203,9 @@ class Container:
 
     # -- start
 
-    def prepare(self, flags: int, groups: list[Any], begin: bytes) -> None:
-        """Make the cgroups and clone the first process, which waits for its request. Raises StepFailed."""
+    def prepare(self, groups: list[Any]) -> None:
+        """Make the cgroups and the channel. Raises StepFailed."""
+        label = ""
         try:
             for base, version, enable, seed, _, oom_file, first, program in groups:
                 label = f"make cgroup {base}"
@@ -217,48 +220,53 @@ class Container:
                 if program:
                     label = "set device rules"
                     self.set_device_rules(root, program)
+            label = "make a channel"
+            self.channel, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.far_end = far_end.detach()
         except OSError as error:
             raise StepFailed(label, error.errno or errno.EPROTO) from None
-        self._clone(flags, self.roots, begin)
 
-    def join(self, target: Container, begin: bytes) -> None:
-        """Clone a further process for the container *target*, which waits for its request. Raises StepFailed."""
-        self.target = target
-        self._clone(0, target.roots, begin)
+    def clone(self, flags: int, begin: bytes) -> None:
+        """Clone the first process, which makes the steps of *begin* and takes its request. Raises StepFailed.
 
-    def _clone(self, flags: int, roots: list[CgroupRoot], begin: bytes) -> None:
-        """Clone a process that makes the steps of *begin*, the cgroups of *roots* being at hand to join.
-
-        A v1 hierarchy is joined by the child, which writes "0" to ``tasks``: a
-        task that moves itself needs no lock over every fork and exit of the
-        system, a move by ``cgroup.procs`` waits 10 to 20 ms for that.  On
-        cgroup2 it is cloned into its cgroup.
+        The cgroups of its container are at hand.  A v1 hierarchy is joined by
+        the process itself, which writes "0" to ``tasks``: a task that moves
+        itself needs no lock over every fork and exit of the system, a move by
+        ``cgroup.procs`` waits 10 to 20 ms for that.  On cgroup2 it is cloned
+        into its cgroup.
         """
+        assert self.channel is not None
         bound = bind(begin)
+        owner = self.target or self
         label = "open cgroups"
         doomed: list[int] = []  # descriptors that only the child needs
         try:
             into, slot = -1, abi.CGROUP
-            for root in roots:
-                doomed.append(root.open_to_join(self.name if self.target is None else self.target.name))
+            for root in owner.roots:
+                doomed.append(root.open_to_join(owner.name))
                 if root.version == 2:
                     into = doomed[-1]
                 else:
                     slots[slot].value = doomed[-1]
                     slot += 1
-            self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            doomed.append(theirs.detach())
-            slots[abi.CHANNEL].value = doomed[-1]
+            slots[abi.CHANNEL].value = self.far_end
             label = "clone3"
             self._clone3(flags | (abi.CLONE_INTO_CGROUP if into >= 0 else 0), max(into, 0), bound)
         except OSError as error:
             raise StepFailed(label, error.errno or errno.EPROTO) from None
         finally:
+            doomed.append(self.far_end)
+            self.far_end = -1
             for fd in doomed:
                 os.close(fd)
         self.launcher.watch(self.pidfd, self.on_exit)
-        # Until it has something to say that cannot wait, only its end-of-file is of interest.
-        self.launcher.watch(self.channel.fileno(), self.on_channel, 0)
+        self._listen()
+
+    def _listen(self) -> None:
+        """Hear the first process; one that has nothing to say that cannot wait only when it closes its end."""
+        assert self.channel is not None
+        self.launcher.forget(self.channel.fileno())
+        self.launcher.watch(self.channel.fileno(), self.on_channel, select.EPOLLIN if self.talks else 0)
 
     def _clone3(self, flags: int, cgroup: int, bound: list[Any]) -> None:
         pidfd = ctypes.c_int(-1)
@@ -275,11 +283,12 @@ class Container:
         self.pid, self.pidfd = pid, pidfd.value
 
     def dispatch(self, request: Request, message: bytes, fds: list[int], status: socket.socket) -> None:
-        """Set the limits and let the first process go on with *request*, which is *message*.
+        """Set the limits, and leave *request*, which is *message*, to the first process.
 
         Raises StepFailed, DiedError.
         """
         self.hands_over = bool(request.outside)
+        self.talks = request.talks
         if request.hooks:
             _, self.state, self.programs = request.hooks
         for base, _, _, _, writes, _, _, _ in request.groups:
@@ -303,6 +312,8 @@ class Container:
                 extra.append(user_namespace(*request.ids))
             rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (*fds[:3], *extra, *fds[3:]))
             self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
+        except FileNotFoundError:  # a zombie has no root
+            raise StepFailed("find the container", errno.ESRCH) from None
         except BrokenPipeError:
             self.on_channel()  # it may have said why
             raise DiedError(*(self.failed or ("send the plan", errno.EPIPE))) from None
@@ -314,8 +325,8 @@ class Container:
         self.status = status
         self.launcher.starting.add(self)
         self.launcher.watch(status.fileno(), self.on_status)
-        if request.talks:
-            self.launcher.epoll.modify(self.channel.fileno(), select.EPOLLIN)
+        if self.talks and self.pid > 0:
+            self._listen()
 
     def set_device_rules(self, root: CgroupRoot, program: bytes) -> None:
         """Attach *program* to the container's directory of *root*."""
@@ -332,7 +343,11 @@ class Container:
         """The request cannot be carried out: end, and say so when everything is undone."""
         self.status = status
         self.failed = (label, error)
-        self.kill()
+        if self.pid > 0:
+            self.kill()
+        else:
+            self.deadline = monotonic() + REMOVAL_TIMEOUT
+            self.finish()
 
     # -- events
 
@@ -528,7 +543,8 @@ class Container:
 
     def is_maker(self) -> bool:
         """Whether its first process may clone, or have cloned, another one that is not known yet."""
-        return self.hands_over and not self.handed_over and self.exit is None and self in self.launcher.containers
+        may_clone = self.hands_over and self.pid > 0 and not self.handed_over
+        return may_clone and self.exit is None and self in self.launcher.containers
 
     def on_exit(self) -> None:
         """The first process ended: with a pid namespace of its own, so did all others."""
@@ -574,7 +590,7 @@ class Container:
             self.failed = ("killed during set-up", errno.EINTR)
         if self.oom_file is not None:
             root, name = self.oom_file
-            for line in root.read(name).splitlines():
+            for line in root.read(name, 4096).splitlines():
                 if line.startswith("oom_kill "):
                     self.oom_kills = int(line.split()[1])
         self.deadline = monotonic() + REMOVAL_TIMEOUT
@@ -705,7 +721,7 @@ class Container:
             if end is not None:
                 self.launcher.forget(end.fileno())
                 end.close()
-        for fd in (self.pidfd, self.terminal, self.report):
+        for fd in (self.pidfd, self.terminal, self.report, self.far_end):
             if fd >= 0:
                 self.launcher.forget(fd)
                 os.close(fd)

@@ -145,21 +145,23 @@ class Launcher:
                 return
             request = Request(*fields)
             self.sections = request.sections[1:]
-            if request.target:
-                self.bind_sections()
-                container = self.join(request.target, request.sections[0])
-            else:
+            if not request.target:
                 groups = [(*group[:4], [], *group[5:]) for group in request.groups]
                 self.wanted = (request.flags, groups, request.sections[0])
                 container = self.take_spare()
-            try:
-                container.dispatch(request, message, fds, status)
-            except DiedError:
-                if request.target:
-                    raise
-                container = None  # somebody killed the spare
-                container = self.prepare()
-                container.dispatch(request, message, fds, status)
+                if container is not None:
+                    try:
+                        container.dispatch(request, message, fds, status)
+                        return
+                    except DiedError:
+                        container = None  # somebody killed the spare
+            target = self.find(request.target) if request.target else None
+            container = self.new_container(f"{target.name}-exec" if target is not None else "")
+            container.target = target
+            self.bind_sections()
+            container.prepare(request.groups)
+            container.dispatch(request, message, fds, status)
+            container.clone(request.flags, request.sections[0])
         except (StepFailed, OSError, ValueError, EOFError, TypeError, MemoryError) as error:
             label = error.label if isinstance(error, StepFailed) else "read the request"
             number = getattr(error, "errno", None) or errno.EPROTO
@@ -258,43 +260,29 @@ class Launcher:
         for section in self.sections:
             bind(section)
 
-    def prepare(self) -> Container:
-        """A first process that waits for its request. Raises StepFailed, leaving nothing."""
-        self.bind_sections()
-        self.count += 1
-        container = self.container_type(self, str(self.count))
-        try:
-            container.prepare(*self.wanted)
-        except StepFailed:
-            container.remove_cgroups()
-            container.close()
-            raise
+    def new_container(self, name: str = "") -> Container:
+        """One of which there is nothing yet; of its own directories the name is a number."""
+        if not name:
+            self.count += 1
+        container = (Container if name else self.container_type)(self, name or str(self.count))
         self.containers.add(container)
         return container
 
-    def join(self, directory: str, begin: bytes) -> Container:
-        """A further process, that waits for its request, for the container in *directory*. Raises StepFailed."""
+    def find(self, directory: str) -> Container:
+        """The running container that has that cgroup directory. Raises StepFailed."""
         name = directory.rpartition("/")[2]
-        target = next((c for c in self.containers if c.name == name and c.started and c.exit is None), None)
-        if target is None:
+        found = next((c for c in self.containers if c.name == name and c.started and c.exit is None), None)
+        if found is None:
             raise StepFailed("find the container", errno.ESRCH)
-        container = Container(self, f"{name}-exec")
-        try:
-            container.join(target, begin)
-        except StepFailed:
-            container.close()
-            raise
-        self.containers.add(container)
-        return container
+        return found
 
-    def take_spare(self) -> Container:
-        """The process cloned ahead if it is what is wanted, else a new one."""
+    def take_spare(self) -> Container | None:
+        """The process that was cloned ahead, if it is what is wanted."""
         spare, self.spare = self.spare, None
-        if spare is not None:
-            if self.prepared == self.wanted:
-                return spare
+        if spare is not None and self.prepared != self.wanted:
             spare.kill()
-        return self.prepare()
+            return None
+        return spare
 
     def on_mounts(self) -> None:
         """Something was mounted or unmounted here: the spare has a copy of what was there before, and would keep it."""
@@ -304,11 +292,17 @@ class Launcher:
 
     def make_spare(self) -> None:
         """Clone ahead: what the next start then saves is about a third of its time."""
+        self.bind_sections()
+        flags, groups, begin = self.wanted
+        spare = self.new_container()
         try:
-            self.spare = self.prepare()
-            self.prepared = self.wanted
+            spare.prepare(groups)
+            spare.clone(flags, begin)
+            self.spare, self.prepared = spare, self.wanted
         except StepFailed:
             self.wanted = ()  # the next start will say why
+            spare.remove_cgroups()
+            spare.close()
 
     def stop(self) -> None:
         """Kill every container; the loop ends when the last is gone."""

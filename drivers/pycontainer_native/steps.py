@@ -249,10 +249,11 @@ def be_born(k: Recorder, terminal: bool) -> None:
 def die_with_parent(k: Recorder) -> None:
     """SIGKILL when the launcher dies, and the proof that it had not died before this was set.
 
-    getppid() proves nothing: it is 0 across a pid namespace.  A write to the
-    channel does: the other end closes when the launcher exits, before its
-    children are signalled.
+    getppid() proves nothing: it is 0 across a pid namespace.  Whether the other
+    end of the channel has hung up does: a process that exits closes what it has
+    open before its children are signalled.
     """
     with k.step("die with the launcher"):
         k.prctl(abi.PR_SET_PDEATHSIG, 9)
-        k.call("sendto", abi.CHANNEL_FD, b"a", 1, abi.MSG_NOSIGNAL, 0, 0)
+        alive = struct.pack("=ihh", abi.CHANNEL_FD, 0, 0)  # struct pollfd: no event is asked for, and none is there
+        k.call("ppoll", ("buffer", alive), 1, bytes(16), 0, 0, check=(alive, errno.EPIPE))

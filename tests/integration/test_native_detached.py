@@ -215,10 +215,14 @@ def test_a_root_where_others_can_have_put_something(detach: Any, driver: NativeD
 
 
 @pytest.mark.parametrize("change", ["directory", "base"])
-def test_no_other_cgroup_is_killed(detach: Any, driver: NativeDriver, root: str, tmp_path: Path, change: str) -> None:
+def test_no_other_cgroup_is_killed(
+    detach: Any, driver: NativeDriver, root: str, tmp_path: Path, until: Any, change: str
+) -> None:
     box = detach("sleep 1000")
+    monitor = monitor_of(box)
     box.kill()
     box.wait(60)
+    until(lambda: not host.is_alive(monitor))  # until then it has the directory locked, and the record would be its own
     directory = Path(root, "containers", box.id)
     config = json.loads((directory / "config.json").read_text())
     planted = dict(config)

@@ -391,7 +391,7 @@ def test_all_of_it_is_called(compiled: Any, execute: Any) -> None:
     assert failed is None
     called = [name for name, _ in calls]
     assert called.count("pivot_root") == 1
-    assert [name for name in called if name != "seccomp"][-1] == "sendto"
+    assert [name for name in called if name != "seccomp"][-1] == "ppoll"
 
 
 def test_every_failure_is_named(compiled: Any, execute: Any) -> None:
