@@ -138,6 +138,9 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     if spec["linux"].get("rootfsPropagation") in trees.PROPAGATING[:2]:
         cloned.append(trees.Tree(spec["root"]["path"], recursive=True))
         root_of += (abi.GIVEN + len(entered) + len(cloned) - 1,)
+    if len(entered) + len(cloned) > abi.MOST_GIVEN:
+        reason = f"at most {abi.MOST_GIVEN - len(entered)} of them can propagate or have mappings of their own"
+        raise InvalidCommandError("mounts", reason)
     system, own = [m for m in all_mounts if mounts.is_system(m)], [m for m in all_mounts if not mounts.is_system(m)]
     ahead, elsewhere = mounts.split_hidden(
         *(tuple(paths) for paths in (_masked(spec, inside), spec["linux"].get("readonlyPaths", ())))
