@@ -25,10 +25,14 @@ class Request:
     sections: list[bytes]  #: the plan's steps, each section marshalled
     program: tuple[list[bytes], list[bytes], list[bytes]]  #: the paths to try, argv, the environment
     fork: str  #: "init", "join" or ""
-    outside: int  #: so many sections, after the first, are for the parent of who is seen in the pid namespace entered
+    outside: (
+        int  #: how many sections after the first run outside, before the process inside the pid namespace is cloned
+    )
     talks: bool  #: the child has more to say than that it failed
     target: str  #: the cgroup directory of the container to enter; "" is a new one
-    hooks: tuple[int, bytes, dict[str, list[Any]]] | None  #: the section before which they run, their state, by point
+    hooks: (
+        tuple[int, bytes, dict[str, list[Any]]] | None
+    )  #: how many sections after the first come before them; their state; the hooks by point
     ids: tuple[bytes, bytes] | None  #: uid_map and gid_map of the user namespace to make
 
     def __init__(self, *fields: Any) -> None:
