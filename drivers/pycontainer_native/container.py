@@ -1,4 +1,4 @@
-"""A container as the launcher holds it, and the cgroups that it makes for one."""
+"""A container as the launcher holds it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import _signal as signal
 import _socket as socket
 import ctypes
 import errno
-import fcntl
 import marshal
 import os
 import select
 import sys
-from time import monotonic, sleep
+from time import monotonic
 
-from pycontainer_native import abi, bpf
+from pycontainer_native import abi
+from pycontainer_native.cgroup_root import CgroupRoot
 from pycontainer_native.child import (
     EXEC,
     FAILED,
@@ -54,66 +54,6 @@ REMOVAL_TIMEOUT = 5.0
 
 #: How long a poststop hook without a timeout of its own may take once the caller has left (seconds).
 POSTSTOP_TIMEOUT = 5.0
-
-
-class CgroupRoot:
-    """The launcher's own directory in one hierarchy: the containers' directories are below it.
-
-    It is locked as long as the launcher lives.  Whoever gets the lock knows
-    that the owner is dead and removes it, so a directory that was made but not
-    yet locked can vanish: then it is made again.
-    """
-
-    def __init__(self, base: str, name: str, version: int) -> None:
-        self.path = f"{base}/{name}"
-        self.version = version
-        self.done: set[tuple[str, str]] = set()
-        for _ in range(100):
-            try:
-                os.mkdir(self.path, 0o755)
-            except FileExistsError:
-                pass
-            try:
-                self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.stat(self.path).st_ino == os.fstat(self.fd).st_ino:
-                    return
-            except FileNotFoundError:
-                pass
-            except BlockingIOError:
-                sleep(0.005)  # a sweep has it, and is removing it
-            os.close(self.fd)
-        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), self.path)
-
-    def open_to_join(self, name: str) -> int:
-        """What a process needs to join the cgroup *name*: v1's ``tasks``, cgroup2's directory."""
-        if self.version == 2:
-            return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
-        return os.open(f"{name}/tasks", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.fd)
-
-    def write(self, name: str, value: str) -> None:
-        """Write *value* to the control file *name*, in one write."""
-        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.fd)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
-
-    def read(self, name: str, size: int = 1 << 20) -> str:
-        """The text of the control file *name*, at most *size* bytes of it; empty when it cannot be read."""
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
-        except OSError:
-            return ""
-        try:
-            return os.read(fd, size).decode()
-        except OSError:
-            return ""  # ENODEV: somebody has removed the cgroup
-        finally:
-            os.close(fd)
 
 
 def user_namespace(uid_map: bytes, gid_map: bytes) -> int:
@@ -219,7 +159,7 @@ class Container:
                     root.write(f"{self.name}/{name}", value)
                 if program:
                     label = "set device rules"
-                    self.set_device_rules(root, program)
+                    root.set_device_rules(self.name, program)
             label = "make a channel"
             self.channel, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self.far_end = far_end.detach()
@@ -327,17 +267,6 @@ class Container:
         self.launcher.watch(status.fileno(), self.on_status)
         if self.talks and self.pid > 0:
             self._listen()
-
-    def set_device_rules(self, root: CgroupRoot, program: bytes) -> None:
-        """Attach *program* to the container's directory of *root*."""
-        opened = []
-        try:
-            opened.append(root.open_to_join(self.name))
-            opened.append(bpf.load(program))
-            bpf.attach(*opened)  # the cgroup keeps the program, as long as it is there
-        finally:
-            for fd in opened:
-                os.close(fd)
 
     def reject(self, status: socket.socket, label: int | str, error: int) -> None:
         """The request cannot be carried out: end, and say so when everything is undone."""
@@ -632,7 +561,7 @@ class Container:
             except FileNotFoundError:
                 pass
             except OSError:
-                self.kill_cgroup(root)
+                root.kill(self.name)
                 continue
             self.roots.remove(root)
         return not self.roots
@@ -663,33 +592,6 @@ class Container:
                         root.write(f"{self.name}/freezer.state", "THAWED")  # v1's frozen processes do not take it
                     except OSError:
                         pass  # it is not the freezer's hierarchy
-
-    def kill_cgroup(self, root: CgroupRoot) -> None:
-        """One round of SIGKILL to everything in the container's directory of *root*, and below."""
-        try:
-            root.write(f"{self.name}/cgroup.kill", "1")
-            return
-        except OSError:
-            pass  # version 1, or a kernel before 5.14
-        for directory, _, _, _ in os.fwalk(self.name, dir_fd=root.fd):
-            for pid in map(int, root.read(f"{directory}/cgroup.procs").split()):
-                try:
-                    pidfd = os.pidfd_open(pid)
-                except OSError:
-                    continue
-                try:
-                    # The pid may be another's by now: only who still is in here is ours.
-                    if str(pid) in root.read(f"{directory}/cgroup.procs").split():
-                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                except OSError:
-                    pass
-                finally:
-                    os.close(pidfd)
-            if directory != self.name:  # a payload's own, below: the container's is rmdir'ed by the caller
-                try:
-                    os.rmdir(directory, dir_fd=root.fd)
-                except OSError:
-                    pass
 
     def tell(self, *message: str | int | None, fds: list[int] | None = None) -> int:
         """Send to whoever holds the other end of the status socket, if anybody does; what kept it from being sent."""

@@ -41,8 +41,9 @@ import sys
 from time import monotonic
 
 from pycontainer_native import abi
+from pycontainer_native.cgroup_root import CgroupRoot
 from pycontainer_native.child import bind, descriptors, libc, send, syscall, unpack
-from pycontainer_native.container import NO_MEMORY, CgroupRoot, Container, DiedError, StepFailed
+from pycontainer_native.container import NO_MEMORY, Container, DiedError, StepFailed
 from pycontainer_native.request import Request
 
 TYPE_CHECKING = False  # typing would double the time that the import of this module takes
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
 
 CONTROL_FD, CALLER_FD, IMAGE_FD = 3, 4, 5
 
-#: How often to look again at what does not tell (cgroups that are still busy), and for how long nothing has to
-#: happen before a spare is made (seconds).
+#: Seconds between two looks at what has no event, such as a cgroup that is still busy; and how long the launcher has to
+#: have been idle before it clones a spare.
 INTERVAL = 0.002
 
 
@@ -76,7 +77,7 @@ class Launcher:
         self.count = 0
         self.unfinished: set[Container] = set()
         self.others: set[int] = set()  # the pids of children that are no container's
-        #: children that nobody knew, and the containers one of which may still say that it has cloned them
+        #: the pids of children that nobody knew, with the containers that may still say they have cloned one of them
         self.suspects: list[tuple[set[int], set[Container]]] = []
         self.deadlines: dict[Callable[[], None], float] = {}  # what is to be called then, by time.monotonic()
         self.cgroups: dict[str, CgroupRoot] = {}
@@ -172,7 +173,7 @@ class Launcher:
                 status.close()
 
     def serve_other(self, verb: str, arguments: tuple[Any, ...], fds: list[int], status: socket.socket) -> None:
-        """The request that is about no container: for a monitor, which then is asked for one. Raises StepFailed."""
+        """Fork a monitor, which is asked for the container afterwards. Raises StepFailed."""
         from pycontainer_native.monitor import become_monitor  # main() has imported it
 
         try:
@@ -222,7 +223,7 @@ class Launcher:
             self.deadlines[lambda: self.end_child(pid)] = monotonic() + INTERVAL
 
     def end_strays(self, dead: Container) -> None:
-        """Kill children that nobody knows: *dead*, which cloned one, was killed before it could say so.
+        """Kill children that nobody knows: *dead* may have cloned one, and been killed before it could say so.
 
         As a zombie it would keep its pid namespace's first process from ending
         (pid_namespaces(7)), and with it the container for ever.
