@@ -238,7 +238,8 @@ class Container:
                     root.write(f"{self.name}/{name}", value)
                 except OSError as error:
                     raise StepFailed(f"write {value} to {name}", error.errno or errno.EPROTO) from None
-        assert self.channel is not None
+        if self.channel is None:  # it has hung up, and its end is the next thing to be heard of
+            raise DiedError(*(self.failed or ("send the plan", errno.EPIPE)))
         extra: list[int] = []  # descriptors that are the child's alone
         try:
             if request.fork == "init":

@@ -59,6 +59,24 @@ def outcome_of(code: str) -> str:
     return done.stdout
 
 
+def test_a_process_that_has_hung_up_but_not_ended_yet_takes_no_request() -> None:
+    code = """
+from pycontainer_native.container import DiedError
+from pycontainer_native.request import Request
+spare, _, theirs = maker("spare")
+theirs.send(FAILED + (7).to_bytes(4, "little") + (9).to_bytes(4, "little"))
+theirs.close()
+turn(lambda: spare.channel is None)
+status, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+request = Request("box", 0, [], [], ([], [], []), "", 0, False, "", None, None)
+try:
+    spare.dispatch(request, b"", [0, 1, 2], status)
+except DiedError as error:
+    print(error.label, error.errno)
+"""
+    assert outcome_of(code) == "7 9\n"
+
+
 def test_what_a_dead_maker_has_left_is_ended_and_what_another_one_has_just_made_is_not() -> None:
     code = """
 dead, its_maker, held = maker("dead")
