@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from pycontainer_native.launcher import Launcher
     from pycontainer_native.request import Request
 
+#: How long the messages of the first process are, without their first byte, where that is always the same.
+_LENGTHS = {EXEC: 0, GATE: 0, FORKED: 4, TERMINAL: 0, FAILED: 8, HOOKS: 0}
+
 #: A message that cannot be received now stays where it is.
 NO_MEMORY = (errno.ENOMEM, errno.ENOBUFS)
 
@@ -282,7 +285,12 @@ class Container:
     # -- events
 
     def on_channel(self) -> None:
-        """The child said something before execve, or closed its end."""
+        """The child said something before execve, or closed its end.
+
+        Until execve it is a process of this launcher's, so what it says is in
+        order.  Should it not be (a payload that may trace it could take its
+        end), the container ends, and nobody else.
+        """
         while self.channel is not None:
             try:
                 message, control, flags, _ = self.channel.recvmsg(2048, 64, abi.MSG_DONTWAIT | abi.MSG_CMSG_CLOEXEC)
@@ -294,36 +302,56 @@ class Container:
                 if error.errno in NO_MEMORY:
                     continue
                 message, control, flags = b"", [], 0
-            kind = message[:1]
-            if kind == EXEC:
-                self.at_exec = True
-            elif kind == GATE:
-                self.at_gate = True
-                self.launcher.starting.discard(self)
-                self._tell_up("created")
-            elif flags & socket.MSG_CTRUNC:
-                self._cannot_take(int.from_bytes(message[1:5], "little") if kind == FORKED else 0)
-            elif kind == FORKED:
-                self._hand_over(int.from_bytes(message[1:5], "little"), descriptors(control)[0])
-            elif kind == TERMINAL:
-                self.terminal = descriptors(control)[0]
-            elif kind == FAILED:
-                index, number = (int.from_bytes(message[start : start + 4], "little") for start in (1, 5))
-                self.failed = self.failed or (index, number)
-            elif kind == HOOKS:
-                self.hooked = True
-                if "relay" in self.programs:
-                    self._start_relay(self.programs["relay"][0])
-                else:
-                    self._run_hooks("createRuntime", "creating", self._go_on)
-            elif kind == HOOK_FAILED:
-                self.failed = (message[5:].decode("utf-8", "replace"), int.from_bytes(message[1:5], "little"))
-            elif not message:
+            if not message:
                 self.launcher.forget(self.channel.fileno())
                 self.channel.close()
                 self.channel = None
                 self.launcher.starting.discard(self)
                 self._note_start()
+                return
+            fds = descriptors(control)
+            try:
+                if flags & socket.MSG_CTRUNC:
+                    self._cannot_take(message, fds)
+                elif not self._hear(message, fds):
+                    self.failed = self.failed or ("read what the first process says", errno.EBADMSG)
+                    self.kill()
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+    def _hear(self, message: bytes, fds: list[int]) -> bool:
+        """Act upon *message*, and take out of *fds* what is kept; false: it is not what can come now."""
+        kind, text = message[:1], message[1:]
+        wanted = _LENGTHS.get(kind)
+        if len(fds) != (kind in (FORKED, TERMINAL)) or (wanted is not None and len(text) != wanted):
+            return False
+        if kind == FAILED:
+            index, number = (int.from_bytes(text[start : start + 4], "little") for start in (0, 4))
+            self.failed = self.failed or (index, number)
+        elif self.at_exec:
+            return False  # after that it only fails, or executes
+        elif kind == EXEC:
+            self.at_exec = True
+        elif kind == GATE:
+            self.at_gate = True
+            self.launcher.starting.discard(self)
+            self._tell_up("created")
+        elif kind == FORKED:
+            return self._hand_over(int.from_bytes(text, "little"), fds)
+        elif kind == TERMINAL and self.terminal < 0:
+            self.terminal = fds.pop()
+        elif kind == HOOKS and not self.hooked and self.programs:
+            self.hooked = True
+            if "relay" in self.programs:
+                self._start_relay(self.programs["relay"][0])
+            else:
+                self._run_hooks("createRuntime", "creating", self._go_on)
+        elif kind == HOOK_FAILED and len(text) > 4:
+            self.failed = self.failed or (text[4:].decode("utf-8", "replace"), int.from_bytes(text[:4], "little"))
+        else:
+            return False
+        return True
 
     def _note_start(self) -> None:
         """It executes its program, unless it has said that something failed after all."""
@@ -453,22 +481,37 @@ class Container:
             self.launcher.forget(self.status.fileno())
             self.abandon()
 
-    def _hand_over(self, pid: int, pidfd: int) -> None:
-        """Another process goes on, and the one until now ends by itself."""
+    def _hand_over(self, pid: int, fds: list[int]) -> bool:
+        """Another process goes on, and the one until now ends by itself; false: it is no child that this one made."""
+        if not self.is_maker() or not self._is_new_child(pid, fds[0]):
+            return False
         self.handed_over = True
         self.launcher.forget(self.pidfd)
         self.launcher.reap_later(self.pid, self.pidfd)
-        self.pid, self.pidfd = pid, pidfd
-        self.launcher.watch(pidfd, self.on_exit)
+        self.pid, self.pidfd = pid, fds.pop()
+        self.launcher.watch(self.pidfd, self.on_exit)
         if self.abandoned or self.failed is not None:
             self.kill()  # what was killed for that is the other one
+        return True
 
-    def _cannot_take(self, pid: int) -> None:
-        """There is no room for the descriptor that came, of the process *pid* or of the terminal: end it."""
+    def _is_new_child(self, pid: int, pidfd: int) -> bool:
+        """Whether *pidfd* is that of *pid*, a child of the launcher that nobody else has."""
+        try:
+            os.waitid(
+                os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT
+            )  # ECHILD: another's child; EBADF: no pidfd
+            with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
+                is_it = b"\nPid:\t%d\n" % pid in file.read()
+        except OSError:
+            return False
+        return is_it and pid not in self.launcher.known()
+
+    def _cannot_take(self, message: bytes, fds: list[int]) -> None:
+        """There is no room for the descriptor that came, of another process or of the terminal: end it."""
         if self.failed is None:
             self.failed = ("receive descriptors", errno.EMFILE)
-        if pid:
-            self.launcher.end_child(pid)
+        if message[:1] == FORKED and self.is_maker():
+            self.launcher.end_strays(self)
         self.kill()
 
     def is_maker(self) -> bool:

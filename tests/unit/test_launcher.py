@@ -141,3 +141,42 @@ except ChildProcessError:
     print("reaped")
 """
     assert outcome_of(code) == "reaped\n"
+
+
+def test_what_a_first_process_cannot_say_ends_it_and_nobody_else() -> None:
+    code = """
+import array, random, struct
+null = os.open(os.devnull, os.O_RDWR)
+other, its_process, held = maker("other")
+stranger = subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!; exec >&-; wait"], stdout=subprocess.PIPE, text=True)
+theirs_pid = int(stranger.stdout.readline())  # no child of this process
+atexit.register(os.kill, theirs_pid, 9)
+foreign = os.pidfd_open(theirs_pid)
+
+def number(value):
+    return value.to_bytes(4, "little")
+
+cases = [
+    (b"p" + number(theirs_pid), []), (b"p" + number(theirs_pid), [null]), (b"p" + number(theirs_pid), [foreign]),
+    (b"p" + number(theirs_pid), [foreign] * 40), (b"p", [foreign]), (b"p" + number(2**32 - 1), [foreign]),
+    (b"p" + number(its_process.pid), [other.pidfd]), (b"p" + number(its_process.pid), [foreign]),
+    (b"t", []), (b"t", [null] * 2), (b"t" * 9, [null]), (b"f", []), (b"f" + number(1), []), (b"g", [null]), (b"gg", []),
+    (b"h", []), (b"k", []), (b"x" * 2, []), (b"x", [null]), (b"y", []), (b"\\0" * 2000, []), (b"y", [null] * 40),
+]
+for _ in range(200):
+    cases.append((bytes(random.choices(b"pxgtfhk\\0", k=random.randrange(1, 12))), [null] * random.randrange(3)))
+opened = len(os.listdir("/proc/self/fd"))
+for message, fds in cases:
+    container, process, theirs = maker("one")
+    container.failed = None
+    theirs.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+    theirs.sendmsg([b"x"])
+    theirs.sendmsg([b"t"])  # not after that
+    theirs.close()
+    turn(lambda: container not in launcher.containers)
+    assert container.failed, message
+    process.wait()
+print(is_alive(its_process), other.exit, is_alive(stranger), os.path.exists(f"/proc/{theirs_pid}"))
+print(len(os.listdir("/proc/self/fd")) - opened)
+"""
+    assert outcome_of(code) == "True None True True\n0\n"
