@@ -125,6 +125,7 @@ class Container:
         self.pidfd = -1
         self.terminal = -1  # the pseudo-terminal's master, on its way to the caller
         self.report = -1  # where an init writes the payload's wait status
+        self.lease = -1  # the lock on its ids
         self.roots: list[CgroupRoot] = []
         self.oom_file: tuple[CgroupRoot, str] | None = None
         self.oom_kills = 0
@@ -254,7 +255,10 @@ class Container:
                 extra = [os.dup(self.target.pidfd), place]
             if request.ids:
                 extra.append(user_namespace(*request.ids))
-            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (*fds[:3], *extra, *fds[3:]))
+            given = fds[3:]
+            if request.leased:
+                self.lease = os.dup(given.pop(0))
+            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (*fds[:3], *extra, *given))
             self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
         except FileNotFoundError:  # a zombie has no root
             raise StepFailed("find the container", errno.ESRCH) from None
@@ -329,6 +333,8 @@ class Container:
         if kind == FAILED:
             index, number = (int.from_bytes(text[start : start + 4], "little") for start in (0, 4))
             self.failed = self.failed or (index, number)
+        elif kind == FORKED:  # its clone may have been faster than it
+            return self._hand_over(int.from_bytes(text, "little"), fds)
         elif self.at_exec:
             return False  # after that it only fails, or executes
         elif kind == EXEC:
@@ -337,8 +343,6 @@ class Container:
             self.at_gate = True
             self.launcher.starting.discard(self)
             self._tell_up("created")
-        elif kind == FORKED:
-            return self._hand_over(int.from_bytes(text, "little"), fds)
         elif kind == TERMINAL and self.terminal < 0:
             self.terminal = fds.pop()
         elif kind == HOOKS and not self.hooked and self.programs:
@@ -667,7 +671,7 @@ class Container:
             if end is not None:
                 self.launcher.forget(end.fileno())
                 end.close()
-        for fd in (self.pidfd, self.terminal, self.report, self.far_end):
+        for fd in (self.pidfd, self.terminal, self.report, self.lease, self.far_end):
             if fd >= 0:
                 self.launcher.forget(fd)
                 os.close(fd)

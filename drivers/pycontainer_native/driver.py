@@ -351,6 +351,7 @@ class NativeDriver(DetachedVerbs):
         if container.state is not State.RUNNING:
             raise NotRunningError(id, container.state.value)
         command = container.command
+        self._check_further(command, process)
         spec = process_to_oci(process, command.rootfs) | standing_to_oci(command)
         if stdio.size is not None:
             spec["consoleSize"] = {"height": stdio.size[0], "width": stdio.size[1]}
@@ -366,6 +367,23 @@ class NativeDriver(DetachedVerbs):
             if error.errno in ending and container.has_ended(patience=1.0):
                 raise NotRunningError(id) from None
             raise
+
+    def _check_further(self, command: Command, process: Process) -> None:
+        """Raise what *process* cannot be or have in a container of *command*."""
+        own = command.process
+        confined = command.userns is not None or bool(command.uid_mappings)  # then what comes from outside is safe
+        if _may_trace(command) and command.pid != "host" and not confined:
+            reason = (
+                "with CAP_SYS_PTRACE what runs in it could read the memory of what joins it, which was the launcher's; "
+                "userns='auto' keeps that apart"
+            )
+            raise UnsupportedError(self.name, Feature.EXEC, reason)
+        more = set(process.capabilities or ()) - set(own.capabilities or ())
+        if (more or process.privileged) and not own.privileged:
+            what = ", ".join(sorted(more)) or "all rights"
+            raise InvalidCommandError("process.capabilities", f"its container has been started without {what}")
+        if own.no_new_privileges and not process.no_new_privileges:
+            raise InvalidCommandError("process.no_new_privileges", "its container has been started with it")
 
     def _begin(self, command: Command, stdio: Stdio, *, hold: bool) -> NativeProcess:
         self._check(command)
@@ -395,12 +413,10 @@ class NativeDriver(DetachedVerbs):
         except OSError as error:
             raise SetupError("reserve a range of ids", error.errno or errno.EPROTO, error.filename) from None
         try:
-            process = self._launch(command, self.compile(command, hold=hold, size=stdio.size, ids=ids), stdio)
-        except BaseException:
-            os.close(lease)
-            raise
-        process.lease = lease
-        return process
+            compiled = self.compile(command, hold=hold, size=stdio.size, ids=ids)
+            return self._launch(command, attrs.evolve(compiled, leased=True), stdio, given=[lease])
+        finally:
+            os.close(lease)  # the launcher has it, until nothing is left that has these ids
 
     def _build_network(self, command: Command, stack: contextlib.ExitStack) -> Attachment | None:
         """The network of *command* if it has interfaces on bridges; the container's, once *stack* ends in peace.
@@ -441,6 +457,10 @@ class NativeDriver(DetachedVerbs):
                 continue
             if path is not None:
                 fds.append(namespaces.open_path(path, kind, "network.path" if kind == "network" else kind))
+                if kind == "pid" and (tracer := namespaces.tracer_in(fds[-1])) is not None:
+                    os.close(fds.pop())
+                    reason = f"process {tracer} in {path} has CAP_SYS_PTRACE, and could read what sets the new one up"
+                    raise InvalidCommandError(kind, reason)
             else:
                 of_network = kind == "network"
                 shared = (command.networks[0].container or "") if of_network else getattr(command, kind)[10:]

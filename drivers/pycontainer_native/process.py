@@ -43,7 +43,6 @@ class NativeProcess(ContainerProcess):
         self.command = command
         self.namespaces = namespaces  # those that are its own
         self.ids = plan.ids if plan is not None else of_command(command)  # of its user namespace
-        self.lease = -1  # what keeps others from having the same ids
         self.pid = -1
         self.pidfd = -1
         self.terminal: int | None = None
@@ -253,8 +252,7 @@ class NativeProcess(ContainerProcess):
         self._status.close()
         pidfd, self.pidfd = self.pidfd, -1
         terminal, self.terminal = self.terminal, None
-        lease, self.lease = self.lease, -1
-        for fd in (pidfd, terminal, lease):
+        for fd in (pidfd, terminal):
             if fd is not None and fd >= 0:
                 os.close(fd)
 

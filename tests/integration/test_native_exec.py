@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -12,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 
 import pycontainer
-from pycontainer import PIPE, Process, State
+from pycontainer import PIPE, InvalidCommandError, Pipes, Process, State, UnsupportedError
 from pycontainer_native.driver import NativeDriver
 from pycontainer_native.process import NativeProcess
 
@@ -95,7 +98,9 @@ def line(status: str, name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "keywords", [{}, {"user": "alice"}, {"cap_add": ["SYS_PTRACE"]}], ids=["root", "user", "ptrace"]
+    "keywords",
+    [{}, {"user": "alice"}, {"cap_add": ["SYS_PTRACE"], "userns": "auto"}],
+    ids=["root", "user", "ptrace"],
 )
 def test_nothing_of_the_host_is_seen_on_the_way_in(
     busybox_rootfs: Path, native: NativeDriver, spy: str, keywords: dict[str, object]
@@ -106,6 +111,41 @@ def test_nothing_of_the_host_is_seen_on_the_way_in(
         for _ in range(20):
             box.exec(["true"], check=True)
         assert box.poll() is None, box.stdout.read()
+
+
+def test_what_may_trace_it_is_joined_by_nobody(busybox_rootfs: Path, native: NativeDriver) -> None:
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": native, "cap_add": ["SYS_PTRACE"]}
+    with pycontainer.Container(["sleep", "100"], **keywords) as box:
+        with pytest.raises(UnsupportedError, match="CAP_SYS_PTRACE"):
+            box.exec(["true"])
+        assert box.poll() is None
+    with pycontainer.Container(["sleep", "100"], **keywords, userns="auto") as box:
+        assert box.exec(["true"]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"capabilities": ("CAP_CHOWN", "CAP_MKNOD")}, "process.capabilities"),
+        ({"privileged": True}, "process.capabilities"),
+        ({"no_new_privileges": False}, "process.no_new_privileges"),
+    ],
+)
+def test_no_further_process_has_more_rights_than_its_container(
+    busybox_rootfs: Path, native: NativeDriver, changes: dict[str, Any], field: str
+) -> None:
+    with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=native) as box:
+        own = box.command.process
+        process = Process.of(["true"], capabilities=own.capabilities)
+        for attempt, refused in ((process, False), (attrs.evolve(process, **changes), True)):
+            with Pipes().attach(tty=False) as streams:
+                if refused:
+                    with pytest.raises(InvalidCommandError) as caught:
+                        native.exec(box.id, attempt, streams.stdio)
+                    assert caught.value.field == field
+                else:
+                    with contextlib.closing(native.exec(box.id, attempt, streams.stdio)) as further:
+                        assert further.wait(30).exit_code == 0
 
 
 def test_a_payload_that_stops_it_delays_nobody(busybox_rootfs: Path, native: NativeDriver) -> None:
