@@ -22,16 +22,18 @@ from pycontainer.errors import (
     ContainerError,
     ContainerLostError,
     ContainerNotFoundError,
+    NotRunningError,
     SetupError,
     UnsupportedError,
 )
 from pycontainer.logs import LogRecord, read_log
+from pycontainer.service import TRUNCATED, ServiceGoneError, exit_status, send_request, wait_readable
 from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer, sweep
 from pycontainer_native.cgroups.layout import LAUNCHER_DIRECTORY
 from pycontainer_native.cgroups.live import DYING, remove_dead
-from pycontainer_native.client import LauncherClient, LauncherGoneError, send_request
+from pycontainer_native.client import LauncherClient
 from pycontainer_native.namespaces import BRIDGES
-from pycontainer_native.process import NativeProcess, select_one, status_of
+from pycontainer_native.process import NativeProcess
 from pycontainer_native.state import Claim, Record, Store
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class DetachedProcess(NativeProcess):
     nobody knows, once the monitor is silent.
     """
 
+    service = "monitor"
+
     def __init__(
         self,
         command: Command,
@@ -59,11 +63,11 @@ class DetachedProcess(NativeProcess):
         groups: Sequence[Group],
         namespaces: Sequence[str],
         path: str,
-        outcome: Callable[[], tuple[ExitStatus | None, ContainerError | None]],
+        outcome: Callable[[], ExitStatus | ContainerError],
         plan: Plan | None = None,
     ) -> None:
         self._path = path
-        self._outcome = outcome
+        self._how_it_ended = outcome
         super().__init__(command, status, groups, namespaces, plan)
 
     @property
@@ -79,25 +83,33 @@ class DetachedProcess(NativeProcess):
         self._state = state
 
     def ask(self, data: bytes, fds: list[int]) -> None:
-        """Give the monitor a request, as a launcher takes it. Raises LauncherGoneError."""
+        """Give the monitor a request, as a launcher takes it. Raises ServiceGoneError."""
         ask_monitor(self._path, data, fds)
 
     def leave(self) -> None:
         """Its hooks are its monitor's, as all of it."""
 
     def attach(self) -> None:
-        """Be told of what becomes of it, whoever started it. Raises ContainerNotFoundError: that did not succeed."""
-        while self._state is State.CREATING:
-            if not self._receive(starter=True):
-                select_one(self.fileno(), None)
-        self._being_started = False
-        if isinstance(self._error, SetupError) and self._error.errno == errno.ESRCH:
-            self._on_silence()  # it has ended, and its monitor has told everybody else already
-        if isinstance(self._error, SetupError):
-            raise ContainerNotFoundError(self.id)
+        """Be told of what becomes of it, whoever started it. Raises ContainerNotFoundError: that did not succeed.
 
-    def _on_silence(self) -> None:
-        self._exit, self._error = self._outcome()
+        SetupError when this process cannot take its descriptors.
+        """
+        try:
+            self.wait_for_start()
+        except SetupError as error:
+            if error.step == TRUNCATED:
+                raise
+            if error.errno != errno.ESRCH:
+                raise ContainerNotFoundError(self.id) from None
+            self.end(self.on_silence())  # it has ended, and its monitor has told everybody else already
+        except (ContainerLostError, NotRunningError):
+            pass  # it has ended: how, poll() says
+
+    def on_silence(self) -> ExitStatus | ContainerError:
+        return self._how_it_ended()
+
+    def on_closed(self) -> ContainerError:
+        return ContainerError(f"container {self.id!r}: this process has let go of it")
 
 
 class DetachedVerbs(ExecutionDriver):
@@ -207,7 +219,7 @@ class DetachedVerbs(ExecutionDriver):
             said = answer.recv(4096)
             if not said or marshal.loads(said)[0] != "monitor":
                 raise SetupError(*(marshal.loads(said)[1:3] if said else ("fork a monitor", 32)))
-            with contextlib.suppress(LauncherGoneError):  # it has died: which process finds out by itself
+            with contextlib.suppress(ServiceGoneError):  # it has died: which process finds out by itself
                 send_request(connection, compiled.wire(command.id), [theirs.fileno(), *stdio, *given])
             theirs.close()
             process.wait_for_start(State.CREATING, deadline)
@@ -246,7 +258,7 @@ class DetachedVerbs(ExecutionDriver):
                 if record.start is not None:
                     process.pid, process.directory = record.start["pid"], record.config["directory"]
                 if record.alive:
-                    with contextlib.suppress(LauncherGoneError):
+                    with contextlib.suppress(ServiceGoneError):
                         process.ask(marshal.dumps((None, "attach")), [theirs.fileno()])
             process.attach()
         except BaseException:
@@ -268,7 +280,7 @@ class DetachedVerbs(ExecutionDriver):
             process.close()
         return None
 
-    def _outcome(self, id: str) -> tuple[ExitStatus | None, ContainerError | None]:
+    def _outcome(self, id: str) -> ExitStatus | ContainerError:
         """How a container ended whose monitor is silent: its status, or that nobody knows."""
         deadline = time.monotonic() + PATIENCE
         record = self._store.find(id)
@@ -276,13 +288,14 @@ class DetachedVerbs(ExecutionDriver):
             time.sleep(0.002)  # it has closed its sockets, and is about to be gone
             record = self._store.find(id)
         if record is None:
-            return None, ContainerLostError(id, "it was removed")
+            return ContainerLostError(id, "it was removed")
         if not record.alive and not (record.exit and record.exit["finished"]):
             self._kill_rest(record)
-        if record.exit is None:
+        status = _status(record)
+        if status is None:
             words = f": {record.error['words']}" if record.error else ""
-            return None, ContainerLostError(id, f"its monitor died{words}")
-        return _status(record), None
+            return ContainerLostError(id, f"its monitor died{words}")
+        return status
 
     def _kill_rest(self, record: Record) -> bool:
         """Kill and remove what a dead monitor has left; whether nothing is left."""
@@ -360,25 +373,25 @@ def _end_first(record: Record) -> bool:
         if began(pid) == record.start["began"]:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            return bool(select_one(pidfd, PATIENCE))
+            return wait_readable(pidfd, time.monotonic() + PATIENCE)
         return True
     finally:
         os.close(pidfd)
 
 
 def ask_monitor(path: str, data: bytes, fds: list[int]) -> None:
-    """Give a request to the monitor whose state directory is *path*. Raises LauncherGoneError."""
+    """Give a request to the monitor whose state directory is *path*. Raises ServiceGoneError."""
     try:
         directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise LauncherGoneError from None
+        raise ServiceGoneError from None
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             # By the descriptor: a path may be longer than an address can be (unix(7)).
             connection.connect(f"/proc/self/fd/{directory}/socket")
             send_request(connection, data, fds)
     except (ConnectionError, FileNotFoundError):
-        raise LauncherGoneError from None
+        raise ServiceGoneError from None
     finally:
         os.close(directory)
 
@@ -386,7 +399,7 @@ def ask_monitor(path: str, data: bytes, fds: list[int]) -> None:
 def _follow(record: Record, tail: int | None) -> Iterator[LogRecord]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
-        with theirs, contextlib.suppress(LauncherGoneError):
+        with theirs, contextlib.suppress(ServiceGoneError):
             ask_monitor(record.path, marshal.dumps((None, "follow")), [theirs.fileno()])
 
         def wait() -> bool:
@@ -411,4 +424,4 @@ def _cgroup(record: Record) -> Cgroup:
 
 def _status(record: Record) -> ExitStatus | None:
     end = record.exit
-    return None if end is None else status_of(end["exit_code"], end["signal"], end["oom_kills"], end["note"])
+    return None if end is None else exit_status(end["exit_code"], end["signal"], end["oom_kills"], end["note"])
