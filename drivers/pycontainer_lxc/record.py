@@ -15,17 +15,16 @@ import json
 import os
 import select
 import shutil
-import signal as signals
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pycontainer.command import Command
-from pycontainer.driver import ContainerInfo, ContainerProcess, ExitStatus, State
-from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerLostError, WaitTimeoutError
+from pycontainer.driver import ContainerInfo, ExitStatus, State
+from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerLostError
 from pycontainer.logs import LogRecord, read_log
+from pycontainer.service import WatchedProcess, exit_status, wait_readable
 from pycontainer_lxc import cgroups
-from pycontainer_lxc.process import reason, wait_readable
 
 __all__ = ["ROOT", "DetachedProcess", "Record", "claim", "find", "read", "records"]
 
@@ -136,8 +135,7 @@ class Record:
         (kind, *values), when = found
         if kind != "exited":
             return None, when
-        code, signal, oom_killed, note = values
-        return ExitStatus(code, signal, oom_killed, reason(code, signal, oom_killed, note)), when
+        return exit_status(*values), when
 
     def is_guarded(self) -> bool:
         """Whether its guard lives."""
@@ -180,7 +178,7 @@ def _is_frozen(directories: Mapping[str, str]) -> bool:
     return False
 
 
-class DetachedProcess(ContainerProcess):
+class DetachedProcess(WatchedProcess):
     """One process's view of a detached container; to close it changes nothing there."""
 
     def __init__(self, record: Record, sweep: Callable[[], object]) -> None:
@@ -234,25 +232,7 @@ class DetachedProcess(ContainerProcess):
     def _is_over(self) -> bool:
         if self._fd < 0:
             raise ContainerError(f"container {self.id!r}: this process has let go of it")
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return bool(poll.poll(0))
-
-    def wait(self, timeout: float | None = None) -> ExitStatus:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            status = self.poll()
-            if status is not None:
-                return status
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise WaitTimeoutError(self.id, timeout or 0.0)
-            wait_readable(self._fd, left)
-
-    def send_signal(self, signal: int) -> None:
-        if self.pidfd >= 0 and self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                signals.pidfd_send_signal(self.pidfd, signal)
+        return wait_readable(self._fd, 0.0)
 
     def fileno(self) -> int:
         return self._fd
