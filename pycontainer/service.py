@@ -314,11 +314,9 @@ class SocketProcess(WatchedProcess):
         """The outcome, or None while there is none; raised, if it is an error."""
         outcome = self._outcome
         if isinstance(outcome, ContainerError):
-            # A copy, each time: its traceback leads to this object, which would keep itself alive by it.
-            raised = copy.copy(outcome)
-            if hasattr(outcome, "__notes__"):
-                raised.__notes__ = [*outcome.__notes__]  # type: ignore[attr-defined]
-            raise raised
+            # A copy, each time, which no variable of this frame has: the traceback of what is raised leads here, and to
+            # this object, which would keep itself alive by it.
+            raise _copy_of(outcome)
         return outcome
 
     # -- ContainerProcess
@@ -368,6 +366,13 @@ class SocketProcess(WatchedProcess):
     def __del__(self) -> None:
         if hasattr(self, "_lock"):  # else its __init__ has failed
             self.close()
+
+
+def _copy_of(error: ContainerError) -> ContainerError:
+    copied = copy.copy(error)
+    if hasattr(error, "__notes__"):
+        copied.__notes__ = [*error.__notes__]  # type: ignore[attr-defined]
+    return copied
 
 
 class ServiceGoneError(Exception):
