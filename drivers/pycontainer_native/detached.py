@@ -25,9 +25,11 @@ from pycontainer.errors import (
     NotRunningError,
     SetupError,
     UnsupportedError,
+    WaitTimeoutError,
 )
 from pycontainer.logs import LogRecord, read_log
 from pycontainer.service import TRUNCATED, ServiceGoneError, exit_status, send_request, wait_readable
+from pycontainer_native import state
 from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer, sweep
 from pycontainer_native.cgroups.layout import LAUNCHER_DIRECTORY
 from pycontainer_native.cgroups.live import DYING, remove_dead
@@ -46,6 +48,9 @@ if TYPE_CHECKING:
 #: How long a monitor that has closed its sockets may take to be gone (seconds).
 PATIENCE = 5.0
 
+#: And where its start is too late already.
+LATE = 2.0
+
 
 class DetachedProcess(NativeProcess):
     """A container that is its monitor's: when this end of the status socket closes, it goes on.
@@ -58,7 +63,8 @@ class DetachedProcess(NativeProcess):
 
     def __init__(
         self,
-        command: Command,
+        id: str,
+        command: Command | None,
         status: socket.socket,
         groups: Sequence[Group],
         namespaces: Sequence[str],
@@ -68,7 +74,7 @@ class DetachedProcess(NativeProcess):
     ) -> None:
         self._path = path
         self._how_it_ended = outcome
-        super().__init__(command, status, groups, namespaces, plan)
+        super().__init__(id, command, status, groups, namespaces, plan)
 
     @property
     def state(self) -> State:
@@ -166,9 +172,10 @@ class DetachedVerbs(ExecutionDriver):
             try:
                 given = self._open_given(command, compiled, stack, self._build_network(command, stack))
                 return self._start_claimed(stack, claim, command, compiled, given, (token, log), deadline)
-            except BaseException:
+            except BaseException as error:
                 stack.__exit__(*sys.exc_info())  # the lock is the monitor's alone, if there is one
-                self._store.remove(command.id)
+                # As long as a launcher does not even answer, its request has the lock: what stays then is collected.
+                self._store.remove(command.id, LATE if isinstance(error, WaitTimeoutError) else state.PATIENCE)
                 raise
 
     def _start_claimed(
@@ -184,7 +191,10 @@ class DetachedVerbs(ExecutionDriver):
         """Have a monitor forked for *claim*, and a container started by that. *stack* closes what is its own."""
 
         def pair() -> tuple[socket.socket, socket.socket]:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            except OSError as error:
+                raise SetupError("make a status socket", error.errno or errno.EMFILE) from None
             self._own(stack, theirs)
             return ours, theirs
 
@@ -204,7 +214,7 @@ class DetachedVerbs(ExecutionDriver):
         listener.listen(128)
         status, theirs = pair()
         process = DetachedProcess(
-            command, status, compiled.groups, compiled.namespaces, claim.path,
+            command.id, command, status, compiled.groups, compiled.namespaces, claim.path,
             functools.partial(self._outcome, command.id), compiled,
         )  # fmt: skip
         try:
@@ -216,9 +226,13 @@ class DetachedVerbs(ExecutionDriver):
             request = marshal.dumps((None, "detach", token, log.size, log.files))
             self._ask(request, [answering.fileno(), monitors.fileno(), listener.fileno(), claim.fd, *outputs])
             answering.close()
+            began = time.monotonic()
+            while not wait_readable(answer.fileno(), deadline):
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise WaitTimeoutError(command.id, max(0.0, deadline - began))
             said = answer.recv(4096)
             if not said or marshal.loads(said)[0] != "monitor":
-                raise SetupError(*(marshal.loads(said)[1:3] if said else ("fork a monitor", 32)))
+                raise SetupError(*(marshal.loads(said)[1:3] if said else ("fork a monitor", errno.EPIPE)))
             with contextlib.suppress(ServiceGoneError):  # it has died: which process finds out by itself
                 send_request(connection, compiled.wire(command.id), [theirs.fileno(), *stdio, *given])
             theirs.close()
@@ -249,13 +263,13 @@ class DetachedVerbs(ExecutionDriver):
             raise AlreadyExistsError(record.id)
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process = DetachedProcess(
-            record.command, status, _groups(record), record.config["namespaces"], record.path,
+            record.id, record.command, status, _groups(record), record.config["namespaces"], record.path,
             functools.partial(self._outcome, record.id),
         )  # fmt: skip
         try:
             with contextlib.ExitStack() as stack:
                 self._own(stack, theirs)
-                if record.start is not None:
+                if record.start is not None and record.start["pid"] is not None:
                     process.pid, process.directory = record.start["pid"], record.config["directory"]
                 if record.alive:
                     with contextlib.suppress(ServiceGoneError):
@@ -289,18 +303,20 @@ class DetachedVerbs(ExecutionDriver):
             record = self._store.find(id)
         if record is None:
             return ContainerLostError(id, "it was removed")
-        if not record.alive and not (record.exit and record.exit["finished"]):
+        if not record.alive and not record.is_settled:
             self._kill_rest(record)
         status = _status(record)
         if status is None:
             words = f": {record.error['words']}" if record.error else ""
-            return ContainerLostError(id, f"its monitor died{words}")
+            return ContainerLostError(id, record.problem or f"its monitor died{words}")
         return status
 
     def _kill_rest(self, record: Record) -> bool:
         """Kill and remove what a dead monitor has left; whether nothing is left."""
         name = record.config["directory"].partition("/")[0]
         groups = _groups(record)
+        if not name and record.problem:  # where its cgroups are is not known: the sweep of the dead finds them
+            return _end_first(record)
         if not LAUNCHER_DIRECTORY.fullmatch(name) or not all(map(self._is_cgroup, groups)):
             return False  # no driver has written that
         paths = [(group.version, group.controllers, f"{group.base}/{name}") for group in groups]
@@ -319,17 +335,17 @@ class DetachedVerbs(ExecutionDriver):
         return [self._describe(record) for record in self._store.records()]
 
     def _describe(self, record: Record) -> ContainerInfo:
-        created = record.config["created"]
-        if not record.has_ended:
-            if record.start is None:
-                return ContainerInfo(record.id, State.CREATING, None, record.command, created)
+        state, pid, ended, status = State.STOPPED, None, None, None
+        if record.has_ended:
+            if record.exit is not None:
+                ended, status = record.exit["ended"], _status(record)
+        elif record.start is None:
+            state = State.CREATING
+        else:
             state = State.PAUSED if freezer.is_frozen(_cgroup(record)) else State.RUNNING
-            return ContainerInfo(record.id, state, record.start["pid"], record.command, created)
-        if record.exit is None:
-            return ContainerInfo(record.id, State.STOPPED, None, record.command, created)
-        return ContainerInfo(
-            record.id, State.STOPPED, None, record.command, created, record.exit["ended"], _status(record)
-        )
+            pid = record.start["pid"]
+        created = record.config["created"]
+        return ContainerInfo(record.id, state, pid, record.command, created, ended, status, record.problem)
 
     def logs(self, id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:
         record = self._known(id)
@@ -339,7 +355,7 @@ class DetachedVerbs(ExecutionDriver):
         record = self._known(id)
         if not record.has_ended:
             raise ContainerError(f"container {id!r} is running: stop it before it is removed")
-        if not (record.exit and record.exit["finished"]) and not self._kill_rest(record):
+        if not record.is_settled and not self._kill_rest(record):
             raise ContainerError(f"container {id!r} cannot be removed: something in its cgroups does not end")
         if not self._store.remove(id):
             raise ContainerError(f"container {id!r} cannot be removed: its monitor does not end")
@@ -347,7 +363,7 @@ class DetachedVerbs(ExecutionDriver):
     def gc(self) -> Sequence[str]:
         gone = sweep(self.layout)
         for record in self._store.records():
-            if not record.alive and not (record.exit and record.exit["finished"]):
+            if not record.alive and not record.is_settled:
                 self._kill_rest(record)
         for what in self._store.collect(self._kill_rest, lost=True):
             gone.append(f"container {what.id}: {what.path}" if isinstance(what, Record) else what)
@@ -414,7 +430,11 @@ def _follow(record: Record, tail: int | None) -> Iterator[LogRecord]:
 
 
 def _groups(record: Record) -> tuple[Group, ...]:
-    return tuple(Group(base, version, tuple(controllers)) for base, version, controllers in record.config["groups"])
+    groups = record.config["groups"]
+    try:
+        return tuple(Group(str(base), int(version), tuple(controllers)) for base, version, controllers in groups)
+    except (TypeError, ValueError):  # no driver has written that
+        return ()
 
 
 def _cgroup(record: Record) -> Cgroup:
@@ -424,4 +444,6 @@ def _cgroup(record: Record) -> Cgroup:
 
 def _status(record: Record) -> ExitStatus | None:
     end = record.exit
-    return None if end is None else exit_status(end["exit_code"], end["signal"], end["oom_kills"], end["note"])
+    if end is None or (end["exit_code"] is None and end["signal"] is None):
+        return None
+    return exit_status(end["exit_code"], end["signal"], end["oom_kills"], end["note"])

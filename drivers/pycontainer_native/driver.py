@@ -493,7 +493,7 @@ class NativeDriver(DetachedVerbs):
             status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             raise SetupError("make a status socket", error.errno or errno.EMFILE) from None
-        process = NativeProcess(command, status, compiled.groups, compiled.namespaces, compiled)
+        process = NativeProcess(command.id, command, status, compiled.groups, compiled.namespaces, compiled)
         process.network = network
         try:
             with theirs, self._in_flight(process, theirs):

@@ -34,20 +34,30 @@ class NativeProcess(SocketProcess):
 
     def __init__(
         self,
-        command: Command,
+        id: str,
+        command: Command | None,
         status: socket.socket,
         groups: Sequence[Group],
         namespaces: Sequence[str],
         plan: Plan | None = None,
     ) -> None:
-        super().__init__(command.id, status)
-        self.command = command
+        """*command* is None where it cannot be read."""
+        super().__init__(id, status)
+        self._command = command
         self.namespaces = namespaces  # those that are its own
-        self.ids = plan.ids if plan is not None else of_command(command)  # of its user namespace
+        #: Of its user namespace.
+        self.ids = plan.ids if plan is not None else None if command is None else of_command(command)
         self.network: Attachment | None = None  # what of it is the host's
         self._groups = groups
         self.directory = ""  # of its cgroups, below each group's base
         self._plan = plan  # until it runs, to name the step that failed
+
+    @property
+    def command(self) -> Command:
+        """What it runs. Raises ContainerError: that is not known, so nothing can be done by it."""
+        if self._command is None:
+            raise ContainerError(f"container {self.id!r}: its record cannot be read, so what it runs is not known")
+        return self._command
 
     # -- what the launcher says
 
