@@ -33,17 +33,24 @@ __all__ = ["DetachedLifecycle", "containers", "gc", "get"]
 def get(id: str, driver: str | ExecutionDriver | None = None) -> Container:
     """The detached container called *id*, whoever made it, running or not.
 
-    *driver* is the one that it was made with; None is the default one.  Raises
-    ContainerNotFoundError, UnsupportedError, and what
-    :func:`pycontainer.get_driver` raises.
+    *driver* is the one that it was made with; None is the default one.  One
+    whose record cannot be read (:attr:`ContainerInfo.problem`) has
+    ``(unknown)`` as its argv; it can be waited for, killed and removed, and what has to know more
+    raises ContainerError.  Raises ContainerNotFoundError, UnsupportedError, and
+    what :func:`pycontainer.get_driver` raises.
     """
     from pycontainer._api import Container
 
     chosen = get_driver(driver)
     _require(chosen)
-    command = chosen.info(id).command
+    info = chosen.info(id)
+    command = info.command
     if command is None:
-        raise ContainerNotFoundError(id)
+        if not info.problem:
+            raise ContainerNotFoundError(id)
+        from pycontainer.command import Command
+
+        command = Command.of(["(unknown)"], name=id)
     life = DetachedLifecycle(chosen, command)
     life.restore()
     return Container._of(life)

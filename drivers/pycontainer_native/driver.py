@@ -41,11 +41,12 @@ from pycontainer.network import named
 from pycontainer.process import capability_numbers
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp_filter import Filter, compile_filter
+from pycontainer.service import ServiceGoneError
 from pycontainer.spec import limits_to_oci, process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
 from pycontainer_native import namespaces, plan, trees, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
 from pycontainer_native.cgroups.live import DYING
-from pycontainer_native.client import LauncherClient, LauncherGoneError
+from pycontainer_native.client import LauncherClient
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
 from pycontainer_native.host import Host
 from pycontainer_native.identity import RLIM_NLIMITS
@@ -359,7 +360,7 @@ class NativeDriver(DetachedVerbs):
         compiled = plan.compile_exec(spec, container.joins, container.namespaces, filter, self.host, container.ids)
         try:
             return self._launch(container.command, compiled, stdio, container)
-        except LauncherGoneError:  # the monitor, and the container with it
+        except ServiceGoneError:  # the monitor, and the container with it
             raise NotRunningError(id) from None
         except SetupError as error:
             # Its end takes the new process along, and comes a moment later itself (pid_namespaces(7)).
@@ -512,7 +513,7 @@ class NativeDriver(DetachedVerbs):
             status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             raise SetupError("make a status socket", error.errno or errno.EMFILE) from None
-        process = NativeProcess(command, status, compiled.groups, compiled.namespaces, compiled)
+        process = NativeProcess(command.id, command, status, compiled.groups, compiled.namespaces, compiled)
         process.network = network
         try:
             with theirs, self._in_flight(process, theirs):
@@ -555,8 +556,8 @@ class NativeDriver(DetachedVerbs):
             step = "send the request"
             try:
                 launcher.request(request, fds)
-            except LauncherGoneError:
-                self._drop(launcher)
+            except ServiceGoneError:
+                self._forget(launcher)  # whether or not its process has ended, it listens no more
                 launcher = self._live_launcher()
                 launcher.request(request, fds)
         except OSError as error:
@@ -586,15 +587,21 @@ class NativeDriver(DetachedVerbs):
             raise DriverUnavailableError("native", without_user_namespace(self.name, error)) from None
 
     def _drop(self, launcher: LauncherClient) -> str:
-        """Forget a dead launcher and remove what it left; its last words."""
+        """Forget a dead launcher and remove what it left; its last words. Nothing happens to one that lives."""
+        if not launcher.ended(timeout=1.0):
+            return "its launcher let go of it"
         words = launcher.last_words()
+        self._forget(launcher)
+        return words
+
+    def _forget(self, launcher: LauncherClient) -> None:
+        """End it, for good, and remove what it left."""
         with self._lock:
             if self._launcher is not launcher:
-                return words
+                return
             self._launcher = None
         launcher.close()
         self._sweep(launcher)  # it may take a moment, for which others need not wait
-        return words
 
     def _sweep(self, dead: LauncherClient) -> None:
         """Remove what a *dead* launcher of this driver has left, wherever its containers were."""
