@@ -315,8 +315,9 @@ class Container:
                 return
             fds = descriptors(control)
             try:
-                if flags & socket.MSG_CTRUNC:
-                    self._cannot_take(message, fds)
+                if flags & socket.MSG_CTRUNC:  # there is no room for the terminal
+                    self.failed = self.failed or ("receive descriptors", errno.EMFILE)
+                    self.kill()
                 elif not self._hear(message, fds):
                     self.failed = self.failed or ("read what the first process says", errno.EBADMSG)
                     self.kill()
@@ -328,13 +329,13 @@ class Container:
         """Act upon *message*, and take out of *fds* what is kept; false: it is not what can come now."""
         kind, text = message[:1], message[1:]
         wanted = _LENGTHS.get(kind)
-        if len(fds) != (kind in (FORKED, TERMINAL)) or (wanted is not None and len(text) != wanted):
+        if len(fds) != (kind == TERMINAL) or (wanted is not None and len(text) != wanted):
             return False
         if kind == FAILED:
             index, number = (int.from_bytes(text[start : start + 4], "little") for start in (0, 4))
             self.failed = self.failed or (index, number)
         elif kind == FORKED:  # its clone may have been faster than it
-            return self._hand_over(int.from_bytes(text, "little"), fds)
+            return self._hand_over(int.from_bytes(text, "little"))
         elif self.at_exec:
             return False  # after that it only fails, or executes
         elif kind == EXEC:
@@ -485,38 +486,30 @@ class Container:
             self.launcher.forget(self.status.fileno())
             self.abandon()
 
-    def _hand_over(self, pid: int, fds: list[int]) -> bool:
+    def _hand_over(self, pid: int) -> bool:
         """Another process goes on, and the one until now ends by itself; false: it is no child that this one made."""
-        if not self.is_maker() or not self._is_new_child(pid, fds[0]):
+        if not self.is_maker() or pid in self.launcher.known():
             return False
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # ECHILD: it is no child of the launcher
+        except (OSError, OverflowError):
+            return False
+        # So its pid is nobody else's until it is reaped.
         self.handed_over = True
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            self.failed = self.failed or ("open a pidfd", error.errno or errno.EPROTO)
+            self.launcher.end_child(pid)
+            self.kill()
+            return True
         self.launcher.forget(self.pidfd)
         self.launcher.reap_later(self.pid, self.pidfd)
-        self.pid, self.pidfd = pid, fds.pop()
+        self.pid, self.pidfd = pid, pidfd
         self.launcher.watch(self.pidfd, self.on_exit)
         if self.abandoned or self.failed is not None:
             self.kill()  # what was killed for that is the other one
         return True
-
-    def _is_new_child(self, pid: int, pidfd: int) -> bool:
-        """Whether *pidfd* is that of *pid*, a child of the launcher that nobody else has."""
-        try:
-            os.waitid(
-                os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT
-            )  # ECHILD: another's child; EBADF: no pidfd
-            with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
-                is_it = b"\nPid:\t%d\n" % pid in file.read()
-        except OSError:
-            return False
-        return is_it and pid not in self.launcher.known()
-
-    def _cannot_take(self, message: bytes, fds: list[int]) -> None:
-        """There is no room for the descriptor that came, of another process or of the terminal: end it."""
-        if self.failed is None:
-            self.failed = ("receive descriptors", errno.EMFILE)
-        if message[:1] == FORKED and self.is_maker():
-            self.launcher.end_strays(self)
-        self.kill()
 
     def is_maker(self) -> bool:
         """Whether its first process may clone, or have cloned, another one that is not known yet."""

@@ -158,6 +158,34 @@ def test_a_payload_that_stops_it_delays_nobody(busybox_rootfs: Path, native: Nat
         assert box.wait(10) == -9
 
 
+#: Keeps more descriptors on their way than anybody of its user may have open.
+IN_FLIGHT = """
+import array, socket, time
+kept = []
+try:
+    while True:
+        kept.append(socket.socketpair())
+        kept[-1][0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 250))])
+except OSError as error:
+    print(error.errno, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_descriptors_on_their_way_keep_nobody_out(busybox_rootfs: Path, native: NativeDriver) -> None:
+    few: dict[str, Any] = {"driver": native, "rlimits": {"NOFILE": 256}}
+    argv = [sys.executable, "-I", "-S", "-c", IN_FLIGHT]
+    with (
+        pycontainer.Container(argv, stdout=PIPE, text=True, **few) as box,
+        pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, **few) as other,
+    ):
+        assert box.stdout is not None
+        assert int(box.stdout.readline()) == errno.ETOOMANYREFS
+        for one in (box, other):
+            done = one.exec(["sh", "-c", "echo here; exit 42"], capture_output=True, text=True)
+            assert (done.returncode, done.stdout) == (42, "here\n")
+
+
 def test_many_at_once(busybox_rootfs: Path, native: NativeDriver) -> None:
     with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=native) as box:
         found: dict[int, str] = {}
@@ -263,9 +291,12 @@ def test_a_source_that_leads_into_proc_is_refused(busybox_rootfs: Path, native: 
     assert caught.value.field == "mounts.source"
 
 
-@pytest.mark.parametrize(("stage", "tty"), [("set groups and ids", False), ("open a terminal", True)])
+@pytest.mark.parametrize(
+    ("stage", "tty", "step"),
+    [("set groups and ids", False, "open a pidfd"), ("open a terminal", True, "receive descriptors")],
+)
 def test_a_launcher_without_room_for_a_descriptor_ends_that_process_alone(
-    stage: str, tty: bool, busybox_rootfs: Path, own_driver: NativeDriver, monkeypatch: pytest.MonkeyPatch,
+    stage: str, tty: bool, step: str, busybox_rootfs: Path, own_driver: NativeDriver, monkeypatch: pytest.MonkeyPatch,
     until: Callable[..., None],
 ) -> None:  # fmt: skip
     with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=own_driver) as box:
@@ -283,7 +314,7 @@ def test_a_launcher_without_room_for_a_descriptor_ends_that_process_alone(
         process.open_gate()
         with pytest.raises(pycontainer.SetupError) as caught:
             process.wait_for_start(State.CREATED)
-        assert (caught.value.step, caught.value.errno) == ("receive descriptors", errno.EMFILE)
+        assert (caught.value.step, caught.value.errno) == (step, errno.EMFILE)
         process.close()
         until(lambda: len(host.children(launcher)) == 2)
         assert box.poll() is None

@@ -32,10 +32,7 @@ def maker(name):
     return container, process, theirs
 
 def announce(theirs, process):
-    pidfd = os.pidfd_open(process.pid)
-    rights = [(abi.SOL_SOCKET, abi.SCM_RIGHTS, pidfd.to_bytes(4, sys.byteorder))]
-    theirs.sendmsg([FORKED + process.pid.to_bytes(4, "little")], rights)
-    os.close(pidfd)
+    theirs.send(FORKED + process.pid.to_bytes(4, "little"))
 
 def is_alive(process):
     return os.path.exists(f"/proc/{process.pid}") and open(f"/proc/{process.pid}/stat").read().split()[2] not in "ZX"
@@ -157,6 +154,8 @@ def number(value):
     return value.to_bytes(4, "little")
 
 cases = [
+    (b"p" + number(2**32 - 1), []), (b"p" + number(0), []), (b"p" + number(1), []),
+    (b"p" + number(its_process.pid), []),
     (b"p" + number(theirs_pid), []), (b"p" + number(theirs_pid), [null]), (b"p" + number(theirs_pid), [foreign]),
     (b"p" + number(theirs_pid), [foreign] * 40), (b"p", [foreign]), (b"p" + number(2**32 - 1), [foreign]),
     (b"p" + number(its_process.pid), [other.pidfd]), (b"p" + number(its_process.pid), [foreign]),
