@@ -197,6 +197,7 @@ class SocketProcess(WatchedProcess):
         self._status = status
         self._outcome: ExitStatus | ContainerError | None = None
         self._being_started = True
+        self._is_closed = False
         self._owner = os.getpid()
         self._lock = threading.Lock()
 
@@ -240,7 +241,7 @@ class SocketProcess(WatchedProcess):
                 return False
             if self._outcome is not None:
                 return True
-            if self._status.fileno() < 0:  # by ourselves: of the service that tells nothing
+            if self._is_closed:  # by ourselves: of the service that tells nothing
                 self.end(self.on_closed())
                 return True
             try:
@@ -252,11 +253,11 @@ class SocketProcess(WatchedProcess):
             except ConnectionResetError:
                 data, control, came = b"", [], 0
             except OSError as error:
-                self.end(self.on_closed() if self._status.fileno() < 0 else self._unheard(error, starter))
+                self.end(self.on_closed() if self._is_closed else self._unheard(error, starter))
                 return True
             if not data:
                 self.state = State.STOPPED  # for others, while it is found out how
-                self.end(self.on_silence())
+                self.end(self.on_closed() if self._is_closed else self.on_silence())
                 return True
             rights = b"".join(rights for _, kind, rights in control if kind == socket.SCM_RIGHTS)
             fds = [int.from_bytes(rights[i : i + 4], sys.byteorder) for i in range(0, len(rights), 4)]
@@ -270,7 +271,7 @@ class SocketProcess(WatchedProcess):
             finally:
                 while fds:
                     os.close(fds.pop())
-            if self._status.fileno() < 0 and self._outcome is None:  # it was closed in the meantime
+            if self._is_closed and self._outcome is None:  # in the meantime
                 self.state = State.STOPPED
             return True
 
@@ -353,6 +354,7 @@ class SocketProcess(WatchedProcess):
                 self._status.shutdown(how)
 
     def close(self) -> None:
+        self._is_closed = True  # first: whoever reads at this moment hears an end-of-file that is ours
         self.hang_up()
         self._status.close()
         if self._outcome is None:  # nobody will learn of its end, and its id is free

@@ -270,7 +270,8 @@ def test_asking_about_one_that_is_closed_leaves_the_others(driver: LxcDriver, bu
     for _ in range(3):
         assert not driver.info(first.id).is_running
     assert second.poll() is None
-    second.close()
+    for box in (first, second):
+        box.close()
 
 
 def test_twenty_in_parallel(run: Callable[..., Any]) -> None:

@@ -117,6 +117,25 @@ def test_to_ask_of_one_that_is_closed_asks_nobody(running: tuple[Toy, socket.soc
     assert process.asked == 0
 
 
+def test_an_end_of_file_of_ones_own_is_no_silence_either(
+    running: tuple[Toy, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another thread reads between the two halves of close()."""
+    process, _ = running
+    hang_up, raised = process.hang_up, []
+
+    def poll_meanwhile() -> None:
+        hang_up()
+        with pytest.raises(ContainerLostError, match="closed while it ran") as caught:
+            process.poll()
+        raised.append(caught.value)
+
+    monkeypatch.setattr(process, "hang_up", poll_meanwhile)
+    process.close()
+    assert (len(raised), process.asked) == (1, 0)
+    monkeypatch.undo()
+
+
 def test_silence_is_asked_about_once(running: tuple[Toy, socket.socket]) -> None:
     process, theirs = running
     theirs.close()
