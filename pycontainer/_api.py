@@ -22,7 +22,7 @@ from attrs import evolve, field, frozen
 from pycontainer._exchange import Exchange
 from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
 from pycontainer.driver import ContainerProcess, ExecutionDriver, ExitStatus, Feature, LogLimits, State, Stdio
-from pycontainer.errors import ContainerError, ContainerExitError, NotRunningError, WaitTimeoutError, add_note
+from pycontainer.errors import ContainerError, NotRunningError, WaitTimeoutError, add_note
 from pycontainer.lifecycle import ExecLifecycle, Lifecycle
 from pycontainer.plugins import get_driver
 from pycontainer.stdio import PIPE, Streams, TtyTerminal
@@ -133,6 +133,8 @@ class CompletedContainer:
     def check_returncode(self) -> None:
         """Raise ContainerExitError unless the exit code is 0."""
         if self.returncode != 0:
+            from pycontainer.errors import ContainerExitError
+
             raise ContainerExitError(self.args, self.status, self.stdout, self.stderr)
 
 
