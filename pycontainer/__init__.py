@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from pycontainer.hooks import Hook, Hooks
     from pycontainer.hookspecs import hookimpl
     from pycontainer.logs import LogRecord
-    from pycontainer.observers import register, unregister
+    from pycontainer.observers import register_observer, unregister_observer
     from pycontainer.options import Option
     from pycontainer.overlay import Overlay
     from pycontainer.plugins import InstalledDriver, drivers, get_driver
@@ -131,10 +131,10 @@ __all__ = [
     "get",
     "get_driver",
     "hookimpl",
-    "register",
+    "register_observer",
     "rootfs",
     "run",
-    "unregister",
+    "unregister_observer",
 ]
 
 _HOMES = {
@@ -152,7 +152,7 @@ _HOMES = {
     "hooks": "Hook Hooks",
     "hookspecs": "hookimpl",
     "logs": "LogRecord",
-    "observers": "register unregister",
+    "observers": "register_observer unregister_observer",
     "options": "Option",
     "plugins": "InstalledDriver drivers get_driver",
     "overlay": "Overlay",

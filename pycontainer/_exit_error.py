@@ -1,4 +1,4 @@
-"""The one exception that needs :mod:`subprocess`, which is why it has a module of its own: see :mod:`pycontainer.errors`."""
+"""The one exception that needs :mod:`subprocess`, and so has a module of its own: see :mod:`pycontainer.errors`."""
 
 from __future__ import annotations
 
