@@ -106,7 +106,7 @@ def compare(
     Raises DriverNotFoundError.
     """
     observations, unusable = [], {}
-    for name in sorted(plugins._offers()) if drivers is None else list(drivers):
+    for name in sorted(plugins.offers()) if drivers is None else list(drivers):
         try:
             driver = plugins.get_driver(name)
             probe = driver.probe()
