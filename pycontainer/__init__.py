@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pycontainer import aio, rootfs
     from pycontainer._api import CompletedContainer, Container, run
     from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
-    from pycontainer.detached import containers, gc, get
     from pycontainer.device import Device
     from pycontainer.diagnosis import Diagnosis, Finding, doctor
     from pycontainer.driver import (
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from pycontainer.options import Option
     from pycontainer.overlay import Overlay
     from pycontainer.plugins import InstalledDriver, drivers, get_driver
+    from pycontainer.recorded import containers, gc, get
     from pycontainer.rootfs import HostView
     from pycontainer.stats import (
         CpuStats,
@@ -141,7 +141,6 @@ _HOMES = {
     "aio": "aio",  # a module that is public as it is
     "_api": "CompletedContainer Container run",
     "command": "Command Mount Network Process Resources Rlimit",
-    "detached": "containers gc get",
     "device": "Device",
     "diagnosis": "Diagnosis Finding doctor",
     "driver": "ContainerInfo ContainerProcess ExecutionDriver ExitStatus Feature FeatureProbe LogLimits "
@@ -156,6 +155,7 @@ _HOMES = {
     "options": "Option",
     "plugins": "InstalledDriver drivers get_driver",
     "overlay": "Overlay",
+    "recorded": "containers gc get",
     "rootfs": "rootfs HostView",
     "stats": "CpuStats InterfaceStats IoStats MemoryStats PidsStats Pressure Stats",
     "stdio": "DEVNULL PIPE STDOUT Pipes Terminal TtyTerminal",
