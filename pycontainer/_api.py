@@ -417,7 +417,8 @@ class Container:
             return
         streams = Streams(*self._wanted, tty=self._life.command.process.tty)
         try:
-            streams.started(verb(evolve(streams.stdio, deadline=deadline)))
+            stdio = streams.stdio
+            streams.started(verb(stdio if deadline is None else evolve(stdio, deadline=deadline)))
             self._streams = streams
             for name in ("stdin", "stdout", "stderr"):
                 setattr(self, name, self._file(getattr(streams, name)))
@@ -492,7 +493,7 @@ class Container:
 
     def kill(self) -> None:
         """SIGKILL to everything in it: Docker's Terminate."""
-        self._life.terminate()
+        self._life.kill_all()
 
     def stop(self, timeout: float | None = 10) -> ExitStatus:
         """As docker stop: SIGTERM, after *timeout* seconds SIGKILL to everything; how it ended."""

@@ -67,12 +67,16 @@ class DetachedLifecycle(Lifecycle):
         with self._verb():
             self._require(self.can_create, "started already")
             require_restore(self.driver)
-            deadline = None if stdio is None else stdio.deadline
-            process = self._make(
-                lambda command, _: self.driver.start_detached(command, self._log, deadline), stdio or Stdio(-1, -1, -1)
-            )
-            self._enter(State.RUNNING)
-            return process
+            start = self._begin()
+        stdio = stdio or Stdio(-1, -1, -1)
+        deadline = stdio.deadline
+        return self._make(
+            start, lambda command, _: self.driver.start_detached(command, self._log, deadline), stdio, State.RUNNING
+        )
+
+    def _undo(self) -> None:
+        """Remove what has been started for nobody."""
+        self.remove(force=True)
 
     def restore(self) -> None:
         """Attach this process, anew if it was: also after :meth:`close`, and in a forked child.
@@ -80,12 +84,13 @@ class DetachedLifecycle(Lifecycle):
         Raises ContainerNotFoundError.
         """
         if self.inherited:
-            self._lock, self._waiting = threading.RLock(), threading.Lock()
+            self._lock, self._waiting, self._start = threading.RLock(), threading.RLock(), None
         process = self.driver.restore(self.id)
         with self._lock:
             before, self.process = self.process, process
             self._maker, self._let_go = os.getpid(), False
             self.status = self._lost = None
+            self._seen = False
             self._state = State.RUNNING
         if before is not None:
             before.close()
@@ -112,7 +117,7 @@ class DetachedLifecycle(Lifecycle):
             if self._let_go or self.inherited:
                 self.restore()
             try:
-                self.terminate()
+                self.kill_all()
                 self.wait()
             except (ContainerLostError, NotRunningError):
                 pass
