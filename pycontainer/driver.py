@@ -333,7 +333,10 @@ class ExecutionDriver(abc.ABC):
 
     @abc.abstractmethod
     def terminate(self, id: str) -> None:
-        """Docker's Terminate: SIGKILL to everything in the container. Raises NotRunningError."""
+        """SIGKILL to everything in the container: Docker 0.9's ``Terminate``. Raises NotRunningError.
+
+        Not :meth:`Container.terminate`, which is Popen's and sends SIGTERM: :meth:`Container.kill` calls this.
+        """
 
     @abc.abstractmethod
     def info(self, id: str) -> ContainerInfo:
