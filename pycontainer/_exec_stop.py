@@ -54,7 +54,7 @@ class ExecStop(threading.Thread, Generic[T]):
             raise self._error
 
     def result(self) -> T:
-        """What *look* returned. Raises what it raised; ProcessLookupError: no program was executed."""
+        """What *look* returned. Raises what it raised, SetupError; ProcessLookupError: no program was executed."""
         self.join()
         if self._error is not None:
             raise self._error
@@ -71,6 +71,12 @@ class ExecStop(threading.Thread, Generic[T]):
             return
         finally:
             self._seized.set()
+        try:
+            self._watch()
+        except OSError as error:  # as EMFILE; the tracing ends, and what is traced goes on
+            self._error = SetupError("watch the main process", error.errno or errno.EIO, error.filename)
+
+    def _watch(self) -> None:
         # By looking, not by waitpid(2): whoever in this process waits for any child would take the news away.
         while self._traced and not self._seen and self._error is None:
             for pid in list(self._traced):

@@ -22,7 +22,7 @@ Rules that hold for every verb:
   refuses paths that are given.
 * Any verb may be called from any thread.  For one container the core
   serialises the verbs, but not ``poll``, ``wait``, ``info`` and
-  ``get_pids_for_container``.
+  ``get_pids_for_container``; and during a ``start_created`` it may be killed.
 * No verb installs a signal handler.  What a driver starts is in a session of
   its own, so that a ^C meant for the caller does not end it.
 * The descriptors of a :class:`Stdio` are borrowed.  No other descriptor of the
@@ -216,6 +216,9 @@ class Stdio:
     stderr: int
     size: tuple[int, int] | None = None  #: the terminal's (rows, columns)
     deadline: float | None = None  #: when the start has to be over, of time.monotonic(); else WaitTimeoutError
+    #: A descriptor that is readable once the start is to be given up, with WaitTimeoutError; -1: it never is. For a
+    #: driver that does not look at it the core ends the container when it has started.
+    give_up: int = -1
 
 
 @frozen
@@ -335,7 +338,10 @@ class ExecutionDriver(abc.ABC):
 
     @abc.abstractmethod
     def terminate(self, id: str) -> None:
-        """Docker's Terminate: SIGKILL to everything in the container. Raises NotRunningError."""
+        """SIGKILL to everything in the container: Docker 0.9's ``Terminate``. Raises NotRunningError.
+
+        Not :meth:`Container.terminate`, which is Popen's and sends SIGTERM: :meth:`Container.kill` calls this.
+        """
 
     @abc.abstractmethod
     def info(self, id: str) -> ContainerInfo:

@@ -63,7 +63,7 @@ any driver::
         def pycontainer_exited(self, id, status):
             logging.info("%s %s", id, status.reason if status else "was lost")
 
-    pycontainer.register(Journal())
+    pycontainer.register_observer(Journal())
 
     pycontainer.run(["true"])
 

@@ -337,7 +337,7 @@ print(box.stats().memory.limit, driver.info(box.id).state.value)
 box.pause()
 print(driver.info(box.id).state.value)
 box.unpause()
-print(box.stop().exit_code)
+print(box.stop())
 """)
     assert said.split("\n")[1:-1] == ["67108864", "33554432 running", "paused", "4"]
     assert "/dev/pts/" in said

@@ -644,11 +644,11 @@ def test_observers_hear_of_a_container(start: Any, native: Any) -> None:
             events.append((id, native.get_pids_for_container(id) if native.info(id).is_running else []))
 
     witness = Witness()
-    pycontainer.register(witness)
+    pycontainer.register_observer(witness)
     try:
         box = start(["sleep", "100"], name="observed")
         box.kill()
         box.wait(30)
     finally:
-        pycontainer.unregister(witness)
+        pycontainer.unregister_observer(witness)
     assert events == [("observed", "sleep\n"), ("observed", 9), ("observed", [])]
