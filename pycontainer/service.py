@@ -55,8 +55,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import errno
 import fcntl
+import functools
 import os
 import select
 import signal as signals
@@ -85,6 +87,7 @@ __all__ = [
     "ServiceGoneError",
     "SocketProcess",
     "WatchedProcess",
+    "caller",
     "exit_status",
     "interpreter",
     "send_request",
@@ -333,10 +336,14 @@ class SocketProcess(WatchedProcess):
         return self._ended()
 
     def deliver(self, signal: int) -> None:
-        if self.pidfd >= 0 or signal != signals.SIGKILL:
-            super().deliver(signal)
-        else:
-            self.leave()  # the service can end what this process has no descriptor of
+        try:
+            if self.pidfd >= 0 or signal != signals.SIGKILL:
+                super().deliver(signal)
+                return
+        except PermissionError:  # it is of a user that the caller no longer is
+            if signal != signals.SIGKILL:
+                raise
+        self.leave()  # the service can end what this process has no descriptor of, or no right over
 
     def fileno(self) -> int:
         return self._status.fileno()
@@ -381,6 +388,36 @@ class ServiceGoneError(Exception):
     """The service has ended, so a request could not be given to it."""
 
 
+_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
+_PR_GET_NO_NEW_PRIVS = 39  # linux/prctl.h
+_NAMESPACES = [
+    f"/proc/thread-self/ns/{name}"
+    for name in ("cgroup", "ipc", "mnt", "net", "pid_for_children", "user", "uts")
+    if os.path.exists(f"/proc/self/ns/{name}")  # not every kernel is made with all of them
+]
+
+
+def caller() -> tuple[object, ...]:
+    """Who this thread is and where: its ids, groups, capabilities, no_new_privs, namespaces and root.
+
+    A service goes on with those of whoever started it.  Once its caller has
+    others, what it does for him would be more than he may do himself, or
+    elsewhere.
+    """
+    libc = _libc()
+    sets = (ctypes.c_uint32 * 6)()
+    libc.capget((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), sets)
+    confined = libc.prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+    root = os.stat("/")
+    ids = (os.getresuid(), os.getresgid(), tuple(os.getgroups()))
+    return (*ids, tuple(sets), confined, *map(os.readlink, _NAMESPACES), root.st_dev, root.st_ino)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 class Service:
     """One service process: started here, ended by :meth:`close`, and by itself when its caller has ended.
 
@@ -403,6 +440,7 @@ class Service:
     pidfd = -1  #: open as long as this object is there: what asks whether it lives may be in another thread
 
     def __init__(self, argv: Sequence[str], handed: Sequence[int], program: str | None = None) -> None:
+        self.made_by = caller()
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -415,6 +453,14 @@ class Service:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(self.pid, 0)
             raise
+
+    def check_caller(self) -> None:
+        """Raise ContainerError if this thread no longer is who it was when it made this process: see :func:`caller`."""
+        if caller() != self.made_by:
+            raise ContainerError(
+                "this process has changed its user, rights, namespaces or root since the driver's own process was "
+                "started, which has those of before: make another driver"
+            )
 
     def request(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send one request, see :func:`send_request`. Raises ServiceGoneError, OSError."""
@@ -441,9 +487,10 @@ class Service:
         self.control.close()
         if self.pidfd < 0:
             return False
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # of another user than it was
             signals.pidfd_send_signal(self.pidfd, signals.SIGCONT)  # stopped, it would not notice
-            if not self.ended(self.patience if patience is None else patience):
+        if not self.ended(self.patience if patience is None else patience):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 signals.pidfd_send_signal(self.pidfd, signals.SIGKILL)
         try:
             result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)

@@ -224,6 +224,7 @@ class LxcDriver(ExecutionDriver):
     def _start(self, command: Command, stdio: Stdio, gate: bool = False) -> LxcProcess:
         spec = self._checked(command)
         guard = self._live_guard()
+        guard.check_caller()
         with Terminal(_uid(spec), stdio.size) if command.process.tty else Borrowed(stdio) as streams:
             request = {**self._request(command, spec, guard, streams), "gate": gate}
             process = self._begin("start", request, streams, guard, stdio.deadline)

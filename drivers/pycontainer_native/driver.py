@@ -41,7 +41,7 @@ from pycontainer.network import named
 from pycontainer.process import capability_numbers
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp_filter import Filter, compile_filter
-from pycontainer.service import ServiceGoneError
+from pycontainer.service import ServiceGoneError, caller
 from pycontainer.spec import limits_to_oci, process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
 from pycontainer_native import namespaces, plan, trees, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
@@ -107,9 +107,10 @@ class NativeDriver(DetachedVerbs):
     def __init__(self, root: str | None = None) -> None:
         self._store = Store(root)
         self._lock = threading.Lock()
+        self._caller: tuple[object, ...] = ()  # who the thread was that this driver has last worked for
         self._launcher: LauncherClient | None = None
+        self._former: dict[tuple[object, ...], LauncherClient] = {}  # those of callers with other rights or namespaces
         self._host: Host | None = None
-        self._inherited: tuple[tuple[int, int], ...] = ()  # the resource limits that the launcher has of this process
         self._layout: Layout | None = None
         self._filters: dict[object, Filter | None] = {}
         self._unlimited: tuple[Group, ...] = ()  # the cgroups of a container without limits
@@ -130,7 +131,21 @@ class NativeDriver(DetachedVerbs):
 
         return probe(self.name, self.layout, self.host.namespace, FEATURES)
 
+    def _look_at_caller(self) -> None:
+        """Whoever has other rights or namespaces than before gets another launcher, and is told of another host."""
+        now = caller()
+        if now == self._caller:
+            return
+        with self._lock:
+            if self._launcher is not None:
+                self._former[self._caller] = self._launcher
+            self._caller, self._launcher = now, self._former.pop(now, None)
+            self._host = self._layout = None
+            self._unlimited = ()
+            self._filters.clear()
+
     def validate(self, command: Command) -> Sequence[InvalidCommandError | UnsupportedError]:
+        self._look_at_caller()
         problems: list[InvalidCommandError | UnsupportedError] = []
         if command.config:
             problems.append(InvalidCommandError("config", "raw values are for other drivers: native takes none"))
@@ -270,10 +285,9 @@ class NativeDriver(DetachedVerbs):
         if self._host is None:
             self._host = Host.of_caller()
         limits = _limits()
-        if limits != (self._inherited or limits) or self._host.rlimits or limits[_NOFILE] != self._host.nofile:
-            changed = [
-                (n, *now) for n, (now, then) in enumerate(zip(limits, self._inherited, strict=False)) if now != then
-            ]
+        inherited = () if self._launcher is None else self._launcher.limits
+        if limits != (inherited or limits) or self._host.rlimits or limits[_NOFILE] != self._host.nofile:
+            changed = [(n, *now) for n, (now, then) in enumerate(zip(limits, inherited, strict=False)) if now != then]
             others = tuple(limit for limit in changed if limit[0] != _NOFILE)
             self._host = attrs.evolve(self._host, nofile=limits[_NOFILE], rlimits=others)
         return self._host
@@ -351,6 +365,9 @@ class NativeDriver(DetachedVerbs):
         container = self._running(id)
         if container.state is not State.RUNNING:
             raise NotRunningError(id, container.state.value)
+        self._look_at_caller()
+        if container.launcher is not None and container.launcher.made_by != self._caller:
+            raise ContainerError(f"container {id!r} was started with other rights than this process has by now")
         command = container.command
         self._check_further(command, process)
         spec = process_to_oci(process, command.rootfs) | standing_to_oci(command)
@@ -360,7 +377,7 @@ class NativeDriver(DetachedVerbs):
         compiled = plan.compile_exec(spec, container.joins, container.namespaces, filter, self.host, container.ids)
         try:
             return self._launch(container.command, compiled, stdio, container)
-        except ServiceGoneError:  # the monitor, and the container with it
+        except ServiceGoneError:  # the launcher or the monitor, and the container with it
             raise NotRunningError(id) from None
         except SetupError as error:
             # Its end takes the new process along, and comes a moment later itself (pid_namespaces(7)).
@@ -524,7 +541,9 @@ class NativeDriver(DetachedVerbs):
                     container.ask(request, fds)
                 else:
                     # This launcher, and no other: by the time that its death is noticed there may be a new one.
-                    process.on_lost = functools.partial(self._drop, self._ask(request, fds))
+                    launcher = self._ask(request, fds, None if container is None else container.launcher)
+                    process.launcher = launcher
+                    process.on_lost = functools.partial(self._drop, launcher)
             process.wait_for_start(State.CREATING, stdio.deadline)
         except BaseException:
             process.close()
@@ -548,15 +567,21 @@ class NativeDriver(DetachedVerbs):
                 raise AlreadyExistsError(process.id)
             self._processes[process.id] = process
 
-    def _ask(self, request: bytes, fds: list[int]) -> LauncherClient:
-        """Give *request* to the launcher, which is returned; one that has died meanwhile is replaced, once."""
-        step = "start the launcher"
+    def _ask(self, request: bytes, fds: list[int], owner: LauncherClient | None = None) -> LauncherClient:
+        """Give *request* to the *owner* of its container, or to the launcher, which is returned.
+
+        A launcher that has died meanwhile is replaced, once; for an owner that
+        is ServiceGoneError.
+        """
+        step = "start the launcher" if owner is None else "send the request"
         try:
-            launcher = self._live_launcher()
+            launcher = owner or self._live_launcher()
             step = "send the request"
             try:
                 launcher.request(request, fds)
             except ServiceGoneError:
+                if owner is not None:
+                    raise
                 self._forget(launcher)  # whether or not its process has ended, it listens no more
                 launcher = self._live_launcher()
                 launcher.request(request, fds)
@@ -570,8 +595,9 @@ class NativeDriver(DetachedVerbs):
         with self._lock:
             if self._launcher is None:
                 sweep(self.layout)
-                self._inherited = _limits()
+                limits = _limits()
                 self._launcher = self._new_launcher()
+                self._launcher.limits = limits
             return self._launcher
 
     def _new_launcher(self) -> LauncherClient:
@@ -597,9 +623,12 @@ class NativeDriver(DetachedVerbs):
     def _forget(self, launcher: LauncherClient) -> None:
         """End it, for good, and remove what it left."""
         with self._lock:
-            if self._launcher is not launcher:
+            if self._launcher is launcher:
+                self._launcher = None
+            elif launcher in self._former.values():
+                self._former = {who: former for who, former in self._former.items() if former is not launcher}
+            else:
                 return
-            self._launcher = None
         launcher.close()
         self._sweep(launcher)  # it may take a moment, for which others need not wait
 
@@ -703,9 +732,11 @@ class NativeDriver(DetachedVerbs):
 
     def close(self) -> None:
         with self._lock:
-            launcher, self._launcher = self._launcher, None
-        if launcher is not None and not launcher.close():
-            self._sweep(launcher)
+            launchers = [*self._former.values(), *filter(None, [self._launcher])]
+            self._former, self._launcher = {}, None
+        for launcher in launchers:
+            if not launcher.close():
+                self._sweep(launcher)
         if self._bridges:
             from pycontainer_native.network import remove_bridges
 
@@ -715,9 +746,9 @@ class NativeDriver(DetachedVerbs):
 
     def _after_fork(self) -> None:
         """In a forked child: the launcher and the containers are the parent's."""
-        if self._launcher is not None:
-            self._launcher.forget()
-            self._launcher = None
+        for launcher in (*self._former.values(), *filter(None, [self._launcher])):
+            launcher.forget()
+        self._former, self._launcher = {}, None
         # A copy of such a socket would keep the other end from noticing that the parent has closed its own.
         for process in list(self._all):
             process.close()
