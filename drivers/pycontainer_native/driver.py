@@ -39,7 +39,7 @@ from pycontainer.errors import (
 from pycontainer.hooks import POINTS
 from pycontainer.network import named
 from pycontainer.process import capability_numbers
-from pycontainer.rootfs import Overlay
+from pycontainer.rootfs import Overlay, open_in_rootfs
 from pycontainer.seccomp_filter import Filter, compile_filter
 from pycontainer.service import ServiceGoneError, caller
 from pycontainer.spec import limits_to_oci, process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
@@ -167,6 +167,7 @@ class NativeDriver(DetachedVerbs):
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} does not exist"))
             elif os.path.realpath(mount.source).startswith("/proc/") or os.path.realpath(mount.source) == "/proc":
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} leads into /proc"))
+        problems += _check_etc(command)
         problems += self._check_propagation(command)
         problems += _check_hooks(command)
         problems += self._unmapped(command)
@@ -807,6 +808,27 @@ def _check_hooks(command: Command) -> Iterator[InvalidCommandError]:
     if command.hooks is not None and command.hooks.start_container and _may_trace(command):
         reason = "with CAP_SYS_PTRACE one could read the memory of what waits for it, which was the launcher's"
         yield InvalidCommandError("hooks.start_container", reason)
+
+
+def _check_etc(command: Command) -> Iterator[InvalidCommandError]:
+    """What was asked for in files of /etc that the root file system has no place for: nothing is made in it."""
+    layers = command.rootfs.layers if isinstance(command.rootfs, Overlay) else (command.rootfs,)
+    asked = (("dns", "resolv.conf"), ("dns_search", "resolv.conf"), ("extra_hosts", "hosts"))
+    for field, name in asked:
+        covered = {mount.target for mount in command.mounts} & {"/etc", f"/etc/{name}"}
+        if getattr(command, field) and not covered and not any(_has_file(layer, f"etc/{name}") for layer in layers):
+            yield InvalidCommandError(field, f"the rootfs has no file /etc/{name} to show it in (an empty one will do)")
+
+
+def _has_file(rootfs: object, path: str) -> bool:
+    """Whether it is there, or may be; what has no directory of its own has whatever it is to have."""
+    if not isinstance(rootfs, str):
+        return True
+    try:
+        os.close(open_in_rootfs(rootfs, path))
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
+    return True
 
 
 def _check_labels(command: Command) -> Iterator[InvalidCommandError]:
