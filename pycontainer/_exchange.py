@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import io
+import math
 import os
 import select
 import time
@@ -206,10 +207,10 @@ def pump(flows: Iterable[Flow], process: ContainerProcess | None, deadline: floa
 
 
 def milliseconds(deadline: float | None) -> int | None:
-    """The time until *deadline* as poll(2) takes it: rounded up, at most what an int holds."""
+    """The time until *deadline* as poll(2) takes it: rounded up, at most what an int holds, 0 once it is over."""
     if deadline is None:
         return None
-    return max(0, int(min((deadline - time.monotonic()) * 1000, 2**31 - 2)) + 1)
+    return math.ceil(min(max(0.0, deadline - time.monotonic()) * 1000, 2**31 - 1))
 
 
 class Exchange:

@@ -54,7 +54,9 @@ stopped    restore, logs, info (with its status), delete               (removed)
 
 Anywhere else they raise :class:`~pycontainer.errors.NotRunningError`.
 ``pytest --pyargs pycontainer.testing.conformance --container-driver NAME``
-tests all of this (:mod:`pycontainer.testing.conformance`).
+tests all of this (:mod:`pycontainer.testing.conformance`).  What an attached
+container takes, a helper process that ends with its caller, and a
+ContainerProcess that hears from it, is in :mod:`pycontainer.service`.
 """
 
 from __future__ import annotations
@@ -167,6 +169,9 @@ class ContainerInfo:
     ended: float | None = None  #: when it ended, of time.time(); None while it runs, or when that is unknown
     #: How it ended; None while it runs. None of a stopped one: what watched over it died, and nobody knows.
     status: ExitStatus | None = None
+    #: Why not all of this is known, where its record cannot be read: that of a later version, or a broken one. Then it
+    #: has no :attr:`command`; it can be removed, and what needs no more than its processes works.
+    problem: str = ""
 
     @property
     def is_running(self) -> bool:
@@ -417,7 +422,11 @@ class ExecutionDriver(abc.ABC):
         raise UnsupportedError(self.name, Feature.RESTORE)
 
     def containers(self) -> Sequence[ContainerInfo]:
-        """Feature.RESTORE: every detached container, those that have ended too, the oldest first."""
+        """Feature.RESTORE: every detached container, those that have ended too, the oldest first.
+
+        One whose record cannot be read is among them, with its ``problem``,
+        and keeps nobody from the others.
+        """
         raise UnsupportedError(self.name, Feature.RESTORE)
 
     def logs(self, id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pycontainer._api import Container
+from pycontainer.command import Command
 from pycontainer.detached import DetachedLifecycle, require_restore
 from pycontainer.driver import ContainerInfo, ExecutionDriver
 from pycontainer.errors import ContainerNotFoundError
@@ -14,15 +15,21 @@ __all__ = ["containers", "gc", "get"]
 def get(id: str, driver: str | ExecutionDriver | None = None) -> Container:
     """The detached container called *id*, whoever made it, running or not.
 
-    *driver* is the one that it was made with; None is the default one.  Raises
+    *driver* is the one that it was made with; None is the default one.  One
+    whose record cannot be read (:attr:`ContainerInfo.problem`) has
+    ``(unknown)`` as its argv; it can be waited for, killed and removed, and
+    what has to know more raises ContainerError.  Raises
     ContainerNotFoundError, UnsupportedError, and what
     :func:`pycontainer.get_driver` raises.
     """
     chosen = get_driver(driver)
     require_restore(chosen)
-    command = chosen.info(id).command
+    info = chosen.info(id)
+    command = info.command
     if command is None:
-        raise ContainerNotFoundError(id)
+        if not info.problem:
+            raise ContainerNotFoundError(id)
+        command = Command.of(["(unknown)"], name=id)
     life = DetachedLifecycle(chosen, command)
     life.restore()
     return Container._of(life)

@@ -15,17 +15,16 @@ import json
 import os
 import select
 import shutil
-import signal as signals
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pycontainer.command import Command
-from pycontainer.driver import ContainerInfo, ContainerProcess, ExitStatus, State
-from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerLostError, WaitTimeoutError
+from pycontainer.driver import ContainerInfo, ExitStatus, State
+from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerLostError, InvalidCommandError
 from pycontainer.logs import LogRecord, read_log
+from pycontainer.service import WatchedProcess, exit_status, wait_readable
 from pycontainer_lxc import cgroups
-from pycontainer_lxc.process import reason, wait_readable
 
 __all__ = ["ROOT", "DetachedProcess", "Record", "claim", "find", "read", "records"]
 
@@ -92,12 +91,28 @@ class Record:
     def __init__(self, id: str) -> None:
         self.id = id
         self.path = f"{ROOT}/{id}"
+        self._problems: dict[str, str] = {}  # by what cannot be read
 
-    def _read(self, name: str) -> Any:
+    @property
+    def problem(self) -> str:
+        """What of what was asked for cannot be read, and why; "" as long as all could."""
+        return "; ".join(f"{self.path}/{name}: {why}" for name, why in self._problems.items())
+
+    def _read(self, name: str, kind: type, *keys: str) -> Any:
+        """What is in that file, a *kind* with these *keys*; None when there is none, or it is of no use."""
         try:
-            return json.loads(cgroups.read(f"{self.path}/{name}"))
+            found: Any = json.loads(cgroups.read(f"{self.path}/{name}"))
         except FileNotFoundError:
             return None
+        except (OSError, ValueError, RecursionError) as error:
+            self._problems[name] = f"{type(error).__name__}: {error}"
+            return None
+        is_one = type(found) is kind
+        missing = [key for key in keys if key not in found] if is_one else [kind.__name__]
+        if missing:
+            self._problems[name] = f"{', '.join(missing)} missing"
+            return None
+        return found
 
     def describe(self, guard: int, token: str, lxcpath: str, directories: Mapping[str, str], isolated: bool) -> None:
         """Add what is known once there is a guard."""
@@ -114,30 +129,41 @@ class Record:
     @property
     def content(self) -> Mapping[str, Any]:
         """What was recorded at its start: command, created, guard, token, directories, isolated."""
-        return self._read("container") or {}
+        return self._read("container", dict, "command", "created") or {}
+
+    @property
+    def command(self) -> Command | None:
+        """What it runs; None where that cannot be read, as a field of a later version."""
+        text = self.content.get("command")
+        try:
+            return None if text is None else Command.from_json(text)
+        except (InvalidCommandError, ValueError, TypeError) as error:
+            self._problems["container"] = str(error)
+            return None
 
     @property
     def created(self) -> float:
-        created: float = self.content.get("created", 0.0)
-        return created
+        created = self.content.get("created")
+        return created if isinstance(created, (int, float)) else 0.0
 
     def has_started(self) -> bool:
         return os.path.exists(f"{self.path}/started")
 
     def started(self) -> Mapping[str, int]:
         """The pids: its own, and its monitor's."""
-        return self._read("started") or {}
+        return self._read("started", dict, "pid", "monitor") or {}
 
-    def ended(self) -> tuple[ExitStatus | None, float] | None:
-        """How and when it ended, if that is on record; the status is None where LXC itself did not know."""
-        found = self._read("ended")
+    def ended(self) -> tuple[ExitStatus | None, float | None] | None:
+        """How and when it ended, if that is on record; None for what LXC itself did not know, or cannot be read."""
+        found = self._read("ended", list)
         if found is None:
-            return None
-        (kind, *values), when = found
-        if kind != "exited":
-            return None, when
-        code, signal, oom_killed, note = values
-        return ExitStatus(code, signal, oom_killed, reason(code, signal, oom_killed, note)), when
+            return (None, None) if "ended" in self._problems else None
+        try:
+            (kind, *values), when = found
+            return (exit_status(*values) if kind == "exited" else None), when
+        except (TypeError, ValueError) as error:
+            self._problems["ended"] = str(error)
+            return None, None
 
     def is_guarded(self) -> bool:
         """Whether its guard lives."""
@@ -158,17 +184,16 @@ class Record:
 
     def info(self) -> ContainerInfo:
         """What ``info`` says of it."""
-        content = self.content
+        content, command = self.content, self.command
         state, pid, status, when = State.STOPPED, None, None, None
         ended = self.ended()
         if ended is not None:
             status, when = ended
         elif self.is_guarded():
             pid = self.started().get("pid")
-            state = State.PAUSED if _is_frozen(content["directories"]) else State.RUNNING
-        return ContainerInfo(
-            self.id, state, pid, Command.from_json(content["command"]), content["created"], when, status
-        )
+            state = State.PAUSED if _is_frozen(content.get("directories", {})) else State.RUNNING
+        created = content.get("created")
+        return ContainerInfo(self.id, state, pid, command, created, when, status, self.problem)
 
 
 def _is_frozen(directories: Mapping[str, str]) -> bool:
@@ -180,24 +205,30 @@ def _is_frozen(directories: Mapping[str, str]) -> bool:
     return False
 
 
-class DetachedProcess(ContainerProcess):
-    """One process's view of a detached container; to close it changes nothing there."""
+class DetachedProcess(WatchedProcess):
+    """One process's view of a detached container; to close it changes nothing there.
+
+    Raises ContainerError when it runs, and not even its guard's pid on record can be read.
+    """
+
+    _fd = -1
 
     def __init__(self, record: Record, sweep: Callable[[], object]) -> None:
         self.record = record
         self.id = record.id
-        self.command = Command.from_json(record.content["command"])
-        self.cgroups: dict[str, str] = dict(record.content["directories"])
-        self.pid = record.started()["pid"]
+        content = record.content
+        self._guard: int = content["guard"] if {"guard", "token", "directories"} <= content.keys() else -1
+        if self._guard < 0 and record.is_guarded():
+            raise ContainerError(f"container {self.id!r}: its record cannot be read: {record.problem or record.path}")
+        self._command = record.command
+        self.cgroups: dict[str, str] = dict(content.get("directories", {}))
+        self.pid = record.started().get("pid", -1)
         self.pidfd = -1
         self.terminal = None
         self._sweep = sweep
         self._exit: ExitStatus | None = None
-        self._guard = record.content["guard"]
-        try:
+        with contextlib.suppress(OSError):
             self._fd = os.pidfd_open(self._guard)  # readable when the guard has ended
-        except ProcessLookupError:
-            self._fd = -1
         if self._fd < 0 or not record.is_guarded():  # then the pid may be anybody's
             self.close()
             self._fd, theirs = os.pipe2(os.O_CLOEXEC)
@@ -208,6 +239,13 @@ class DetachedProcess(ContainerProcess):
             if not self._is_inside():
                 os.close(self.pidfd)
                 self.pidfd = -1
+
+    @property
+    def command(self) -> Command:
+        """What it runs. Raises ContainerError: that is not known, so nothing can be done by it."""
+        if self._command is None:
+            raise ContainerError(f"container {self.id!r}: {self.record.problem}")
+        return self._command
 
     def _is_inside(self) -> bool:
         """Whether :attr:`pid` still is the container's first process: it may have ended already."""
@@ -222,37 +260,20 @@ class DetachedProcess(ContainerProcess):
         if self._exit is None and not self._is_over():
             return None
         if self._exit is None:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._guard, os.WNOHANG)  # if it was this process that made it
+            if self._guard > 0:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(self._guard, os.WNOHANG)  # if it was this process that made it
             ended = self.record.ended()
             if ended is None or ended[0] is None:
                 self._sweep()
-                raise ContainerLostError(self.id, "its guard has ended without a word")
+                raise ContainerLostError(self.id, self.record.problem or "its guard has ended without a word")
             self._exit = ended[0]
         return self._exit
 
     def _is_over(self) -> bool:
         if self._fd < 0:
             raise ContainerError(f"container {self.id!r}: this process has let go of it")
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return bool(poll.poll(0))
-
-    def wait(self, timeout: float | None = None) -> ExitStatus:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            status = self.poll()
-            if status is not None:
-                return status
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise WaitTimeoutError(self.id, timeout or 0.0)
-            wait_readable(self._fd, left)
-
-    def send_signal(self, signal: int) -> None:
-        if self.pidfd >= 0 and self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                signals.pidfd_send_signal(self.pidfd, signal)
+        return wait_readable(self._fd, 0.0)
 
     def fileno(self) -> int:
         return self._fd
@@ -264,7 +285,7 @@ class DetachedProcess(ContainerProcess):
         self._fd = self.pidfd = -1
 
     def __del__(self) -> None:
-        if hasattr(self, "_fd"):
+        if self._fd >= 0:
             self.close()
 
 

@@ -42,6 +42,7 @@ _NUMBERS = {
     "openat": (257, 56),
     "openat2": (437, 437),
     "pivot_root": (155, 41),
+    "ppoll": (271, 73),
     "prctl": (157, 167),
     "prlimit64": (302, 261),
     "recvfrom": (45, 207),
@@ -171,6 +172,8 @@ SIOCGIFINDEX = 0x8933
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 SOL_SOCKET = 1
 SCM_RIGHTS = 1
+#: CMSG_SPACE of SCM_MAX_FD descriptors (unix(7)): the buffer for those of a request.
+RIGHTS_SPACE = 16 + 253 * 4 + 4
 MSG_DONTWAIT = 0x40
 MSG_NOSIGNAL = 0x4000
 MSG_CMSG_CLOEXEC = 0x40000000
@@ -184,10 +187,11 @@ STDIN, STDOUT, STDERR, EXTRA, ROOT, CHANNEL, CGROUP = range(7)
 #: One v1 hierarchy each, from slot CGROUP on: more than the kernel has controllers.
 #: Then the file systems that every container has, wherever in the plan they are made: mounts.make_system.
 KEPT = SCRATCH, EMPTY, NULL, PROC, SYS, DEV = range(CGROUP + 20, CGROUP + 26)
-#: Then the descriptors that the caller has opened for the plan, such as namespaces to enter: fewer than the buffer for
-#: a message's has room for.
+#: Then the descriptors that the caller has opened for the plan, such as namespaces to enter and mounts with mapped ids:
+#: with those that go with every request they are fewer than the kernel sends in one message.
 GIVEN = CGROUP + 26
-FIRST_SLOT = GIVEN + 48
+MOST_GIVEN = 240
+FIRST_SLOT = GIVEN + MOST_GIVEN
 SLOTS = 4096
 #: The child's end of its channel to the launcher, once foreign descriptors are closed.
 CHANNEL_FD = 3

@@ -1,4 +1,4 @@
-"""A container as the launcher holds it, and the cgroups that it makes for one."""
+"""A container as the launcher holds it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import _signal as signal
 import _socket as socket
 import ctypes
 import errno
-import fcntl
 import marshal
 import os
 import select
 import sys
-from time import monotonic, sleep
+from time import monotonic
 
-from pycontainer_native import abi, bpf
+from pycontainer_native import abi
+from pycontainer_native.cgroup_root import CgroupRoot
 from pycontainer_native.child import (
     EXEC,
     FAILED,
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from pycontainer_native.launcher import Launcher
     from pycontainer_native.request import Request
 
+#: How long the messages of the first process are, without their first byte, where that is always the same.
+_LENGTHS = {EXEC: 0, GATE: 0, FORKED: 4, TERMINAL: 0, FAILED: 8, HOOKS: 0}
+
 #: A message that cannot be received now stays where it is.
 NO_MEMORY = (errno.ENOMEM, errno.ENOBUFS)
 
@@ -54,66 +57,6 @@ REMOVAL_TIMEOUT = 5.0
 
 #: How long a poststop hook without a timeout of its own may take once the caller has left (seconds).
 POSTSTOP_TIMEOUT = 5.0
-
-
-class CgroupRoot:
-    """The launcher's own directory in one hierarchy: the containers' directories are below it.
-
-    It is locked as long as the launcher lives.  Whoever gets the lock knows
-    that the owner is dead and removes it, so a directory that was made but not
-    yet locked can vanish: then it is made again.
-    """
-
-    def __init__(self, base: str, name: str, version: int) -> None:
-        self.path = f"{base}/{name}"
-        self.version = version
-        self.done: set[tuple[str, str]] = set()
-        for _ in range(100):
-            try:
-                os.mkdir(self.path, 0o755)
-            except FileExistsError:
-                pass
-            try:
-                self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.stat(self.path).st_ino == os.fstat(self.fd).st_ino:
-                    return
-            except FileNotFoundError:
-                pass
-            except BlockingIOError:
-                sleep(0.005)  # a sweep has it, and is removing it
-            os.close(self.fd)
-        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), self.path)
-
-    def open_to_join(self, name: str) -> int:
-        """What a process needs to join the cgroup *name*: v1's ``tasks``, cgroup2's directory."""
-        if self.version == 2:
-            return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
-        return os.open(f"{name}/tasks", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.fd)
-
-    def write(self, name: str, value: str) -> None:
-        """Write *value* to the control file *name*, in one write."""
-        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.fd)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
-
-    def read(self, name: str) -> str:
-        """The text of the control file *name*; empty when it cannot be read."""
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
-        except OSError:
-            return ""
-        try:
-            return os.read(fd, 1 << 20).decode()
-        except OSError:
-            return ""  # ENODEV: somebody has removed the cgroup
-        finally:
-            os.close(fd)
 
 
 def user_namespace(uid_map: bytes, gid_map: bytes) -> int:
@@ -165,10 +108,10 @@ class DiedError(StepFailed):
 class Container:
     """One container's life, from the clone of its first process to the last message about it.
 
-    It is made in two steps: :meth:`prepare` clones a process into namespaces
-    and cgroups of its own, :meth:`dispatch` gives it a request.  What is
-    prepared does not depend on most of what a request says, so it can be done
-    ahead.
+    :meth:`prepare` makes its cgroups and :meth:`dispatch` leaves its request in
+    the channel, where the process that :meth:`clone` makes finds it.  Little of
+    what is prepared depends on the request, so that process can also be cloned
+    ahead, and wait for it.
     """
 
     def __init__(self, launcher: Launcher, name: str) -> None:
@@ -176,11 +119,13 @@ class Container:
         self.name = name  # of its directory in each hierarchy
         self.status: socket.socket | None = None
         self.channel: socket.socket | None = None
+        self.far_end = -1  # the other end of the channel, until the first process has it
         self.target: Container | None = None  # the container that it is a further process of
         self.pid = -1
         self.pidfd = -1
         self.terminal = -1  # the pseudo-terminal's master, on its way to the caller
         self.report = -1  # where an init writes the payload's wait status
+        self.lease = -1  # the lock on its ids
         self.roots: list[CgroupRoot] = []
         self.oom_file: tuple[CgroupRoot, str] | None = None
         self.oom_kills = 0
@@ -191,6 +136,7 @@ class Container:
         self.relay: Relay | None = None
         self.hooked = False  # it has got as far as its hooks, so those after its end are to come
         self.abandoned = False  # the caller has left
+        self.talks = False  # the first process has more to say than that it failed
         self.at_gate = False
         self.hands_over = False  # the first process clones another one, and ends
         self.handed_over = False
@@ -201,8 +147,9 @@ class Container:
 
     # -- start
 
-    def prepare(self, flags: int, groups: list[Any], begin: bytes) -> None:
-        """Make the cgroups and clone the first process, which waits for its request. Raises StepFailed."""
+    def prepare(self, groups: list[Any]) -> None:
+        """Make the cgroups and the channel. Raises StepFailed."""
+        label = ""
         try:
             for base, version, enable, seed, _, oom_file, first, program in groups:
                 label = f"make cgroup {base}"
@@ -216,49 +163,54 @@ class Container:
                     root.write(f"{self.name}/{name}", value)
                 if program:
                     label = "set device rules"
-                    self.set_device_rules(root, program)
+                    root.set_device_rules(self.name, program)
+            label = "make a channel"
+            self.channel, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.far_end = far_end.detach()
         except OSError as error:
             raise StepFailed(label, error.errno or errno.EPROTO) from None
-        self._clone(flags, self.roots, begin)
 
-    def join(self, target: Container, begin: bytes) -> None:
-        """Clone a further process for the container *target*, which waits for its request. Raises StepFailed."""
-        self.target = target
-        self._clone(0, target.roots, begin)
+    def clone(self, flags: int, begin: bytes) -> None:
+        """Clone the first process, which makes the steps of *begin* and takes its request. Raises StepFailed.
 
-    def _clone(self, flags: int, roots: list[CgroupRoot], begin: bytes) -> None:
-        """Clone a process that makes the steps of *begin*, the cgroups of *roots* being at hand to join.
-
-        A v1 hierarchy is joined by the child, which writes "0" to ``tasks``: a
-        task that moves itself needs no lock over every fork and exit of the
-        system, a move by ``cgroup.procs`` waits 10 to 20 ms for that.  On
-        cgroup2 it is cloned into its cgroup.
+        The cgroups of its container are at hand.  A v1 hierarchy is joined by
+        the process itself, which writes "0" to ``tasks``: a task that moves
+        itself needs no lock over every fork and exit of the system, a move by
+        ``cgroup.procs`` waits 10 to 20 ms for that.  On cgroup2 it is cloned
+        into its cgroup.
         """
+        assert self.channel is not None
         bound = bind(begin)
+        owner = self.target or self
         label = "open cgroups"
         doomed: list[int] = []  # descriptors that only the child needs
         try:
             into, slot = -1, abi.CGROUP
-            for root in roots:
-                doomed.append(root.open_to_join(self.name if self.target is None else self.target.name))
+            for root in owner.roots:
+                doomed.append(root.open_to_join(owner.name))
                 if root.version == 2:
                     into = doomed[-1]
                 else:
                     slots[slot].value = doomed[-1]
                     slot += 1
-            self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            doomed.append(theirs.detach())
-            slots[abi.CHANNEL].value = doomed[-1]
+            slots[abi.CHANNEL].value = self.far_end
             label = "clone3"
             self._clone3(flags | (abi.CLONE_INTO_CGROUP if into >= 0 else 0), max(into, 0), bound)
         except OSError as error:
             raise StepFailed(label, error.errno or errno.EPROTO) from None
         finally:
+            doomed.append(self.far_end)
+            self.far_end = -1
             for fd in doomed:
                 os.close(fd)
         self.launcher.watch(self.pidfd, self.on_exit)
-        # Until it has something to say that cannot wait, only its end-of-file is of interest.
-        self.launcher.watch(self.channel.fileno(), self.on_channel, 0)
+        self._listen()
+
+    def _listen(self) -> None:
+        """Hear the first process; one that has nothing to say that cannot wait only when it closes its end."""
+        assert self.channel is not None
+        self.launcher.forget(self.channel.fileno())
+        self.launcher.watch(self.channel.fileno(), self.on_channel, select.EPOLLIN if self.talks else 0)
 
     def _clone3(self, flags: int, cgroup: int, bound: list[Any]) -> None:
         pidfd = ctypes.c_int(-1)
@@ -275,11 +227,12 @@ class Container:
         self.pid, self.pidfd = pid, pidfd.value
 
     def dispatch(self, request: Request, message: bytes, fds: list[int], status: socket.socket) -> None:
-        """Set the limits and let the first process go on with *request*, which is *message*.
+        """Set the limits, and leave *request*, which is *message*, to the first process.
 
         Raises StepFailed, DiedError.
         """
         self.hands_over = bool(request.outside)
+        self.talks = request.talks
         if request.hooks:
             _, self.state, self.programs = request.hooks
         for base, _, _, _, writes, _, _, _ in request.groups:
@@ -289,7 +242,8 @@ class Container:
                     root.write(f"{self.name}/{name}", value)
                 except OSError as error:
                     raise StepFailed(f"write {value} to {name}", error.errno or errno.EPROTO) from None
-        assert self.channel is not None
+        if self.channel is None:  # it has hung up, and its end is the next thing to be heard of
+            raise DiedError(*(self.failed or ("send the plan", errno.EPIPE)))
         extra: list[int] = []  # descriptors that are the child's alone
         try:
             if request.fork == "init":
@@ -301,8 +255,13 @@ class Container:
                 extra = [os.dup(self.target.pidfd), place]
             if request.ids:
                 extra.append(user_namespace(*request.ids))
-            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (*fds[:3], *extra, *fds[3:]))
+            given = fds[3:]
+            if request.leased:
+                self.lease = os.dup(given.pop(0))
+            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (*fds[:3], *extra, *given))
             self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
+        except FileNotFoundError:  # a zombie has no root
+            raise StepFailed("find the container", errno.ESRCH) from None
         except BrokenPipeError:
             self.on_channel()  # it may have said why
             raise DiedError(*(self.failed or ("send the plan", errno.EPIPE))) from None
@@ -314,30 +273,28 @@ class Container:
         self.status = status
         self.launcher.starting.add(self)
         self.launcher.watch(status.fileno(), self.on_status)
-        if request.talks:
-            self.launcher.epoll.modify(self.channel.fileno(), select.EPOLLIN)
-
-    def set_device_rules(self, root: CgroupRoot, program: bytes) -> None:
-        """Attach *program* to the container's directory of *root*."""
-        opened = []
-        try:
-            opened.append(root.open_to_join(self.name))
-            opened.append(bpf.load(program))
-            bpf.attach(*opened)  # the cgroup keeps the program, as long as it is there
-        finally:
-            for fd in opened:
-                os.close(fd)
+        if self.talks and self.pid > 0:
+            self._listen()
 
     def reject(self, status: socket.socket, label: int | str, error: int) -> None:
         """The request cannot be carried out: end, and say so when everything is undone."""
         self.status = status
         self.failed = (label, error)
-        self.kill()
+        if self.pid > 0:
+            self.kill()
+        else:
+            self.deadline = monotonic() + REMOVAL_TIMEOUT
+            self.finish()
 
     # -- events
 
     def on_channel(self) -> None:
-        """The child said something before execve, or closed its end."""
+        """The child said something before execve, or closed its end.
+
+        Until execve it is a process of this launcher's, so what it says is in
+        order.  Should it not be (a payload that may trace it could take its
+        end), the container ends, and nobody else.
+        """
         while self.channel is not None:
             try:
                 message, control, flags, _ = self.channel.recvmsg(2048, 64, abi.MSG_DONTWAIT | abi.MSG_CMSG_CLOEXEC)
@@ -349,36 +306,57 @@ class Container:
                 if error.errno in NO_MEMORY:
                     continue
                 message, control, flags = b"", [], 0
-            kind = message[:1]
-            if kind == EXEC:
-                self.at_exec = True
-            elif kind == GATE:
-                self.at_gate = True
-                self.launcher.starting.discard(self)
-                self._tell_up("created")
-            elif flags & socket.MSG_CTRUNC:
-                self._cannot_take(int.from_bytes(message[1:5], "little") if kind == FORKED else 0)
-            elif kind == FORKED:
-                self._hand_over(int.from_bytes(message[1:5], "little"), descriptors(control)[0])
-            elif kind == TERMINAL:
-                self.terminal = descriptors(control)[0]
-            elif kind == FAILED:
-                index, number = (int.from_bytes(message[start : start + 4], "little") for start in (1, 5))
-                self.failed = self.failed or (index, number)
-            elif kind == HOOKS:
-                self.hooked = True
-                if "relay" in self.programs:
-                    self._start_relay(self.programs["relay"][0])
-                else:
-                    self._run_hooks("createRuntime", "creating", self._go_on)
-            elif kind == HOOK_FAILED:
-                self.failed = (message[5:].decode("utf-8", "replace"), int.from_bytes(message[1:5], "little"))
-            elif not message:
+            if not message:
                 self.launcher.forget(self.channel.fileno())
                 self.channel.close()
                 self.channel = None
                 self.launcher.starting.discard(self)
                 self._note_start()
+                return
+            fds = descriptors(control)
+            try:
+                if flags & socket.MSG_CTRUNC:  # there is no room for the terminal
+                    self.failed = self.failed or ("receive descriptors", errno.EMFILE)
+                    self.kill()
+                elif not self._hear(message, fds):
+                    self.failed = self.failed or ("read what the first process says", errno.EBADMSG)
+                    self.kill()
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+    def _hear(self, message: bytes, fds: list[int]) -> bool:
+        """Act upon *message*, and take out of *fds* what is kept; false: it is not what can come now."""
+        kind, text = message[:1], message[1:]
+        wanted = _LENGTHS.get(kind)
+        if len(fds) != (kind == TERMINAL) or (wanted is not None and len(text) != wanted):
+            return False
+        if kind == FAILED:
+            index, number = (int.from_bytes(text[start : start + 4], "little") for start in (0, 4))
+            self.failed = self.failed or (index, number)
+        elif kind == FORKED:  # its clone may have been faster than it
+            return self._hand_over(int.from_bytes(text, "little"))
+        elif self.at_exec:
+            return False  # after that it only fails, or executes
+        elif kind == EXEC:
+            self.at_exec = True
+        elif kind == GATE:
+            self.at_gate = True
+            self.launcher.starting.discard(self)
+            self._tell_up("created")
+        elif kind == TERMINAL and self.terminal < 0:
+            self.terminal = fds.pop()
+        elif kind == HOOKS and not self.hooked and self.programs:
+            self.hooked = True
+            if "relay" in self.programs:
+                self._start_relay(self.programs["relay"][0])
+            else:
+                self._run_hooks("createRuntime", "creating", self._go_on)
+        elif kind == HOOK_FAILED and len(text) > 4:
+            self.failed = self.failed or (text[4:].decode("utf-8", "replace"), int.from_bytes(text[:4], "little"))
+        else:
+            return False
+        return True
 
     def _note_start(self) -> None:
         """It executes its program, unless it has said that something failed after all."""
@@ -508,27 +486,35 @@ class Container:
             self.launcher.forget(self.status.fileno())
             self.abandon()
 
-    def _hand_over(self, pid: int, pidfd: int) -> None:
-        """Another process goes on, and the one until now ends by itself."""
+    def _hand_over(self, pid: int) -> bool:
+        """Another process goes on, and the one until now ends by itself; false: it is no child that this one made."""
+        if not self.is_maker() or pid in self.launcher.known():
+            return False
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # ECHILD: it is no child of the launcher
+        except (OSError, OverflowError):
+            return False
+        # So its pid is nobody else's until it is reaped.
         self.handed_over = True
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            self.failed = self.failed or ("open a pidfd", error.errno or errno.EPROTO)
+            self.launcher.end_child(pid)
+            self.kill()
+            return True
         self.launcher.forget(self.pidfd)
         self.launcher.reap_later(self.pid, self.pidfd)
         self.pid, self.pidfd = pid, pidfd
-        self.launcher.watch(pidfd, self.on_exit)
+        self.launcher.watch(self.pidfd, self.on_exit)
         if self.abandoned or self.failed is not None:
             self.kill()  # what was killed for that is the other one
-
-    def _cannot_take(self, pid: int) -> None:
-        """There is no room for the descriptor that came, of the process *pid* or of the terminal: end it."""
-        if self.failed is None:
-            self.failed = ("receive descriptors", errno.EMFILE)
-        if pid:
-            self.launcher.end_child(pid)
-        self.kill()
+        return True
 
     def is_maker(self) -> bool:
         """Whether its first process may clone, or have cloned, another one that is not known yet."""
-        return self.hands_over and not self.handed_over and self.exit is None and self in self.launcher.containers
+        may_clone = self.hands_over and self.pid > 0 and not self.handed_over
+        return may_clone and self.exit is None and self in self.launcher.containers
 
     def on_exit(self) -> None:
         """The first process ended: with a pid namespace of its own, so did all others."""
@@ -574,7 +560,7 @@ class Container:
             self.failed = ("killed during set-up", errno.EINTR)
         if self.oom_file is not None:
             root, name = self.oom_file
-            for line in root.read(name).splitlines():
+            for line in root.read(name, 4096).splitlines():
                 if line.startswith("oom_kill "):
                     self.oom_kills = int(line.split()[1])
         self.deadline = monotonic() + REMOVAL_TIMEOUT
@@ -616,7 +602,7 @@ class Container:
             except FileNotFoundError:
                 pass
             except OSError:
-                self.kill_cgroup(root)
+                root.kill(self.name)
                 continue
             self.roots.remove(root)
         return not self.roots
@@ -648,33 +634,6 @@ class Container:
                     except OSError:
                         pass  # it is not the freezer's hierarchy
 
-    def kill_cgroup(self, root: CgroupRoot) -> None:
-        """One round of SIGKILL to everything in the container's directory of *root*, and below."""
-        try:
-            root.write(f"{self.name}/cgroup.kill", "1")
-            return
-        except OSError:
-            pass  # version 1, or a kernel before 5.14
-        for directory, _, _, _ in os.fwalk(self.name, dir_fd=root.fd):
-            for pid in map(int, root.read(f"{directory}/cgroup.procs").split()):
-                try:
-                    pidfd = os.pidfd_open(pid)
-                except OSError:
-                    continue
-                try:
-                    # The pid may be another's by now: only who still is in here is ours.
-                    if str(pid) in root.read(f"{directory}/cgroup.procs").split():
-                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                except OSError:
-                    pass
-                finally:
-                    os.close(pidfd)
-            if directory != self.name:  # a payload's own, below: the container's is rmdir'ed by the caller
-                try:
-                    os.rmdir(directory, dir_fd=root.fd)
-                except OSError:
-                    pass
-
     def tell(self, *message: str | int | None, fds: list[int] | None = None) -> int:
         """Send to whoever holds the other end of the status socket, if anybody does; what kept it from being sent."""
         return self.send_to([] if self.status is None else [self.status], *message, fds=fds)
@@ -705,7 +664,7 @@ class Container:
             if end is not None:
                 self.launcher.forget(end.fileno())
                 end.close()
-        for fd in (self.pidfd, self.terminal, self.report):
+        for fd in (self.pidfd, self.terminal, self.report, self.lease, self.far_end):
             if fd >= 0:
                 self.launcher.forget(fd)
                 os.close(fd)

@@ -41,11 +41,12 @@ from pycontainer.network import named
 from pycontainer.process import capability_numbers
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp_filter import Filter, compile_filter
+from pycontainer.service import ServiceGoneError
 from pycontainer.spec import limits_to_oci, process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
 from pycontainer_native import namespaces, plan, trees, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
 from pycontainer_native.cgroups.live import DYING
-from pycontainer_native.client import LauncherClient, LauncherGoneError
+from pycontainer_native.client import LauncherClient
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
 from pycontainer_native.host import Host
 from pycontainer_native.identity import RLIM_NLIMITS
@@ -351,6 +352,7 @@ class NativeDriver(DetachedVerbs):
         if container.state is not State.RUNNING:
             raise NotRunningError(id, container.state.value)
         command = container.command
+        self._check_further(command, process)
         spec = process_to_oci(process, command.rootfs) | standing_to_oci(command)
         if stdio.size is not None:
             spec["consoleSize"] = {"height": stdio.size[0], "width": stdio.size[1]}
@@ -358,7 +360,7 @@ class NativeDriver(DetachedVerbs):
         compiled = plan.compile_exec(spec, container.joins, container.namespaces, filter, self.host, container.ids)
         try:
             return self._launch(container.command, compiled, stdio, container)
-        except LauncherGoneError:  # the monitor, and the container with it
+        except ServiceGoneError:  # the monitor, and the container with it
             raise NotRunningError(id) from None
         except SetupError as error:
             # Its end takes the new process along, and comes a moment later itself (pid_namespaces(7)).
@@ -366,6 +368,23 @@ class NativeDriver(DetachedVerbs):
             if error.errno in ending and container.has_ended(patience=1.0):
                 raise NotRunningError(id) from None
             raise
+
+    def _check_further(self, command: Command, process: Process) -> None:
+        """Raise what *process* cannot be or have in a container of *command*."""
+        own = command.process
+        confined = command.userns is not None or bool(command.uid_mappings)  # then what comes from outside is safe
+        if _may_trace(command) and command.pid != "host" and not confined:
+            reason = (
+                "with CAP_SYS_PTRACE what runs in it could read the memory of what joins it, which was the launcher's; "
+                "userns='auto' keeps that apart"
+            )
+            raise UnsupportedError(self.name, Feature.EXEC, reason)
+        more = set(process.capabilities or ()) - set(own.capabilities or ())
+        if (more or process.privileged) and not own.privileged:
+            what = ", ".join(sorted(more)) or "all rights"
+            raise InvalidCommandError("process.capabilities", f"its container has been started without {what}")
+        if own.no_new_privileges and not process.no_new_privileges:
+            raise InvalidCommandError("process.no_new_privileges", "its container has been started with it")
 
     def _begin(self, command: Command, stdio: Stdio, *, hold: bool) -> NativeProcess:
         self._check(command)
@@ -395,12 +414,10 @@ class NativeDriver(DetachedVerbs):
         except OSError as error:
             raise SetupError("reserve a range of ids", error.errno or errno.EPROTO, error.filename) from None
         try:
-            process = self._launch(command, self.compile(command, hold=hold, size=stdio.size, ids=ids), stdio)
-        except BaseException:
-            os.close(lease)
-            raise
-        process.lease = lease
-        return process
+            compiled = self.compile(command, hold=hold, size=stdio.size, ids=ids)
+            return self._launch(command, attrs.evolve(compiled, leased=True), stdio, given=[lease])
+        finally:
+            os.close(lease)  # the launcher has it, until nothing is left that has these ids
 
     def _build_network(self, command: Command, stack: contextlib.ExitStack) -> Attachment | None:
         """The network of *command* if it has interfaces on bridges; the container's, once *stack* ends in peace.
@@ -441,6 +458,10 @@ class NativeDriver(DetachedVerbs):
                 continue
             if path is not None:
                 fds.append(namespaces.open_path(path, kind, "network.path" if kind == "network" else kind))
+                if kind == "pid" and (tracer := namespaces.tracer_in(fds[-1])) is not None:
+                    os.close(fds.pop())
+                    reason = f"process {tracer} in {path} has CAP_SYS_PTRACE, and could read what sets the new one up"
+                    raise InvalidCommandError(kind, reason)
             else:
                 of_network = kind == "network"
                 shared = (command.networks[0].container or "") if of_network else getattr(command, kind)[10:]
@@ -492,7 +513,7 @@ class NativeDriver(DetachedVerbs):
             status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             raise SetupError("make a status socket", error.errno or errno.EMFILE) from None
-        process = NativeProcess(command, status, compiled.groups, compiled.namespaces, compiled)
+        process = NativeProcess(command.id, command, status, compiled.groups, compiled.namespaces, compiled)
         process.network = network
         try:
             with theirs, self._in_flight(process, theirs):
@@ -535,8 +556,8 @@ class NativeDriver(DetachedVerbs):
             step = "send the request"
             try:
                 launcher.request(request, fds)
-            except LauncherGoneError:
-                self._drop(launcher)
+            except ServiceGoneError:
+                self._forget(launcher)  # whether or not its process has ended, it listens no more
                 launcher = self._live_launcher()
                 launcher.request(request, fds)
         except OSError as error:
@@ -566,15 +587,21 @@ class NativeDriver(DetachedVerbs):
             raise DriverUnavailableError("native", without_user_namespace(self.name, error)) from None
 
     def _drop(self, launcher: LauncherClient) -> str:
-        """Forget a dead launcher and remove what it left; its last words."""
+        """Forget a dead launcher and remove what it left; its last words. Nothing happens to one that lives."""
+        if not launcher.ended(timeout=1.0):
+            return "its launcher let go of it"
         words = launcher.last_words()
+        self._forget(launcher)
+        return words
+
+    def _forget(self, launcher: LauncherClient) -> None:
+        """End it, for good, and remove what it left."""
         with self._lock:
             if self._launcher is not launcher:
-                return words
+                return
             self._launcher = None
         launcher.close()
         self._sweep(launcher)  # it may take a moment, for which others need not wait
-        return words
 
     def _sweep(self, dead: LauncherClient) -> None:
         """Remove what a *dead* launcher of this driver has left, wherever its containers were."""

@@ -41,8 +41,9 @@ import sys
 from time import monotonic
 
 from pycontainer_native import abi
+from pycontainer_native.cgroup_root import CgroupRoot
 from pycontainer_native.child import bind, descriptors, libc, send, syscall, unpack
-from pycontainer_native.container import NO_MEMORY, CgroupRoot, Container, DiedError, StepFailed
+from pycontainer_native.container import NO_MEMORY, Container, DiedError, StepFailed
 from pycontainer_native.request import Request
 
 TYPE_CHECKING = False  # typing would double the time that the import of this module takes
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
 
 CONTROL_FD, CALLER_FD, IMAGE_FD = 3, 4, 5
 
-#: How often to look again at what does not tell (cgroups that are still busy), and for how long nothing has to
-#: happen before a spare is made (seconds).
+#: Seconds between two looks at what has no event, such as a cgroup that is still busy; and how long the launcher has to
+#: have been idle before it clones a spare.
 INTERVAL = 0.002
 
 
@@ -76,7 +77,7 @@ class Launcher:
         self.count = 0
         self.unfinished: set[Container] = set()
         self.others: set[int] = set()  # the pids of children that are no container's
-        #: children that nobody knew, and the containers one of which may still say that it has cloned them
+        #: the pids of children that nobody knew, with the containers that may still say they have cloned one of them
         self.suspects: list[tuple[set[int], set[Container]]] = []
         self.deadlines: dict[Callable[[], None], float] = {}  # what is to be called then, by time.monotonic()
         self.cgroups: dict[str, CgroupRoot] = {}
@@ -120,7 +121,7 @@ class Launcher:
     def on_request(self, connection: socket.socket) -> bool:
         """Carry out one request; false when the other end is closed."""
         try:
-            message, control, flags, _ = connection.recvmsg(1 << 17, 256, abi.MSG_CMSG_CLOEXEC)
+            message, control, flags, _ = connection.recvmsg(1 << 17, abi.RIGHTS_SPACE, abi.MSG_CMSG_CLOEXEC)
         except OSError as error:
             return error.errno in NO_MEMORY  # then it is still there, and so is the event
         fds = descriptors(control)
@@ -145,21 +146,23 @@ class Launcher:
                 return
             request = Request(*fields)
             self.sections = request.sections[1:]
-            if request.target:
-                self.bind_sections()
-                container = self.join(request.target, request.sections[0])
-            else:
+            if not request.target:
                 groups = [(*group[:4], [], *group[5:]) for group in request.groups]
                 self.wanted = (request.flags, groups, request.sections[0])
                 container = self.take_spare()
-            try:
-                container.dispatch(request, message, fds, status)
-            except DiedError:
-                if request.target:
-                    raise
-                container = None  # somebody killed the spare
-                container = self.prepare()
-                container.dispatch(request, message, fds, status)
+                if container is not None:
+                    try:
+                        container.dispatch(request, message, fds, status)
+                        return
+                    except DiedError:
+                        container = None  # somebody killed the spare
+            target = self.find(request.target) if request.target else None
+            container = self.new_container(f"{target.name}-exec" if target is not None else "")
+            container.target = target
+            self.bind_sections()
+            container.prepare(request.groups)
+            container.dispatch(request, message, fds, status)
+            container.clone(request.flags, request.sections[0])
         except (StepFailed, OSError, ValueError, EOFError, TypeError, MemoryError) as error:
             label = error.label if isinstance(error, StepFailed) else "read the request"
             number = getattr(error, "errno", None) or errno.EPROTO
@@ -170,7 +173,7 @@ class Launcher:
                 status.close()
 
     def serve_other(self, verb: str, arguments: tuple[Any, ...], fds: list[int], status: socket.socket) -> None:
-        """The request that is about no container: for a monitor, which then is asked for one. Raises StepFailed."""
+        """Fork a monitor, which is asked for the container afterwards. Raises StepFailed."""
         from pycontainer_native.monitor import become_monitor  # main() has imported it
 
         try:
@@ -220,7 +223,7 @@ class Launcher:
             self.deadlines[lambda: self.end_child(pid)] = monotonic() + INTERVAL
 
     def end_strays(self, dead: Container) -> None:
-        """Kill children that nobody knows: *dead*, which cloned one, was killed before it could say so.
+        """Kill children that nobody knows: *dead* may have cloned one, and been killed before it could say so.
 
         As a zombie it would keep its pid namespace's first process from ending
         (pid_namespaces(7)), and with it the container for ever.
@@ -258,43 +261,29 @@ class Launcher:
         for section in self.sections:
             bind(section)
 
-    def prepare(self) -> Container:
-        """A first process that waits for its request. Raises StepFailed, leaving nothing."""
-        self.bind_sections()
-        self.count += 1
-        container = self.container_type(self, str(self.count))
-        try:
-            container.prepare(*self.wanted)
-        except StepFailed:
-            container.remove_cgroups()
-            container.close()
-            raise
+    def new_container(self, name: str = "") -> Container:
+        """One of which there is nothing yet; of its own directories the name is a number."""
+        if not name:
+            self.count += 1
+        container = (Container if name else self.container_type)(self, name or str(self.count))
         self.containers.add(container)
         return container
 
-    def join(self, directory: str, begin: bytes) -> Container:
-        """A further process, that waits for its request, for the container in *directory*. Raises StepFailed."""
+    def find(self, directory: str) -> Container:
+        """The running container that has that cgroup directory. Raises StepFailed."""
         name = directory.rpartition("/")[2]
-        target = next((c for c in self.containers if c.name == name and c.started and c.exit is None), None)
-        if target is None:
+        found = next((c for c in self.containers if c.name == name and c.started and c.exit is None), None)
+        if found is None:
             raise StepFailed("find the container", errno.ESRCH)
-        container = Container(self, f"{name}-exec")
-        try:
-            container.join(target, begin)
-        except StepFailed:
-            container.close()
-            raise
-        self.containers.add(container)
-        return container
+        return found
 
-    def take_spare(self) -> Container:
-        """The process cloned ahead if it is what is wanted, else a new one."""
+    def take_spare(self) -> Container | None:
+        """The process that was cloned ahead, if it is what is wanted."""
         spare, self.spare = self.spare, None
-        if spare is not None:
-            if self.prepared == self.wanted:
-                return spare
+        if spare is not None and self.prepared != self.wanted:
             spare.kill()
-        return self.prepare()
+            return None
+        return spare
 
     def on_mounts(self) -> None:
         """Something was mounted or unmounted here: the spare has a copy of what was there before, and would keep it."""
@@ -304,11 +293,17 @@ class Launcher:
 
     def make_spare(self) -> None:
         """Clone ahead: what the next start then saves is about a third of its time."""
+        self.bind_sections()
+        flags, groups, begin = self.wanted
+        spare = self.new_container()
         try:
-            self.spare = self.prepare()
-            self.prepared = self.wanted
+            spare.prepare(groups)
+            spare.clone(flags, begin)
+            self.spare, self.prepared = spare, self.wanted
         except StepFailed:
             self.wanted = ()  # the next start will say why
+            spare.remove_cgroups()
+            spare.close()
 
     def stop(self) -> None:
         """Kill every container; the loop ends when the last is gone."""

@@ -73,10 +73,11 @@ class Plan:
     cloned: tuple[trees.Tree, ...]  #: mounts that the caller clones: their descriptors come after those
     fork: str  #: "init": a small init forks before execve; "join": it is for a running container; or ""
     ids: UserNamespace | None  #: the user namespace that the launcher makes for it: the first descriptor given
-    outside: int  #: so many sections, after the first, are for the parent of who is seen in the pid namespace entered
-    #: the section, of those after the first, before which hooks are run; the state's fixed parts; the hooks by point
+    outside: int  #: so many sections after the first are run outside, by who then clones the process inside
+    #: how many sections after the first come before the hooks; the constant part of their OCI state; the hooks by point
     hooks: tuple[int, dict[str, Any], dict[str, list[Any]]] | None
     talks: bool  #: the child has more to say than that it failed: gates, a terminal
+    leased: bool = False  #: the first descriptor given is what keeps others from having its ids
 
     def step_at(self, index: int) -> tuple[str, str | None]:
         """Label and path of step *index*, as the launcher counts them."""
@@ -104,7 +105,7 @@ class Plan:
             hooks = (gate, json.dumps({"id": ident, **state})[:-1].encode(), programs)
         ids = None if self.ids is None else (id_map(self.ids.uids).encode(), id_map(self.ids.gids).encode())
         what = ident, self.flags, groups, [section.data for section in self.sections], program
-        return Request(*what, self.fork, self.outside, self.talks, target, hooks, ids).to_wire()
+        return Request(*what, self.fork, self.outside, self.talks, target, hooks, ids, self.leased).to_wire()
 
 
 def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | None = None, *,
@@ -113,88 +114,154 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
 
     *filter* is that of the spec's seccomp profile, where the caller has it already.
     """
-    host = host or Host()
-    ids = user_namespace_of(spec)
-    if ids is not None:
-        host = host.inside(ids)
-    filter = filter or compile_filter(spec["linux"].get("seccomp"))
-    inside = None if host.initial else host.namespace or EVERYBODY
-    process, annotations = spec["process"], spec.get("annotations", {})
-    namespaces = tuple(namespace["type"] for namespace in spec["linux"]["namespaces"])
-    entered = entered_namespaces(spec)
-    wanted = [abi.NAMESPACES[name] for name in namespaces if name not in dict(entered)]
+    about = _Outline.of(spec, host or Host())
+    process, linux, given = spec["process"], spec["linux"], len(about.entered)
+    filter = filter or compile_filter(linux.get("seccomp"))
     joins = sum(group.version == 1 for group in groups)
-    flags = sum(wanted)
-    new = flags
-    if ids is not None:
-        flags = 0  # they are made inside the user namespace, so that its root has rights over them
-    elif joins:
-        flags &= ~abi.CLONE_NEWCGROUP  # unshared once the v1 cgroups are joined, or it would show the host's paths
-    user, terminal = process["user"], bool(process.get("terminal"))
-    init = annotations.get(INIT_ANNOTATION) == "true"
     cloned: list[trees.Tree] = []
-    all_mounts = _mounts_of(spec, host, inside, len(entered), cloned)
-    root_of = _root_of(spec, host)
-    if spec["linux"].get("rootfsPropagation") in trees.PROPAGATING[:2]:
-        cloned.append(trees.Tree(spec["root"]["path"], recursive=True))
-        root_of += (abi.GIVEN + len(entered) + len(cloned) - 1,)
-    system, own = [m for m in all_mounts if mounts.is_system(m)], [m for m in all_mounts if not mounts.is_system(m)]
-    ahead, elsewhere = mounts.split_hidden(
-        *(tuple(paths) for paths in (_masked(spec, inside), spec["linux"].get("readonlyPaths", ())))
-    )
-    linux = spec["linux"]
-    hooked = bool(spec.get("hooks")) or RELAY_ANNOTATION in annotations
-    prepared = ((system, *ahead, inside is not None), abi.CLONE_NEWNET in wanted, linux.get("mountLabel"))
-    fresh = ids is None and not entered
-    bounded = fresh and not spec.get("hooks")  # createContainer hooks have the launcher's rights
+    system, own = _mounts_of(about, given, cloned)
+    root = _root_of(about)
+    if linux.get("rootfsPropagation") in trees.PROPAGATING[:2]:
+        root = root._replace(tree=abi.GIVEN + given + len(cloned))
+        cloned.append(trees.Tree(root.path, recursive=True))
+    if given + len(cloned) > abi.MOST_GIVEN:
+        reason = f"at most {abi.MOST_GIVEN - given} of them can propagate or have mappings of their own"
+        raise InvalidCommandError("mounts", reason)
+    masked, readonly = tuple(_masked(about)), tuple(linux.get("readonlyPaths", ()))
+    ahead, elsewhere = mounts.split_hidden(masked, readonly)
+    prepared = ((system, *ahead, about.confined), bool(about.new & abi.CLONE_NEWNET), linux.get("mountLabel"))
+
+    # What does not depend on the rest of the request can be done before it comes, where no namespace is there already.
+    early = about.ids is None and not about.entered
+    bounded = early and not spec.get("hooks")  # createContainer hooks have the launcher's rights
+    kept = capabilities.mask(process["capabilities"]["bounding"]) & about.host.capabilities
     begin = _section(
-        steps.begin, abi.FIRST_SLOT,
-        joins, bool(joins) and ids is None and abi.CLONE_NEWCGROUP in wanted,
-        prepared if fresh else None,
-        (capabilities.mask(process["capabilities"]["bounding"]) & host.capabilities, host.last_capability)
-        if bounded else None,
+        steps.begin, abi.FIRST_SLOT, joins, bool(joins) and about.makes_cgroup_namespace,
+        prepared if early else None, (kept, about.host.last_capability) if bounded else None,
     )  # fmt: skip
-    names = list(dict(entered))
-    enter = (_section(steps.enter_given, begin.slots, names),) if names else ()
-    born = (_section(steps.be_born, begin.slots, False),) if "pid" in names else ()
-    clones: tuple[int, ...] = ()
-    if ids is not None:
-        made = _section(steps.enter_user_namespace, begin.slots, _root_of(spec, host), own, new & ~abi.CLONE_NEWUSER)
-        clones = tuple(range(begin.slots + 1, begin.slots + 1 + steps.clones_needed(_root_of(spec, host), own)))
-        enter, born = (made,), (_section(steps.be_born, made.slots, False),)
-    files = json.loads(annotations[ETC_ANNOTATION]) if ETC_ANNOTATION in annotations else {}
-    setup = _section(
-        steps.set_up, (*enter, begin)[0].slots,
-        prepared if entered or ids is not None else None, clones,
-        init, root_of, files, _devices_of(spec), system, own, elsewhere,
-        (process.get("consoleSize"), user["uid"]) if terminal else None, not hooked, inside is not None,
-        linux.get("mountLabel"),
-    )  # fmt: skip
-    hooks = None
-    setups: tuple[Section, ...] = (setup,)
-    if hooked:
-        hooks = (len(enter) + len(born) + 1, *_hooks_of(spec))
-        setup = _section(mounts.pivot_to_prepared, setup.slots)
-        setups += (setup,)
-    name = spec.get("hostname") if abi.CLONE_NEWUTS in wanted else None
-    mounted = inside is not None and abi.CLONE_NEWPID not in wanted
-    kept = (linux.get("rootfsPropagation"), name, linux.get("sysctl", {}), mounted, *_standing(process))
-    tuned = _record(parameters.kernel_parameters, setup.slots, *kept)
-    final = _section(identity.finish, tuned.slots, *_identity(process, filter, host), hold, init, bounded)
-    return Plan(
-        flags=flags,
-        groups=tuple(groups),
-        sections=(begin, *enter, *born, *setups, tuned, final, _last(process, filter, final.slots)),
-        program=_program(process),
-        namespaces=namespaces,
-        entered=entered,
-        cloned=tuple(cloned),
-        fork="init" if init else "",
-        ids=ids,
-        outside=len(born),
-        hooks=hooks,
-        talks=hold or terminal or bool(born) or hooks is not None,
+    outer, clones = _enter(about, begin, root, own)
+    contents = steps.Contents(
+        files=about.annotated(ETC_ANNOTATION, {}),
+        devices=_devices_of(spec),
+        system=system,
+        own=own,
+        hidden=elsewhere,
+        terminal=(process.get("consoleSize"), process["user"]["uid"]) if about.terminal else None,
+        init=about.init,
+        inside=about.confined,
+        mount_label=linux.get("mountLabel"),
     )
+    set_up = _section(
+        steps.set_up, (*outer, begin)[0].slots, None if early else prepared, clones, root, contents, not about.hooked
+    )
+    inner = [set_up]
+    hooks = None
+    if about.hooked:  # they run before the last section so far
+        inner.append(_section(mounts.pivot_to_prepared, set_up.slots))
+        hooks = (len(outer) + 1, *_hooks_of(spec))
+    # Not kept: most containers have a host name of their own.
+    inner.append(_record(parameters.kernel_parameters, inner[-1].slots, *_parameters(about)))
+    identified = (*_identity(process, filter, about.host), hold, about.init, bounded)
+    inner.append(_section(identity.finish, inner[-1].slots, *identified))
+    born = len(outer) - 1 if outer and about.is_born_inside else 0
+    return Plan(
+        flags=about.flags(joins),
+        groups=tuple(groups),
+        sections=(begin, *outer, *inner, _last(process, filter, inner[-1].slots)),
+        program=_program(process),
+        namespaces=about.namespaces,
+        entered=about.entered,
+        cloned=tuple(cloned),
+        fork="init" if about.init else "",
+        ids=about.ids,
+        outside=born,
+        hooks=hooks,
+        talks=hold or about.terminal or bool(born) or about.hooked,
+    )
+
+
+@frozen
+class _Outline:
+    """What the parts of a plan have to know of the spec, looked up once."""
+
+    spec: Mapping[str, Any]
+    host: Host  #: as it is from where the container is made
+    ids: UserNamespace | None  #: those of a user namespace of its own
+    inside: UserNamespace | None  #: the one in which it is made, which may be the caller's own
+    namespaces: tuple[str, ...]
+    entered: tuple[tuple[str, str | None], ...]
+    new: int  #: clone's flags for those that are made
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any], host: Host) -> _Outline:
+        ids = user_namespace_of(spec)
+        if ids is not None:
+            host = host.inside(ids)
+        inside = None if host.initial else host.namespace or EVERYBODY
+        namespaces = tuple(namespace["type"] for namespace in spec["linux"]["namespaces"])
+        entered = entered_namespaces(spec)
+        new = sum(abi.NAMESPACES[name] for name in namespaces if name not in dict(entered))
+        return cls(spec, host, ids, inside, namespaces, entered, new)
+
+    @property
+    def confined(self) -> bool:
+        """Whether it is made in a user namespace, where not all can be made anew."""
+        return self.inside is not None
+
+    @property
+    def makes_cgroup_namespace(self) -> bool:
+        """Whether the first process itself makes it, once it has joined its cgroups."""
+        return self.ids is None and bool(self.new & abi.CLONE_NEWCGROUP)
+
+    @property
+    def is_born_inside(self) -> bool:
+        """Whether the pid namespace takes a second process, which is born in it."""
+        return self.ids is not None or "pid" in dict(self.entered)
+
+    @property
+    def terminal(self) -> bool:
+        return bool(self.spec["process"].get("terminal"))
+
+    @property
+    def init(self) -> bool:
+        return bool(self.spec.get("annotations", {}).get(INIT_ANNOTATION) == "true")
+
+    @property
+    def hooked(self) -> bool:
+        """Whether it stops before pivot_root for what the launcher does."""
+        return bool(self.spec.get("hooks")) or RELAY_ANNOTATION in self.spec.get("annotations", {})
+
+    def annotated(self, name: str, default: Any) -> Any:
+        """The value that travels as JSON in the annotation *name*."""
+        text = self.spec.get("annotations", {}).get(name)
+        return default if text is None else json.loads(text)
+
+    def flags(self, joins: int) -> int:
+        """clone3's flags."""
+        if self.ids is not None:
+            return 0  # they are made inside the user namespace, so that its root has rights over them
+        if joins:
+            return self.new & ~abi.CLONE_NEWCGROUP  # once the v1 cgroups are joined, or it would show the host's paths
+        return self.new
+
+
+def _enter(
+    about: _Outline, begin: Section, root: steps.Root, own: Sequence[mounts.Mount]
+) -> tuple[tuple[Section, ...], tuple[int, ...]]:
+    """What enters the namespaces that are there already, or its own user namespace, and the slots that it fills.
+
+    Where that takes a process that is born inside, its first steps come last.
+    """
+    if about.ids is not None:
+        made = _section(steps.enter_user_namespace, begin.slots, root, own, about.new & ~abi.CLONE_NEWUSER)
+        first = begin.slots + 1
+        clones = tuple(range(first, first + steps.clones_needed(root, own)))
+        return (made, _section(steps.be_born, made.slots, False)), clones
+    names = list(dict(about.entered))
+    entering = [_section(steps.enter_given, begin.slots, names)] if names else []
+    if about.is_born_inside:
+        entering.append(_section(steps.be_born, begin.slots, False))
+    return tuple(entering), ()
 
 
 def entered_namespaces(spec: Mapping[str, Any]) -> tuple[tuple[str, str | None], ...]:
@@ -296,8 +363,9 @@ _sections: dict[bytes, Section] = {}
 
 def _section(build: Callable[..., None], first_slot: int, *inputs: Any) -> Section:
     """The section that *build* records from *inputs*, kept: most containers differ in little."""
+    plain = tuple([tuple(value) if isinstance(value, tuple) else value for value in inputs])  # a NamedTuple is none
     key = marshal.dumps(
-        (build.__module__, build.__name__, first_slot, inputs), 2
+        (build.__module__, build.__name__, first_slot, plain), 2
     )  # version 2: equal values, equal bytes
     section = _sections.get(key)
     if section is None:
@@ -319,51 +387,50 @@ def _record(build: Callable[..., None], first_slot: int, *inputs: Any) -> Sectio
     return Section(steps, k.slots, marshal.dumps(data, 2))
 
 
-def _root_of(spec: Mapping[str, Any], host: Host) -> tuple[Any, ...]:
-    """What the root file system is made from: (path, host view, overlay, read-only, on the host too, no devices)."""
-    path, read_only = spec["root"]["path"], bool(spec["root"].get("readonly"))
-    view, overlay = map(spec.get("annotations", {}).get, (ROOTFS_ANNOTATION, OVERLAY_ANNOTATION))
+def _root_of(about: _Outline) -> steps.Root:
+    path, read_only = about.spec["root"]["path"], bool(about.spec["root"].get("readonly"))
+    view, overlay = map(about.spec.get("annotations", {}).get, (ROOTFS_ANNOTATION, OVERLAY_ANNOTATION))
     plain = view is None and overlay is None
-    return path, view, overlay, read_only, read_only and plain and host.is_read_only(path), _without_devices(spec)
+    host_read_only = read_only and plain and about.host.is_read_only(path)
+    return steps.Root(path, view, overlay, read_only, host_read_only, _without_devices(about.spec))
 
 
-def _mounts_of(
-    spec: Mapping[str, Any], host: Host, inside: UserNamespace | None, given: int, cloned: list[trees.Tree]
-) -> list[mounts.Mount]:
-    """Every mount; those that the caller has to clone are added to *cloned*, which come after *given* others.
+def _mounts_of(about: _Outline, given: int, cloned: list[trees.Tree]) -> tuple[list[mounts.Mount], list[mounts.Mount]]:
+    """Every mount, the system's and the others; those that the caller has to clone are added to *cloned*.
 
-    Of the host's directories none brings devices along, where the container
-    may not make any: it has no device rules.
+    Their slots come after *given* others.  Of the host's directories none
+    brings devices along, where the container may not make any: it has no
+    device rules.
     """
-    wanted = spec["mounts"]
-    if inside is not None:
-        own = {namespace["type"] for namespace in spec["linux"]["namespaces"]}
-        wanted = [adapted for mount in wanted if (adapted := _in_user_namespace(mount, own, host, inside)) is not None]
-    barred = ["rnodev"] if _without_devices(spec) else []
-    found: list[mounts.Mount] = []
+    wanted = about.spec["mounts"]
+    if about.inside is not None:
+        adapted = [_in_user_namespace(about, mount, about.inside) for mount in wanted]
+        wanted = [mount for mount in adapted if mount is not None]
+    barred = ["rnodev"] if _without_devices(about.spec) else []
+    system: list[mounts.Mount] = []
+    own: list[mounts.Mount] = []
     for m in wanted:
         slot = None
         if (tree := trees.wanted(m)) is not None:
             slot = abi.GIVEN + given + len(cloned)
             cloned.append(tree)
         bind = m["type"] == "bind"
-        directory = not bind or host.is_directory(m["source"])
+        directory = not bind or about.host.is_directory(m["source"])
         options = [*m["options"], *barred] if bind and directory else m["options"]
-        found.append((m["type"], m["source"], m["destination"], options, directory, slot))
-    return found
+        mount = (m["type"], m["source"], m["destination"], options, directory, slot)
+        (system if mounts.is_system(mount) else own).append(mount)
+    return system, own
 
 
 #: What shows a namespace can be mounted by who owns that; where it is the host's there is only the host's mount of it.
 _OF_NAMESPACE = {"proc": ("pid", "/proc"), "sysfs": ("network", "/sys"), "mqueue": ("ipc", "/dev/mqueue")}
 
 
-def _in_user_namespace(
-    mount: Mapping[str, Any], own: set[str], host: Host, inside: UserNamespace
-) -> Mapping[str, Any] | None:
+def _in_user_namespace(about: _Outline, mount: Mapping[str, Any], inside: UserNamespace) -> Mapping[str, Any] | None:
     """*mount* as it can be made in a user namespace; None: the host has it not either."""
     namespace, source = _OF_NAMESPACE.get(mount["type"], ("mount", ""))
-    if namespace not in own:
-        if not host.is_directory(source):
+    if namespace not in about.namespaces:
+        if not about.host.is_directory(source):
             return None
         return {**mount, "source": source}
     if mount["type"] == "devpts":
@@ -373,11 +440,20 @@ def _in_user_namespace(
     return mount
 
 
-def _masked(spec: Mapping[str, Any], inside: UserNamespace | None) -> Sequence[str]:
-    masked: Sequence[str] = spec["linux"].get("maskedPaths", ())
-    if inside is not None and all(namespace["type"] != "network" for namespace in spec["linux"]["namespaces"]):
+def _masked(about: _Outline) -> Sequence[str]:
+    masked: Sequence[str] = about.spec["linux"].get("maskedPaths", ())
+    if about.confined and "network" not in about.namespaces:
         masked = (*masked, "/sys/fs/cgroup")  # it comes with the host's /sys, and is the host's (CVE-2023-25809)
     return masked
+
+
+def _parameters(about: _Outline) -> tuple[Any, ...]:
+    """The inputs of :func:`pycontainer_native.parameters.kernel_parameters`."""
+    linux = about.spec["linux"]
+    name = about.spec.get("hostname") if about.new & abi.CLONE_NEWUTS else None
+    mounted = about.confined and not about.new & abi.CLONE_NEWPID
+    standing = _standing(about.spec["process"])
+    return (linux.get("rootfsPropagation"), name, linux.get("sysctl", {}), mounted, *standing)
 
 
 def _devices_of(spec: Mapping[str, Any]) -> list[mounts.Device]:

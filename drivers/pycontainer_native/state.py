@@ -26,7 +26,7 @@ from typing import Any
 from attrs import frozen
 
 from pycontainer.command import Command
-from pycontainer.errors import AlreadyExistsError, ContainerError
+from pycontainer.errors import AlreadyExistsError, ContainerError, InvalidCommandError
 
 DEFAULT_ROOT = "/run/pycontainer"
 
@@ -34,6 +34,28 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 #: How long a monitor that has said that all is over may take to end (seconds).
 PATIENCE = 10.0
+
+
+#: What has to be in each file, and of which types; whatever else a later version has written there does not matter.
+_SHAPES: dict[str, dict[str, tuple[type, ...]]] = {
+    "config": {
+        "command": (dict,), "created": (int, float), "directory": (str,), "groups": (list,), "namespaces": (list,),
+    },
+    "start": {"pid": (int,)},
+    "exit": {
+        "exit_code": (int, type(None)), "signal": (int, type(None)), "oom_kills": (int,), "ended": (int, float),
+        "finished": (bool,), "note": (str,),
+    },
+    "error": {"words": (str,)},
+}  # fmt: skip
+
+#: What is taken to be there where a file cannot be read: that a program ran, or has ended, and nothing more.
+_UNKNOWN: dict[str, dict[str, Any] | None] = {
+    "config": {"command": None, "created": None, "directory": "", "groups": [], "namespaces": []},
+    "start": {"pid": None},
+    "exit": {"exit_code": None, "signal": None, "oom_kills": 0, "ended": None, "finished": False, "note": ""},
+    "error": None,
+}
 
 
 @frozen
@@ -47,16 +69,18 @@ class Record:
     start: dict[str, Any] | None  #: None: its program does not run yet, or never has
     exit: dict[str, Any] | None  #: None: it has not ended, or nobody was there to write it down
     error: dict[str, Any] | None  #: what has ended its monitor before its time
-
-    @property
-    def command(self) -> Command:
-        """What it runs."""
-        return Command.from_json(json.dumps(self.config["command"]))
+    command: Command | None  #: what it runs; None: that cannot be read
+    problem: str = ""  #: what of it cannot be read, and why
 
     @property
     def has_ended(self) -> bool:
         """Whether it has, and all of it is gone that its monitor could remove."""
         return not self.alive or (self.exit is not None and self.exit["finished"])
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its end is on record, and nothing of it is left but that."""
+        return self.exit is not None and bool(self.exit["finished"])
 
 
 class Claim:
@@ -181,17 +205,27 @@ class Store:
         try:
             # First: when the monitor is dead, all that it has written is there to be read.
             alive = not _try_lock(directory, fcntl.LOCK_SH)
-            names = ("config", "start", "exit", "error")
-            config, *rest = (_load(directory, f"{name}.json") for name in names)
+            files = {name: _load(directory, name) for name in _SHAPES}
         finally:
             os.close(directory)
-        return None if config is None else Record(id, path, alive, config, *rest)
+        if files["config"] is None:
+            return None
+        problems = [f"{path}/{name}.json: {found}" for name, found in files.items() if isinstance(found, str)]
+        config, start, exit, death = (_UNKNOWN[n] if isinstance(found, str) else found for n, found in files.items())
+        assert config is not None
+        command = None
+        if config["command"] is not None:
+            try:
+                command = Command.from_json(json.dumps(config["command"]))
+            except (InvalidCommandError, ValueError, TypeError) as error:  # as of a later version's field
+                problems.append(f"{path}/config.json: {error}")
+        return Record(id, path, alive, config, start, exit, death, command, "; ".join(problems))
 
     def records(self) -> list[Record]:
         """Every one whose program runs or ran, the oldest first."""
         records = [record for id in self._names() if (record := self.find(id)) is not None]
         return sorted(
-            (record for record in records if record.start is not None), key=lambda record: record.config["created"]
+            (record for record in records if record.start is not None), key=lambda record: record.config["created"] or 0
         )
 
     def _names(self, hidden: bool = False) -> list[str]:
@@ -269,13 +303,21 @@ def _try_lock(fd: int, lock: int) -> bool:
     return True
 
 
-def _load(directory: int, name: str) -> dict[str, Any] | None:
+def _load(directory: int, name: str) -> dict[str, Any] | str | None:
+    """What is in that file, None when there is none; a text says why it is of no use."""
     try:
-        with open(name, opener=lambda name, flags: os.open(name, flags, dir_fd=directory)) as file:
-            found: dict[str, Any] = json.load(file)
-            return found
+        with open(f"{name}.json", opener=lambda path, flags: os.open(path, flags, dir_fd=directory)) as file:
+            found: Any = json.load(file)
     except FileNotFoundError:
         return None
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{type(error).__name__}: {error}"
+    if not isinstance(found, dict):
+        return "it is no object"
+    for key, types in _SHAPES[name].items():
+        if key not in found or not isinstance(found[key], types):
+            return f"{key!r} is {'wrong' if key in found else 'missing'}"
+    return found
 
 
 def _write(directory: int, name: str, text: str) -> None:

@@ -10,7 +10,7 @@ import errno
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pycontainer.process import capability_numbers
 from pycontainer_native import abi, mounts
@@ -20,6 +20,32 @@ from pycontainer_native.terminal import open_terminal
 
 #: SIOCSIFFLAGS on "lo": struct ifreq with the flags set.
 _LOOPBACK_UP = struct.pack("=16sH22x", b"lo", abi.IFF_UP | abi.IFF_RUNNING)
+
+
+class Root(NamedTuple):
+    """What the root file system is made from."""
+
+    path: str  #: on the host; without a meaning where there is one of the next two
+    view: str | None  #: of the host's programs, as JSON
+    overlay: str | None  #: its layers, as JSON
+    read_only: bool
+    host_read_only: bool  #: it is on a mount that is read-only on the host, and has to stay so
+    nodev: bool
+    tree: int | None = None  #: the slot of the mount that the caller has cloned of it
+
+
+class Contents(NamedTuple):
+    """What is put into the root file system, and who is to have it."""
+
+    files: Mapping[str, str]  #: path to content, shown over the root's own
+    devices: Sequence[mounts.Device]
+    system: Sequence[mounts.Mount]  #: /proc, /sys and /dev and what is below them
+    own: Sequence[mounts.Mount]  #: those of the Command
+    hidden: Sequence[Sequence[str]]  #: masked and read-only paths, as for :func:`mounts.mask_and_protect`
+    terminal: tuple[Any, ...] | None  #: the inputs of :func:`open_terminal`
+    init: bool
+    inside: bool  #: a user namespace, where not all can be made anew
+    mount_label: str | None
 
 
 def begin(
@@ -100,23 +126,22 @@ def enter_given(k: Recorder, entered: Sequence[str]) -> None:
             k.call("setns", (abi.GIVEN + number,), abi.NAMESPACES[name])
 
 
-def enter_user_namespace(k: Recorder, root_of: tuple[Any, ...], own: Sequence[mounts.Mount], flags: int) -> None:
+def enter_user_namespace(k: Recorder, root: Root, own: Sequence[mounts.Mount], flags: int) -> None:
     """Into the user namespace that the launcher has made, and from there into new ones.
 
     Before that, with the rights of the host's root, what the container is made
     of is cloned and gets the namespace's ids: inside, the way there may be
     barred, and mapping ids takes rights over the file system.
     """
-    path, view, _, read_only, host_read_only, nodev = root_of
     ids = k.slot()
-    clones = iter([k.slot() for _ in range(clones_needed(root_of, own))])
+    clones = iter([k.slot() for _ in range(clones_needed(root, own))])
     with k.step("take the user namespace"):
         k.call("fcntl", (abi.GIVEN,), abi.F_DUPFD_CLOEXEC, 0, out=ids)  # a slot of the plan's can stand in a structure
-    if view is None:
-        options = {"writable": not read_only, "host_read_only": host_read_only, "nodev": nodev}
-        mounts.root_directory(k, path, **options, ids=ids, out=next(clones))
+    if root.view is None:
+        options = {"writable": not root.read_only, "host_read_only": root.host_read_only, "nodev": root.nodev}
+        mounts.root_directory(k, root.path, **options, ids=ids, out=next(clones))
     else:
-        mounts.layers_of_view(k, json.loads(view), ids, clones)
+        mounts.layers_of_view(k, json.loads(root.view), ids, clones)
     for fstype, source, _, flags_of, *_ in own:
         if fstype == "bind":
             with k.step(f"clone {source}"):
@@ -141,52 +166,49 @@ def set_up(
     k: Recorder,
     prepared: tuple[Any, ...] | None,
     clones: Sequence[int],
-    init: bool,
-    root_of: tuple[Any, ...],
-    files: Mapping[str, str],
-    devices: Sequence[mounts.Device],
-    system: Sequence[mounts.Mount],
-    own: Sequence[mounts.Mount],
-    hidden: Sequence[Sequence[str]],
-    terminal: tuple[Any, ...] | None,
+    root: Root,
+    contents: Contents,
     pivots: bool,
-    inside: bool,
-    mount_label: str | None,
 ) -> None:
     """From the request's arrival to inside the new root, or with *pivots* false right before.
 
-    *inside* a user namespace not all can be made anew.
+    *prepared*, where that was not done ahead, are the inputs of :func:`_prepare`,
+    *clones* the slots of what :func:`enter_user_namespace` has cloned.
     """
     if prepared is not None:
         _prepare(k, *prepared)
-    k.mount_label = mount_label
-    _take_stdio(k, init)
-    path, view, overlay, read_only, host_read_only, nodev, *tree = root_of
-    if overlay is not None:
-        root = mounts.overlay_root(k, **json.loads(overlay), nodev=nodev, inside=inside)
-    elif view is not None:
-        shown = _split_clones(root_of, own, clones)[0]
-        root = mounts.host_view(k, json.loads(view), writable=not read_only, inside=inside, clones=shown)
-    else:
-        if clones:
-            root = (clones[0],)
-        else:
-            clone = next(iter(tree), None)
-            root = mounts.root_directory(
-                k, path, writable=not read_only, host_read_only=host_read_only, nodev=nodev, tree=clone
-            )
-        mounts.attach_root(k, root)
-    mounts.etc_files(k, root, files, make=view is not None, writable=not read_only)
-    mounts.make_devices(k, devices)
-    mounts.mount_all(k, root, system, own, _split_clones(root_of, own, clones)[1])
-    if read_only:
-        mounts.seal_root(k, root)
-    if terminal is not None:
-        open_terminal(k, root, *terminal)
+    k.mount_label = contents.mount_label
+    _take_stdio(k, contents.init)
+    of_root, of_mounts = _split_clones(contents.own, clones)
+    made = _make_root(k, root, of_root, contents.inside)
+    mounts.etc_files(k, made, contents.files, make=root.view is not None, writable=not root.read_only)
+    mounts.make_devices(k, contents.devices)
+    mounts.mount_all(k, made, contents.system, contents.own, of_mounts)
+    if root.read_only:
+        mounts.seal_root(k, made)
+    if contents.terminal is not None:
+        open_terminal(k, made, *contents.terminal)
     # Last, so that nothing is mounted over a mask; before the old root goes, where their source is mounted.
-    mounts.mask_and_protect(k, root, *hidden)
+    mounts.mask_and_protect(k, made, *contents.hidden)
     if pivots:
-        mounts.pivot(k, root)
+        mounts.pivot(k, made)
+
+
+def _make_root(k: Recorder, root: Root, clones: Sequence[Slot], inside: bool) -> Slot:
+    """The root file system, attached where the mounts can be put into it."""
+    writable = not root.read_only
+    if root.overlay is not None:
+        return mounts.overlay_root(k, **json.loads(root.overlay), nodev=root.nodev, inside=inside)
+    if root.view is not None:
+        return mounts.host_view(k, json.loads(root.view), writable=writable, inside=inside, clones=list(clones))
+    if clones:
+        made = clones[0]
+    else:
+        made = mounts.root_directory(
+            k, root.path, writable=writable, host_read_only=root.host_read_only, nodev=root.nodev, tree=root.tree
+        )
+    mounts.attach_root(k, made)
+    return made
 
 
 def _take_stdio(k: Recorder, init: bool) -> None:
@@ -197,16 +219,16 @@ def _take_stdio(k: Recorder, init: bool) -> None:
             k.dup3((abi.EXTRA,), abi.REPORT_FD, abi.O_CLOEXEC)
 
 
-def clones_needed(root_of: tuple[Any, ...], own: Sequence[mounts.Mount]) -> int:
+def clones_needed(root: Root, own: Sequence[mounts.Mount]) -> int:
     """How many mounts and files of the host a container is made of."""
-    _, view, *_ = root_of
-    layers = 1 if view is None else sum(len(json.loads(view)[key]) for key in ("overlays", "trees", "files"))
+    layers = 1
+    if root.view is not None:
+        view = json.loads(root.view)
+        layers = sum(len(view[key]) for key in ("overlays", "trees", "files"))
     return layers + sum(mount[0] == "bind" for mount in own)
 
 
-def _split_clones(
-    root_of: tuple[Any, ...], own: Sequence[mounts.Mount], clones: Sequence[int]
-) -> tuple[list[Slot], dict[str, Slot]]:
+def _split_clones(own: Sequence[mounts.Mount], clones: Sequence[int]) -> tuple[list[Slot], dict[str, Slot]]:
     """The slots *clones* as those of the root, and those of the bind mounts among *own* by destination."""
     binds = [mount[2] for mount in own if mount[0] == "bind"] if clones else []
     slots: list[Slot] = [(number,) for number in clones]
@@ -249,10 +271,11 @@ def be_born(k: Recorder, terminal: bool) -> None:
 def die_with_parent(k: Recorder) -> None:
     """SIGKILL when the launcher dies, and the proof that it had not died before this was set.
 
-    getppid() proves nothing: it is 0 across a pid namespace.  A write to the
-    channel does: the other end closes when the launcher exits, before its
-    children are signalled.
+    getppid() proves nothing: it is 0 across a pid namespace.  Whether the other
+    end of the channel has hung up does: a process that exits closes what it has
+    open before its children are signalled.
     """
     with k.step("die with the launcher"):
         k.prctl(abi.PR_SET_PDEATHSIG, 9)
-        k.call("sendto", abi.CHANNEL_FD, b"a", 1, abi.MSG_NOSIGNAL, 0, 0)
+        alive = struct.pack("=ihh", abi.CHANNEL_FD, 0, 0)  # struct pollfd: no event is asked for, and none is there
+        k.call("ppoll", ("buffer", alive), 1, bytes(16), 0, 0, check=(alive, errno.EPIPE))

@@ -17,9 +17,9 @@ from pycontainer_native import abi
 
 #: A place for a result: the slot's number, boxed. It travels as it is to the launcher.
 Slot: TypeAlias = tuple[int]
-#: int: itself; bytes: pointer to it; Slot: its value; ("buffer", n): n bytes to write to;
+#: int: itself; bytes: pointer to it; Slot: its value; ("buffer", n): n bytes to write to, or those that are given;
 #: list: pointer to 64-bit words of the same kinds.
-Argument: TypeAlias = "int | bytes | Slot | tuple[str, int] | list[Argument]"
+Argument: TypeAlias = "int | bytes | Slot | tuple[str, int | bytes] | list[Argument]"
 Fd: TypeAlias = "int | Slot"
 
 #: openat2 answers EAGAIN when a rename or mount somewhere made its ".." check undecidable (openat2(2)).

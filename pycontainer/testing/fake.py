@@ -213,7 +213,7 @@ class FakeProcess(ContainerProcess):
         return self._status if self._ended.is_set() else None
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
-        if not self._ended.wait(timeout):
+        if not self._ended.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
             raise WaitTimeoutError(self.id, timeout or 0.0)
         assert self._status is not None
         return self._status

@@ -161,6 +161,13 @@ def test_an_id_mapped_mount_may_be_read_only_and_a_slave(sh: Any, start: Any, ow
     assert tags(box.pid, "/mnt") == ""  # of the clone that was the host's peer
 
 
+def test_many_id_mapped_mounts(sh: Any, owned: Path) -> None:
+    mapped = {"uid_mappings": [(0, 1000, 1)], "gid_mappings": [(0, 1000, 1)]}
+    mounts = [Mount(str(owned), f"/mnt/{number}", **mapped) for number in range(100)]
+    done = sh("stat -c %u /mnt/*/0 | sort | uniq -c", mounts=mounts)
+    assert done.stdout.split() == ["100", "1000"]
+
+
 def test_nobody_is_left_of_the_mapping(native: Any, sh: Any, owned: Path) -> None:
     before = host.children(os.getpid())
     assert sh("true", mounts=bind(owned, uid_mappings=[(0, 1, 1)], gid_mappings=[(0, 1, 1)])).returncode == 0

@@ -241,7 +241,7 @@ BY_PATH = {
     "K10", mutants=[LauncherMutant("a path is made real", "child", DENIED, DENIED + "    os.path.realpath(paths[0])\n")]
 )
 def test_k10_the_launcher_works_by_descriptors():
-    for path, tree in source("child", "container", "launcher", "mounts"):
+    for path, tree in source("cgroup_root", "child", "container", "launcher", "mounts"):
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             name = dotted(call.func)
             if name.startswith(("os.", "shutil.")):

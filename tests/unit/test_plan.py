@@ -15,6 +15,7 @@ import pytest
 
 import pycontainer
 from pycontainer.command import Command, Mount
+from pycontainer.errors import InvalidCommandError
 from pycontainer.rootfs import HostView
 from pycontainer.spec import to_oci
 from pycontainer_native import abi, child, parameters, plan
@@ -385,13 +386,23 @@ def section(record: Callable[[Recorder], None]) -> plan.Section:
     return plan._record(record, abi.FIRST_SLOT)
 
 
+def test_more_descriptors_than_a_message_carries_are_refused(compiled: Any) -> None:
+    def mounts(count: int) -> list[Mount]:
+        maps = {"uid_mappings": [(0, 1, 1)], "gid_mappings": [(0, 1, 1)]}
+        return [Mount(f"/src/{number}", f"/v/{number}", **maps) for number in range(count)]
+
+    assert len(compiled(mounts=mounts(240)).cloned) == 240
+    with pytest.raises(InvalidCommandError, match="at most 240"):
+        compiled(mounts=mounts(241))
+
+
 def test_all_of_it_is_called(compiled: Any, execute: Any) -> None:
     a_plan = compiled(tty=True, mounts=[Mount("/src", "/v")])
     failed, calls = execute(a_plan)
     assert failed is None
     called = [name for name, _ in calls]
     assert called.count("pivot_root") == 1
-    assert [name for name in called if name != "seccomp"][-1] == "sendto"
+    assert [name for name in called if name != "seccomp"][-1] == "ppoll"
 
 
 def test_every_failure_is_named(compiled: Any, execute: Any) -> None:
