@@ -450,12 +450,10 @@ def _network(found: Receipt, command: Command) -> Iterator[Found]:
             if address is not None
         }
         wishes, has = _addresses(asked), _addresses(seen.addresses)
-        # IPv6 makes addresses by itself (RFC 4862).
-        if not wishes <= has or any(one.version == 4 for one in has - wishes):
+        if wishes != has:
             yield Difference("network.address", sorted(asked), sorted(seen.addresses))
     gateways = {gateway for network in command.networks for gateway in (network.gateway, network.gateway6) if gateway}
-    routes = {*_hosts(found.gateways or ())}
-    if not _hosts(gateways) <= routes or any(one.version == 4 for one in routes - _hosts(gateways)):
+    if _hosts(gateways) != _hosts(found.gateways or ()):
         yield Difference("network.gateway", sorted(gateways), sorted(found.gateways or ()))
     if mode == "bridge":
         for field in ("bridge", "create_bridge"):

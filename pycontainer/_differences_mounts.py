@@ -343,7 +343,7 @@ def _beyond(here: _Here) -> Iterator[Found]:
     if command.process.tty:
         places.add("/dev/console")
     if here.view is not None:
-        places |= {*here.view.overlays, *here.view.trees, *here.view.files}
+        places |= {*here.view.overlays, *here.view.trees}
     sources = dict(_sources(here))
     by_id = {mount.id: mount for mount in found.mounts}
     for mount in found.mounts:
@@ -352,6 +352,10 @@ def _beyond(here: _Here) -> Iterator[Found]:
         parent = by_id.get(mount.parent)
         if parent is not None and _below(parent, mount.target) == _place(mount):
             continue  # what would be seen there without it
+        if here.view is not None and mount.target in here.view.files:
+            source = here.place_of(mount.target)
+            if source is not None and source[0] == _place(mount):
+                continue  # shown, where others would copy it
         if _came_along(here, sources, mount):
             continue
         what = f"{mount.type} {mount.source} {' '.join(_place(mount))}"

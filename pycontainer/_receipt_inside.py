@@ -125,11 +125,14 @@ def _parameters(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _interfaces() -> Iterator[dict[str, Any]]:
-    """netdevice(7) has one IPv4 address of each, and /proc/net/if_inet6 all of IPv6."""
+    """netdevice(7) has one IPv4 address of each, and /proc/net/if_inet6 all of IPv6: those that it was given."""
     six: dict[str, list[str]] = {}
     # Not /proc/net, which is that of the process, and so of its first thread.
     for line in _lines("/proc/thread-self/net/if_inet6"):
-        address, _, bits, _, _, name = line.split()
+        address, _, bits, scope, flags, name = line.split()
+        # IFA_F_PERMANENT (linux/if_addr.h): the others, and those of the link, IPv6 makes by itself (RFC 4862).
+        if not int(flags, 16) & 0x80 or scope == "20":
+            continue
         text = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(address))
         six.setdefault(name, []).append(f"{text}/{int(bits, 16)}")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -158,8 +161,9 @@ def _gateways() -> Iterator[str]:
         if to == mask == "00000000" and gateway != "00000000":
             yield socket.inet_ntoa(int(gateway, 16).to_bytes(4, sys.byteorder))
     for line in _lines("/proc/thread-self/net/ipv6_route"):
-        to, bits, _, _, gateway, *_ = line.split()
-        if bits == "00" and gateway.strip("0") and not to.strip("0"):
+        to, bits, _, _, gateway, _, _, _, flags, _ = line.split()
+        advertised = int(flags, 16) & 0x40000  # RTF_ADDRCONF (linux/ipv6_route.h): by a router
+        if bits == "00" and gateway.strip("0") and not to.strip("0") and not advertised:
             yield socket.inet_ntop(socket.AF_INET6, bytes.fromhex(gateway))
 
 

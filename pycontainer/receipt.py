@@ -175,7 +175,7 @@ class Interface:
     up: bool
     mac: str
     mtu: int
-    addresses: tuple[str, ...]  #: ``10.0.0.2/24``: one of IPv4, all of IPv6
+    addresses: tuple[str, ...]  #: ``10.0.0.2/24``: one of IPv4, those of IPv6 that it was given
 
 
 @frozen(kw_only=True)
