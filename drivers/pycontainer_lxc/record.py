@@ -13,6 +13,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import select
 import shutil
 import signal as signals
@@ -22,14 +23,55 @@ from typing import Any
 
 from pycontainer.command import Command
 from pycontainer.driver import ContainerInfo, ContainerProcess, ExitStatus, State
-from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerLostError, WaitTimeoutError
+from pycontainer.errors import (
+    AlreadyExistsError,
+    ContainerError,
+    ContainerLostError,
+    InvalidCommandError,
+    WaitTimeoutError,
+)
 from pycontainer.logs import LogRecord, read_log
+from pycontainer.records import damaged, fields, is_integer, is_number, is_text, load, optional
 from pycontainer_lxc import cgroups
 from pycontainer_lxc.process import reason, wait_readable
 
 __all__ = ["ROOT", "DetachedProcess", "Record", "claim", "find", "read", "records"]
 
 ROOT = "/run/pycontainer/lxc"
+
+_ID = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+def _is_pid(value: Any) -> bool:
+    return is_integer(value) and 0 < value < 2**31
+
+
+def _is_bool(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _are_directories(value: Any) -> bool:
+    return type(value) is dict and all(is_text(path) and path[:1] == "/" for path in value.values())
+
+
+#: The fields of ``container``. The first two are there before there is a guard.
+_CONTAINER: Mapping[str, Callable[[Any], bool]] = {
+    "command": lambda value: type(value) is str,
+    "created": is_number,
+    "guard": optional(_is_pid),
+    "token": optional(is_text),
+    "lxcpath": optional(is_text),
+    "directories": optional(_are_directories),
+    "isolated": optional(_is_bool),
+}
+#: The parts of ``ended``.
+_ENDED: Mapping[str, Callable[[Any], bool]] = {
+    "code": optional(is_integer),
+    "signal": optional(is_integer),
+    "oom_killed": _is_bool,
+    "note": lambda value: type(value) is str,
+    "when": is_number,
+}
 
 #: linux/inotify.h: IN_MODIFY, IN_MOVED_TO, IN_CREATE
 _CHANGES = 0x2 | 0x80 | 0x100
@@ -73,17 +115,20 @@ def _remove_unfinished(id: str) -> None:
 def find(id: str) -> Record | None:
     """The record of *id*, None where there is none, or nothing of it ever ran."""
     record = Record(id)
-    return record if record.has_started() else None
+    return record if _ID.fullmatch(id) and record.has_started() else None
 
 
 def records() -> list[Record]:
-    """All of them, the oldest first; also those that never ran."""
+    """All of them, the oldest first; also those that never ran. One whose record is damaged is not among them."""
     try:
         names = os.listdir(ROOT)
     except FileNotFoundError:
         return []
-    found = [Record(name) for name in names]
-    return sorted(found, key=lambda record: record.created)
+    found = []
+    for name in names:
+        with contextlib.suppress(ContainerError):  # which it gives whoever asks for that one
+            found.append((Record(name).created, name))
+    return [Record(name) for _, name in sorted(found)]
 
 
 class Record:
@@ -93,11 +138,9 @@ class Record:
         self.id = id
         self.path = f"{ROOT}/{id}"
 
-    def _read(self, name: str) -> Any:
-        try:
-            return json.loads(cgroups.read(f"{self.path}/{name}"))
-        except FileNotFoundError:
-            return None
+    def _read(self, name: str, checks: Mapping[str, Callable[[Any], bool]]) -> dict[str, Any] | None:
+        found = load(f"{self.path}/{name}")
+        return None if found is None else fields(f"{self.path}/{name}", found, checks)
 
     def describe(self, guard: int, token: str, lxcpath: str, directories: Mapping[str, str], isolated: bool) -> None:
         """Add what is known once there is a guard."""
@@ -108,13 +151,37 @@ class Record:
 
     def whereabouts(self) -> tuple[str, tuple[int, bool]]:
         """Its LXCPATH, its monitor's pid and whether that is in a network namespace of its own."""
-        content = self.content
+        content = self.described
         return content["lxcpath"], (self.started()["monitor"], content["isolated"])
 
     @property
     def content(self) -> Mapping[str, Any]:
-        """What was recorded at its start: command, created, guard, token, directories, isolated."""
-        return self._read("container") or {}
+        """What was recorded at its start: command, created, guard, token, directories, isolated.
+
+        Raises ContainerError: it is not as it was written.
+        """
+        return self._read("container", _CONTAINER) or {}
+
+    @property
+    def described(self) -> Mapping[str, Any]:
+        """:attr:`content` of what has started. Raises ContainerError: it is not as it was written, or not all of it."""
+        content = self.content
+        for name in _CONTAINER:
+            if content.get(name) is None:
+                damaged(f"{self.path}/container", f"the field {name!r} is missing")
+        return content
+
+    @property
+    def command(self) -> Command:
+        """What it runs. Raises ContainerError: it is no Command any more, or another container's."""
+        path = f"{self.path}/container"
+        try:
+            command = Command.from_json(self.content.get("command", ""))
+        except (InvalidCommandError, RecursionError) as error:
+            damaged(path, f"the field 'command': {error}")
+        if command.id != self.id:
+            damaged(path, f"the field 'command' is of container {command.id!r}")
+        return command
 
     @property
     def created(self) -> float:
@@ -126,17 +193,23 @@ class Record:
 
     def started(self) -> Mapping[str, int]:
         """The pids: its own, and its monitor's."""
-        return self._read("started") or {}
+        return self._read("started", {"pid": _is_pid, "monitor": _is_pid}) or {}
 
     def ended(self) -> tuple[ExitStatus | None, float] | None:
         """How and when it ended, if that is on record; the status is None where LXC itself did not know."""
-        found = self._read("ended")
+        path = f"{self.path}/ended"
+        found = load(path)
         if found is None:
             return None
-        (kind, *values), when = found
+        try:
+            (kind, *values), when = found
+            code, signal, oom_killed, note = values if kind == "exited" else (0, None, False, "")
+        except (TypeError, ValueError):
+            damaged(path, "it has other parts")
+        values = {"code": code, "signal": signal, "oom_killed": oom_killed, "note": note, "when": when}
+        fields(path, values, _ENDED)
         if kind != "exited":
             return None, when
-        code, signal, oom_killed, note = values
         return ExitStatus(code, signal, oom_killed, reason(code, signal, oom_killed, note)), when
 
     def is_guarded(self) -> bool:
@@ -158,7 +231,7 @@ class Record:
 
     def info(self) -> ContainerInfo:
         """What ``info`` says of it."""
-        content = self.content
+        content = self.described
         state, pid, status, when = State.STOPPED, None, None, None
         ended = self.ended()
         if ended is not None:
@@ -166,9 +239,7 @@ class Record:
         elif self.is_guarded():
             pid = self.started().get("pid")
             state = State.PAUSED if _is_frozen(content["directories"]) else State.RUNNING
-        return ContainerInfo(
-            self.id, state, pid, Command.from_json(content["command"]), content["created"], when, status
-        )
+        return ContainerInfo(self.id, state, pid, self.command, content["created"], when, status)
 
 
 def _is_frozen(directories: Mapping[str, str]) -> bool:
@@ -186,14 +257,15 @@ class DetachedProcess(ContainerProcess):
     def __init__(self, record: Record, sweep: Callable[[], object]) -> None:
         self.record = record
         self.id = record.id
-        self.command = Command.from_json(record.content["command"])
-        self.cgroups: dict[str, str] = dict(record.content["directories"])
+        self.command = record.command
+        content = record.described
+        self.cgroups: dict[str, str] = dict(content["directories"])
         self.pid = record.started()["pid"]
         self.pidfd = -1
         self.terminal = None
         self._sweep = sweep
         self._exit: ExitStatus | None = None
-        self._guard = record.content["guard"]
+        self._guard = content["guard"]
         try:
             self._fd = os.pidfd_open(self._guard)  # readable when the guard has ended
         except ProcessLookupError:
@@ -212,7 +284,7 @@ class DetachedProcess(ContainerProcess):
     def _is_inside(self) -> bool:
         """Whether :attr:`pid` still is the container's first process: it may have ended already."""
         directory = next(iter(self.cgroups.values()))
-        return directory[directory.index(self.record.content["token"]) :] in cgroups.read(f"/proc/{self.pid}/cgroup")
+        return directory[directory.index(self.record.described["token"]) :] in cgroups.read(f"/proc/{self.pid}/cgroup")
 
     @property
     def state(self) -> State:

@@ -26,9 +26,13 @@ from typing import Any
 from attrs import frozen
 
 from pycontainer.command import Command
-from pycontainer.errors import AlreadyExistsError, ContainerError
+from pycontainer.errors import AlreadyExistsError, ContainerError, InvalidCommandError
+from pycontainer.records import MAX_SIZE, damaged, fields, is_integer, is_number, is_text, load, optional
 
 DEFAULT_ROOT = "/run/pycontainer"
+
+#: The cgroup of a container, below its monitor's, which has a token of its own.
+_DIRECTORY = re.compile("pycontainer-[0-9a-f]{16}/1")
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -50,8 +54,15 @@ class Record:
 
     @property
     def command(self) -> Command:
-        """What it runs."""
-        return Command.from_json(json.dumps(self.config["command"]))
+        """What it runs. Raises ContainerError: it is no Command any more, or another container's."""
+        path = f"{self.path}/config.json"
+        try:
+            command = Command.from_json(json.dumps(self.config["command"]))
+        except (InvalidCommandError, RecursionError) as error:
+            damaged(path, f"the field 'command': {error}")
+        if command.id != self.id:
+            damaged(path, f"the field 'command' is of container {command.id!r}")
+        return command
 
     @property
     def has_ended(self) -> bool:
@@ -88,11 +99,14 @@ class Store:
 
     def claim(self, id: str, config: dict[str, Any]) -> Claim:
         """The state directory of a new container. Raises AlreadyExistsError, ContainerError, OSError."""
+        text = json.dumps(config)
+        if len(text) > MAX_SIZE:
+            raise ContainerError(f"the command is too long to be put on record: {len(text)} bytes, of {MAX_SIZE}")
         self._prepare()
         claim = self._locked_directory()
         target = os.path.join(self._directory, id)
         try:
-            _write(claim.fd, "config.json", json.dumps(config))
+            _write(claim.fd, "config.json", text)
             while True:
                 try:
                     os.rename(claim.path, target)
@@ -181,18 +195,19 @@ class Store:
         try:
             # First: when the monitor is dead, all that it has written is there to be read.
             alive = not _try_lock(directory, fcntl.LOCK_SH)
-            names = ("config", "start", "exit", "error")
-            config, *rest = (_load(directory, f"{name}.json") for name in names)
+            config, *rest = (_load(directory, f"{path}/{name}") for name in _FILES)
         finally:
             os.close(directory)
         return None if config is None else Record(id, path, alive, config, *rest)
 
     def records(self) -> list[Record]:
-        """Every one whose program runs or ran, the oldest first."""
-        records = [record for id in self._names() if (record := self.find(id)) is not None]
-        return sorted(
-            (record for record in records if record.start is not None), key=lambda record: record.config["created"]
-        )
+        """Every one whose program runs or ran, the oldest first. One whose record is damaged is not among them."""
+        records = []
+        for id in self._names():
+            with contextlib.suppress(ContainerError):  # which it gives whoever asks for that one
+                if (record := self.find(id)) is not None and record.start is not None:
+                    records.append(record)
+        return sorted(records, key=lambda record: record.config["created"])
 
     def _names(self, hidden: bool = False) -> list[str]:
         if not self._is_there():
@@ -225,6 +240,11 @@ class Store:
         except FileNotFoundError:
             yield True
             return
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            yield False  # no driver has made that
+            return
         try:
             while not (locked := _try_lock(directory, fcntl.LOCK_EX)) and time.monotonic() < deadline:
                 time.sleep(0.002)
@@ -242,7 +262,8 @@ class Store:
     def collect(self, kill: Callable[[Record], bool], lost: bool = False) -> list[Record | str]:
         """Remove what dead makers and removers left, and with *lost* containers whose end nobody recorded.
 
-        *kill* ends what is left of one; where it cannot, the directory stays.  What is gone is returned.
+        *kill* ends what is left of one; where it cannot, or what is on record is damaged, the directory stays.  What is
+        gone is returned.
         """
         gone: list[Record | str] = []
         for name in self._names(hidden=True):
@@ -252,7 +273,7 @@ class Store:
                     _remove(path)
                     gone.append(path)
         for id in self._names():
-            with self._owned(id) as owned:
+            with self._owned(id) as owned, contextlib.suppress(ContainerError):
                 record = self._read(id) if owned else None
                 dead = record is None or record.start is None or (lost and record.exit is None)
                 if owned and dead and (record is None or kill(record)):
@@ -269,13 +290,55 @@ def _try_lock(fd: int, lock: int) -> bool:
     return True
 
 
-def _load(directory: int, name: str) -> dict[str, Any] | None:
-    try:
-        with open(name, opener=lambda name, flags: os.open(name, flags, dir_fd=directory)) as file:
-            found: dict[str, Any] = json.load(file)
-            return found
-    except FileNotFoundError:
-        return None
+def _is_group(value: Any) -> bool:
+    """Whether it is what :class:`~pycontainer_native.cgroups.Group` is made of."""
+    if type(value) is not list or len(value) != 3:
+        return False
+    base, version, controllers = value
+    above = not is_text(base) or base[:1] != "/" or ".." in base.split("/")
+    return not above and type(version) is int and version in (1, 2) and _is_texts(controllers)
+
+
+def _is_texts(value: Any) -> bool:
+    return type(value) is list and all(map(is_text, value))
+
+
+def _is_directory(value: Any) -> bool:
+    return is_text(value) and _DIRECTORY.fullmatch(value) is not None
+
+
+#: What is written, and by whom.
+_FILES: dict[str, dict[str, Callable[[Any], bool]]] = {
+    # the maker
+    "config.json": {
+        "command": lambda value: type(value) is dict,
+        "created": is_number,
+        "directory": _is_directory,
+        "groups": lambda value: type(value) is list and all(map(_is_group, value)),
+        "namespaces": _is_texts,
+    },
+    # the monitor
+    "start.json": {
+        "pid": lambda value: is_integer(value) and 0 < value < 2**31,
+        "began": optional(is_integer),
+        "started": is_number,
+    },
+    "exit.json": {
+        "exit_code": optional(is_integer),
+        "signal": optional(is_integer),
+        "oom_kills": is_integer,
+        "ended": is_number,
+        "finished": lambda value: type(value) is bool,
+        "note": lambda value: type(value) is str,
+    },
+    "error.json": {"words": lambda value: type(value) is str},
+}
+
+
+def _load(directory: int, path: str) -> dict[str, Any] | None:
+    """The file *path*, whose directory is open, as it was written. Raises ContainerError: it no longer is."""
+    found = load(path, dir_fd=directory)
+    return None if found is None else fields(path, found, _FILES[os.path.basename(path)])
 
 
 def _write(directory: int, name: str, text: str) -> None:
