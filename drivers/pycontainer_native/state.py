@@ -111,7 +111,7 @@ class Store:
                 try:
                     os.rename(claim.path, target)
                 except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # ENOTDIR: it is none
                         raise
                     if os.path.lexists(target) and not self._remove_unstarted(id):
                         raise AlreadyExistsError(id) from None
