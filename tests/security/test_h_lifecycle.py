@@ -23,7 +23,7 @@ from unittest.mock import ANY
 import pytest
 
 import pycontainer
-from pycontainer import PIPE, seccomp_filter
+from pycontainer import PIPE, Network, seccomp_filter
 from pycontainer.command import Command
 from pycontainer.errors import (
     AlreadyExistsError,
@@ -633,9 +633,30 @@ def test_h21_cve_2014_5277_an_image_chooses_nothing(start, hostile):
 
 
 @row("H23", mutants=[PlanMutant("CAP_NET_RAW stays", left_out("drop CAP_NET_RAW from the bounding set"))])
-def test_h23_cve_2020_13401_no_raw_sockets_and_nobody_to_advertise(start, sh):
+def test_h23_cve_2020_13401_no_raw_sockets_and_no_interface(start, sh):
     assert not int(host.status(start(["sleep", "100"]).pid)["CapBnd"], 16) >> 13 & 1
     assert {*re.findall(r"^\d+: (\w+)", sh("ip -o link").stdout, re.M)} <= {"lo", "tunl0", "sit0", "ip6tnl0", "gre0"}
+
+
+@pytest.mark.root
+@row(
+    "H23",
+    mutants=[
+        Patch("they are taken", "pycontainer_native.network._ignore_advertisements", lambda: None),
+        Patch("too late, or elsewhere", "pycontainer_native.network._ACCEPT_RA", "/dev/null"),
+    ],
+)
+def test_h23_cve_2020_13401_router_advertisements_are_ignored(sh):
+    accept = "/proc/sys/net/ipv6/conf/eth0/accept_ra"
+    before = Path("/proc/sys/net/ipv6/conf/default/accept_ra").read_text()
+    bridge = f"pyctra{os.getpid() % 100000}"
+    own = {"bridge": bridge, "create_bridge": True, "address6": "fd00:7777::2", "prefix_length6": 64}
+    for address in ({}, {"gateway6": "fd00:7777::1"}):
+        assert sh(f"cat {accept}", network=Network(**own, **address)).stdout == "0\n"
+    # Somebody who says so has them.
+    asked = {"net.ipv6.conf.eth0.accept_ra": "2"}
+    assert sh(f"cat {accept}", network=Network(**own), sysctls=asked).stdout == "2\n"
+    assert Path("/proc/sys/net/ipv6/conf/default/accept_ra").read_text() == before  # the host's are the host's
 
 
 _no_network = {**abi.NAMESPACES, "network": 0}
