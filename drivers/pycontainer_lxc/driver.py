@@ -533,7 +533,12 @@ class LxcDriver(ExecutionDriver):
         return process
 
     def containers(self) -> Sequence[ContainerInfo]:
-        return [found.info() for found in record.records() if found.has_started()]
+        infos = []
+        for found in record.records():
+            with contextlib.suppress(ContainerError):  # its record is damaged, which it gives whoever asks for that one
+                if found.has_started():
+                    infos.append(found.info())
+        return infos
 
     def logs(self, id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:
         process = self._detached(id)
@@ -555,9 +560,10 @@ class LxcDriver(ExecutionDriver):
     def gc(self) -> Sequence[str]:
         removed = [f"{path} and its cgroups: the guard died" for path in sweep(self.bases)]
         for found in record.records():
-            if not found.is_guarded() and found.ended() is None:
-                found.remove()
-                removed.append(f"{found.path}: its guard died")
+            with contextlib.suppress(ContainerError):
+                if not found.is_guarded() and found.ended() is None:
+                    found.remove()
+                    removed.append(f"{found.path}: its guard died")
         return removed
 
     def close(self) -> None:

@@ -151,15 +151,18 @@ class NativeDriver(DetachedVerbs):
             problems.append(InvalidCommandError("config", "raw values are for other drivers: native takes none"))
         if command.network is not None:
             problems += self._check_bridges(command)
-        if type(command.rootfs) is str and not os.path.isdir(command.rootfs):
-            problems.append(InvalidCommandError("rootfs", f"{command.rootfs} is not a directory"))
-        if command.rootfs == "/":
-            problems.append(InvalidCommandError("rootfs", "is the host's own root: None gives a safe view of it"))
+        if type(command.rootfs) is str:
+            if not os.path.isdir(command.rootfs):
+                problems.append(InvalidCommandError("rootfs", f"{command.rootfs} is not a directory"))
+            elif os.path.samefile(command.rootfs, "/"):  # by whatever name
+                problems.append(InvalidCommandError("rootfs", "is the host's own root: None gives a safe view of it"))
         if isinstance(command.rootfs, Overlay):
             for path in command.rootfs.layers:
                 if not os.path.isdir(path):
                     name = "upper" if path == command.rootfs.upper else "lower"
                     problems.append(InvalidCommandError(f"rootfs.{name}", f"{path} is not a directory"))
+                elif os.path.samefile(path, "/"):
+                    problems.append(InvalidCommandError("rootfs.lower", f"{path} is the host's own root"))
         for mount in command.mounts:
             if mount.source is None:
                 continue

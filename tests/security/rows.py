@@ -206,7 +206,6 @@ ROWS = _parsed()
 #: Rows with N or P that cannot be tested here: why not.
 UNTESTABLE: dict[str, str] = {
     "A18": "there are no volumes with a first content: nothing of an image is copied",
-    "E16": "a root file system is a directory of the caller's; what is written to a view of the host has no path there",
     "J5": "limits are the caller's to set, as with Docker: there is no default that could be missing",
     "C12": "nothing is unpacked or compressed, and no program looked up for it: there is no copy, export or commit",
     "H10": "netlink messages are pyroute2's: no length is packed here",
@@ -229,6 +228,7 @@ NEEDS_ROOT: dict[str, str] = {
     "D6": "the terminal is looked at from the host, where it is closed to the user himself",
     "E12": "the test becomes an ordinary user itself",
     "E13": "the maps are root's to choose: an ordinary user's are his lines in /etc/subuid",
+    "E16": "a user namespace beside one's own takes root of the host",
     "G4": "the test makes cgroups beside the user's own",
     "G5": "only root of the host may change a devices cgroup: elsewhere there is none, or it is an error",
     "G7": "the trap is a device node, which only root can make",
