@@ -227,7 +227,7 @@ class LxcDriver(ExecutionDriver):
         guard.check_caller()
         with Terminal(_uid(spec), stdio.size) if command.process.tty else Borrowed(stdio) as streams:
             request = {**self._request(command, spec, guard, streams), "gate": gate}
-            process = self._begin("start", request, streams, guard, stdio.deadline)
+            process = self._begin("start", request, streams, guard, stdio.deadline, stdio.give_up)
         with self._lock:
             self._commands[process] = command
         process.cgroups = self._directories(request)
@@ -342,7 +342,13 @@ class LxcDriver(ExecutionDriver):
         return f"/proc/{self._running(network.container).pid}/ns/net"
 
     def _begin(
-        self, kind: str, request: dict[str, Any], streams: Streams, guard: GuardClient, deadline: float | None = None
+        self,
+        kind: str,
+        request: dict[str, Any],
+        streams: Streams,
+        guard: GuardClient,
+        deadline: float | None = None,
+        give_up: int = -1,
     ) -> LxcProcess:
         """Have the guard run a tool; the process once it runs. Raises as :meth:`start`."""
         try:
@@ -367,7 +373,7 @@ class LxcDriver(ExecutionDriver):
                     self._drop(guard)  # the end-of-file on the status socket tells the rest
                 except OSError as error:
                     raise SetupError("send the request", error.errno or errno.EPROTO) from None
-            process.wait_for_start(deadline=deadline)
+            process.wait_for_start(deadline=deadline, give_up=give_up)
         except BaseException:
             process.close()
             raise
@@ -480,7 +486,7 @@ class LxcDriver(ExecutionDriver):
             "monitor": monitor,
         }
         with Terminal(user["uid"], stdio.size) if process.tty else Borrowed(stdio) as streams:
-            return self._begin("attach", request, streams, guard, stdio.deadline)
+            return self._begin("attach", request, streams, guard, stdio.deadline, stdio.give_up)
 
     def pause(self, id: str) -> None:
         process = self._running(id)

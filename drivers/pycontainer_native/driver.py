@@ -548,7 +548,7 @@ class NativeDriver(DetachedVerbs):
                     launcher = self._ask(request, fds, None if container is None else container.launcher)
                     process.launcher = launcher
                     process.on_lost = functools.partial(self._drop, launcher)
-            process.wait_for_start(State.CREATING, stdio.deadline)
+            process.wait_for_start(State.CREATING, stdio.deadline, stdio.give_up)
         except BaseException:
             process.close()
             raise
