@@ -231,8 +231,10 @@ NEEDS_ROOT: dict[str, str] = {
     "E16": "a user namespace beside one's own takes root of the host",
     "G4": "the test makes cgroups beside the user's own",
     "G5": "only root of the host may change a devices cgroup: elsewhere there is none, or it is an error",
+    "G6": "only root of the host may change a devices cgroup: elsewhere there is none, or it is an error",
     "G7": "the trap is a device node, which only root can make",
     "G11": "the test makes cgroups beside the user's own",
-    "H2": "only root keeps compiled filters on disk",
-    "H3": "only root keeps compiled filters on disk",
+    "H2": "others than root have to be kept out; and only root keeps compiled filters on disk",
+    "H3": "others than root have to be kept out; and only root keeps compiled filters on disk",
+    "H4": "the test becomes another user",
 }

@@ -341,6 +341,7 @@ def _by_record(self, signal):
         os.kill(json.loads(Path(self._path, "start.json").read_text())["pid"], signal)
 
 
+@pytest.mark.root  # where others can write, as below /tmp, nobody keeps a record
 @row("H7", mutants=[Patch("as on record", "pycontainer_native.detached.DetachedProcess.send_signal", _by_record)])
 def test_h7_a_number_on_record_is_not_believed(detach, keeper, state_root, until):
     victim = subprocess.Popen(["sleep", "100"])
@@ -363,6 +364,7 @@ def test_h7_a_number_on_record_is_not_believed(detach, keeper, state_root, until
         victim.wait()
 
 
+@pytest.mark.root  # where others can write, as below /tmp, nobody keeps a record
 @row("H7", mutants=[Patch("whoever has its number", "pycontainer_native.monitor.began", lambda _: ANY)])
 @pytest.mark.parametrize("verb", ["gc", "delete"])
 def test_h7_what_a_dead_monitor_has_left_is_what_began_then(detach, keeper, state_root, until, verb):
@@ -470,6 +472,7 @@ TAMPERED = {
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what a mutant raises half-way
+@pytest.mark.root
 @row(
     "H9",
     mutants=[
