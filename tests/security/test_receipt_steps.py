@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,11 @@ def steps_of(driver: NativeDriver, given: dict[str, Any], monkeypatch: pytest.Mo
 
 
 def begun(driver: NativeDriver, given: dict[str, Any]) -> Receipt:
+    """Within a few seconds: who has lost the way to its launcher waits for ever."""
     with Container(["sleep", "100"], driver=driver, start=False, **given) as box:
-        box.create()
-        return box._life.start_and_look()
+        found = box._start_within(5, time.monotonic(), True)
+        assert found is not None
+        return found
 
 
 def reason(label: str, call: str) -> str | None:
