@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pycontainer import _fields as check
-from pycontainer._differences_mounts import compare_mounts, is_hidden, without_links
+from pycontainer._differences_mounts import MADE_UP, compare_mounts, is_hidden, without_links
 from pycontainer.device import DEFAULT_DEVICE_RULES, rule_to_oci
 from pycontainer.receipt import Difference, Unchecked
 from pycontainer.spec import to_oci
@@ -30,8 +29,6 @@ Found: TypeAlias = Difference | Unchecked
 
 #: OCI's names of namespaces and the kernel's.
 _NAMESPACES = {"mount": "mnt", "network": "net"}
-#: What Command.of calls a container that is given no name: another one each time.
-_MADE_UP = re.compile("[0-9a-f]{12}")
 #: linux/seccomp.h: the one flag of a filter that PTRACE_SECCOMP_GET_METADATA tells (ptrace(2)).
 _FILTER_FLAG_LOG = 2
 #: What there is in each /dev (OCI runtime spec, "Default Devices").
@@ -391,7 +388,7 @@ def _insides(found: Receipt, command: Command, spec: Mapping[str, Any]) -> Itera
         elif seen != name and (
             # The name that somebody's Command.of has made up is not that of this one's, nor is the host's.
             command.hostname is not None
-            or not (_MADE_UP.fullmatch(name) and _MADE_UP.fullmatch(seen))
+            or not (MADE_UP.fullmatch(name) and MADE_UP.fullmatch(seen))
             or seen == os.uname().nodename
         ):
             yield Difference("hostname", name, seen)

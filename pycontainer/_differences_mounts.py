@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -34,6 +35,8 @@ _IN_DEV = frozenset(f"/dev/{name}" for name in ("null", "zero", "full", "random"
 #: tmpfs(5), as the kernel shows them where they are not what they are without: the Command's, and not about ids.
 _TMPFS = ("huge", "mpol", "noswap", "nr_inodes")
 _LINKS = 40  # MAXSYMLINKS
+#: What Command.of calls a container that is given no name: another one each time.
+MADE_UP = re.compile("[0-9a-f]{12}")
 
 
 def compare_mounts(found: Receipt, command: Command, spec: Mapping[str, Any]) -> Iterator[Found]:
@@ -457,7 +460,10 @@ def _provided(here: _Here) -> dict[str, str]:
 
 def _files(here: _Here) -> Iterator[Found]:
     begun = here.found.beginning
+    name, seen_name = here.spec.get("hostname", ""), here.found.hostname or ""
+    made_up = here.command.hostname is None and MADE_UP.fullmatch(name) and MADE_UP.fullmatch(seen_name)
     for path, content in _provided(here).items():
+        content = content.replace(name, seen_name) if made_up else content
         field = {"/etc/hosts": "extra_hosts", "/etc/hostname": "hostname"}.get(path, "dns")
         seen = here.found.covering(path)
         if not here.known or isinstance(here.command.rootfs, Overlay):

@@ -1,4 +1,4 @@
-"""Receipts tell of every field: what is asked for by another Command, that differs in that field alone, is a difference.
+"""Receipts tell of every field: compared with a Command that differs in that field alone, there is a difference.
 
 Whoever adds a field finds this red until it is a pair here, or has a reason why no receipt tells of it.  The steps of
 the native driver's plan are taken away one by one in tests/security/test_receipt_steps.py.
@@ -230,8 +230,11 @@ PAIRS: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {
         ({"memory": "64m"}, {"memory": "65m"}, "resources.memory"),
         ({"memory": "64m"}, {}, "resources.memory"),
     ],
-    "resources.cpu_shares": [({"cpu_shares": 5}, {"cpu_shares": 6}, "resources.cpu_shares"), ({"cpu_shares": 5}, {}, "r")],
-    "resources.cpu_quota": [({"cpus": 0.5}, {"cpus": 0.4}, "resources.cpu_quota"), ({"cpus": 0.5}, {}, "resources.cpu")],
+    "resources.cpu_shares": [
+        ({"cpu_shares": 5}, {"cpu_shares": 6}, "resources.cpu_shares"),
+        ({"cpu_shares": 5}, {}, "resources.cpu_shares"),
+    ],
+    "resources.cpu_quota": [({"cpus": 0.5}, {"cpus": 0.4}, "resources.cpu_quota"), ({"cpus": 0.5}, {}, "resources")],
     "resources.cpu_period": [
         ({"cpu_quota": 5000, "cpu_period": 10000}, {"cpu_quota": 50000, "cpu_period": 100000}, "resources.cpu_period"),
         ({"cpu_quota": 5000, "cpu_period": 10000}, {}, "resources.cpu_period"),
@@ -351,7 +354,8 @@ def keywords(given: dict[str, Any], world: dict[str, Any]) -> dict[str, Any]:
     if isinstance(found.get("network"), dict):
         bridged = {
             "bridge": f"pc{os.getpid() % 100000}", "create_bridge": True,
-            "address": "10.98.7.2", "prefix_length": 24, "gateway": "10.98.7.1", "mtu": 1400, "mac": "02:00:00:00:00:02",
+            "address": "10.98.7.2", "prefix_length": 24, "gateway": "10.98.7.1",
+            "mtu": 1400, "mac": "02:00:00:00:00:02",
             "address6": "fd00:98::2", "prefix_length6": 64, "gateway6": "fd00:98::1",
         }  # fmt: skip
         found["network"] = Network(**{**bridged, **found["network"]})
