@@ -119,6 +119,7 @@ class NativeDriver(DetachedVerbs):
         self._all: weakref.WeakSet[NativeProcess] = weakref.WeakSet()  # further processes included
         self._sockets: set[socket.socket | Claim] = set()  # the launcher's and the monitors' ends, until they have them
         self._bridges = False  # whether any was to be made
+        self._valid: Command | None = None  # what has just been found to have no problems, and is about to be started
         _drivers.add(self)
 
     # -- what it can do
@@ -132,10 +133,22 @@ class NativeDriver(DetachedVerbs):
         return probe(self.name, self.layout, self.host.namespace, FEATURES)
 
     def _look_at_caller(self) -> None:
-        """Whoever has other rights or namespaces than before gets another launcher, and is told of another host."""
+        """Before anything is begun: who this is by now, and what resource limits he has.
+
+        Whoever has other rights or namespaces than before gets another
+        launcher, and is told of another host.
+        """
         now = caller()
-        if now == self._caller:
-            return
+        if now != self._caller:
+            self._change_caller(now)
+        host, limits = self.host, _limits()
+        inherited = () if self._launcher is None else self._launcher.limits
+        if limits != (inherited or limits) or host.rlimits or limits[_NOFILE] != host.nofile:
+            changed = [(n, *now) for n, (now, then) in enumerate(zip(limits, inherited, strict=False)) if now != then]
+            others = tuple(limit for limit in changed if limit[0] != _NOFILE)
+            self._host = attrs.evolve(host, nofile=limits[_NOFILE], rlimits=others)
+
+    def _change_caller(self, now: tuple[object, ...]) -> None:
         with self._lock:
             if self._launcher is not None:
                 self._former[self._caller] = self._launcher
@@ -226,6 +239,7 @@ class NativeDriver(DetachedVerbs):
         if command.pid is not None and not any(place.writable for place in self.layout.hierarchies):
             reason = f"{command.pid!r} needs a cgroup: without one its processes can get away"
             problems.append(InvalidCommandError("pid", reason))
+        self._valid = None if problems else command
         return problems
 
     def _unmapped(self, command: Command) -> Iterator[InvalidCommandError]:
@@ -285,16 +299,11 @@ class NativeDriver(DetachedVerbs):
 
     @property
     def host(self) -> Host:
-        """What plans need to know of the host, looked up once, and of this process's resource limits, looked up now."""
-        if self._host is None:
-            self._host = Host.of_caller()
-        limits = _limits()
-        inherited = () if self._launcher is None else self._launcher.limits
-        if limits != (inherited or limits) or self._host.rlimits or limits[_NOFILE] != self._host.nofile:
-            changed = [(n, *now) for n, (now, then) in enumerate(zip(limits, inherited, strict=False)) if now != then]
-            others = tuple(limit for limit in changed if limit[0] != _NOFILE)
-            self._host = attrs.evolve(self._host, nofile=limits[_NOFILE], rlimits=others)
-        return self._host
+        """What plans need to know of the host, and of this process's resource limits: see :meth:`_look_at_caller`."""
+        host = self._host
+        if host is None:
+            host = self._host = Host.of_caller()
+        return host
 
     @property
     def layout(self) -> Layout:
@@ -333,6 +342,7 @@ class NativeDriver(DetachedVerbs):
         """The steps that starting *command* takes, a line each, without taking them."""
         from pycontainer_native.explain import describe
 
+        self._look_at_caller()
         return describe(self.compile(command))
 
     def _filter(self, command: Command) -> Filter | None:
@@ -421,9 +431,10 @@ class NativeDriver(DetachedVerbs):
 
     def _check(self, command: Command) -> None:
         """Raise the first problem of *command*; and clear away what may be in its way."""
-        problems = self.validate(command)
-        if problems:
-            raise problems[0]
+        valid, self._valid = self._valid, None
+        if valid is not command:
+            for problem in self.validate(command):
+                raise problem
         if command.cgroup_parent is not None and command.cgroup_parent not in self._parents:
             sweep(self.layout, cgroup_parent=command.cgroup_parent)
             self._parents.add(command.cgroup_parent)
