@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pycontainer import aio, rootfs
     from pycontainer._api import CompletedContainer, Container, run
     from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
-    from pycontainer.detached import containers, gc, get
     from pycontainer.device import Device
     from pycontainer.diagnosis import Diagnosis, Finding, doctor
     from pycontainer.driver import (
@@ -48,10 +47,11 @@ if TYPE_CHECKING:
     from pycontainer.hooks import Hook, Hooks
     from pycontainer.hookspecs import hookimpl
     from pycontainer.logs import LogRecord
-    from pycontainer.observers import register, unregister
+    from pycontainer.observers import register_observer, unregister_observer
     from pycontainer.options import Option
     from pycontainer.overlay import Overlay
     from pycontainer.plugins import InstalledDriver, drivers, get_driver
+    from pycontainer.recorded import containers, gc, get
     from pycontainer.rootfs import HostView
     from pycontainer.stats import (
         CpuStats,
@@ -131,17 +131,16 @@ __all__ = [
     "get",
     "get_driver",
     "hookimpl",
-    "register",
+    "register_observer",
     "rootfs",
     "run",
-    "unregister",
+    "unregister_observer",
 ]
 
 _HOMES = {
     "aio": "aio",  # a module that is public as it is
     "_api": "CompletedContainer Container run",
     "command": "Command Mount Network Process Resources Rlimit",
-    "detached": "containers gc get",
     "device": "Device",
     "diagnosis": "Diagnosis Finding doctor",
     "driver": "ContainerInfo ContainerProcess ExecutionDriver ExitStatus Feature FeatureProbe LogLimits "
@@ -152,10 +151,11 @@ _HOMES = {
     "hooks": "Hook Hooks",
     "hookspecs": "hookimpl",
     "logs": "LogRecord",
-    "observers": "register unregister",
+    "observers": "register_observer unregister_observer",
     "options": "Option",
     "plugins": "InstalledDriver drivers get_driver",
     "overlay": "Overlay",
+    "recorded": "containers gc get",
     "rootfs": "rootfs HostView",
     "stats": "CpuStats InterfaceStats IoStats MemoryStats PidsStats Pressure Stats",
     "stdio": "DEVNULL PIPE STDOUT Pipes Terminal TtyTerminal",

@@ -15,14 +15,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, TypedDict
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from attrs import evolve, field, frozen
 
-from pycontainer._exchange import Exchange
+from pycontainer._exchange import Exchange, TextMode, encoded, text_mode
 from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
 from pycontainer.driver import ContainerProcess, ExecutionDriver, ExitStatus, Feature, LogLimits, State, Stdio
-from pycontainer.errors import ContainerError, ContainerExitError, NotRunningError, WaitTimeoutError, add_note
+from pycontainer.errors import ContainerError, NotRunningError, WaitTimeoutError, add_note
 from pycontainer.lifecycle import ExecLifecycle, Lifecycle
 from pycontainer.plugins import get_driver
 from pycontainer.stdio import PIPE, Streams, TtyTerminal
@@ -133,6 +133,8 @@ class CompletedContainer:
     def check_returncode(self) -> None:
         """Raise ContainerExitError unless the exit code is 0."""
         if self.returncode != 0:
+            from pycontainer.errors import ContainerExitError
+
             raise ContainerExitError(self.args, self.status, self.stdout, self.stderr)
 
 
@@ -171,26 +173,36 @@ def run(
     Raises ContainerExitError with *check*, and what :class:`Container` raises.
     """
     begin = time.monotonic()
-    with Container(
-        argv,
-        **standard_streams(input, stdin, stdout, stderr, capture_output),
-        text=text,
-        encoding=encoding,
-        errors=errors,
-        driver=driver,
-        require=require,
-        output_limit=output_limit,
-        start=False,
-        **fields,
-    ) as container:
+    command = Command.of(argv, **fields)  # pyright: ignore[reportArgumentType]  # a TypedDict may hold more
+    plumbing = plumb(input, stdin, stdout, stderr, capture_output, text, encoding, errors, output_limit)
+    with Container._of_command(command, driver, require, plumbing) as container:
         found = container._start_within(timeout, begin, receipt)
-        return _complete(container, input, timeout, check, begin, found)
+        return see_through(container, plumbing.input, timeout, check, begin, found)
 
 
-def standard_streams(
-    input: str | bytes | None, stdin: Input, stdout: Output, stderr: Output, capture_output: bool
-) -> dict[str, Any]:
-    """The streams that *input* and *capture_output* stand for."""
+class Plumbing(NamedTuple):
+    """A container's streams, what is sent, and what becomes of the output."""
+
+    stdin: Input = None
+    stdout: Output = None
+    stderr: Output = None
+    input: bytes | None = None
+    text: TextMode | None = None
+    limit: int | None = None  # bytes
+
+
+def plumb(
+    input: str | bytes | None,
+    stdin: Input,
+    stdout: Output,
+    stderr: Output,
+    capture_output: bool,
+    text: bool | None,
+    encoding: str | None,
+    errors: str | None,
+    output_limit: int | str | None,
+) -> Plumbing:
+    """What the keywords of :func:`run` stand for. Raises ValueError, TypeError, LookupError, InvalidCommandError."""
     if input is not None:
         if stdin is not None:
             raise ValueError("stdin and input cannot both be given")
@@ -199,12 +211,13 @@ def standard_streams(
         if stdout is not None or stderr is not None:
             raise ValueError("stdout and stderr cannot be given with capture_output")
         stdout = stderr = PIPE
-    return {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+    mode = text_mode(text, encoding, errors)
+    return Plumbing(stdin, stdout, stderr, encoded(input, mode), mode, size_limit(output_limit))
 
 
-def _complete(
+def see_through(
     container: Container,
-    input: str | bytes | None,
+    input: bytes | None,
     timeout: float | None,
     check: bool,
     begin: float,
@@ -219,8 +232,15 @@ def _complete(
         container.kill()
         container._pump(None)
         raise WaitTimeoutError(container.id, timeout, *container._exchange.result(partial=True)) from None
+    return completed(container, out, err, container.truncated, check, receipt)
+
+
+def completed(
+    container: Container, out: Any, err: Any, truncated: bool, check: bool, receipt: Receipt | None
+) -> CompletedContainer:
+    """The result for a *container* that has ended. Raises ContainerExitError with *check*."""
     assert container.status is not None
-    done = CompletedContainer(container.args, container.status, out, err, container.truncated, receipt)
+    done = CompletedContainer(container.args, container.status, out, err, truncated, receipt)
     if check:
         done.check_returncode()
     return done
@@ -290,35 +310,38 @@ class Container:
             raise ValueError("log_limits are for a detached container: only that has a log")
         else:
             life = Lifecycle(_driver(driver, require), command)
-        self._set_up(life, stdin, stdout, stderr, text, encoding, errors, output_limit)
+        self._set_up(
+            life, Plumbing(stdin, stdout, stderr, None, text_mode(text, encoding, errors), size_limit(output_limit))
+        )
         if start:
             self.start()
 
     @classmethod
-    def _of(cls, life: Lifecycle) -> Container:
-        """The container that has this *life* already, without streams."""
+    def _of_command(
+        cls,
+        command: Command,
+        driver: str | ExecutionDriver | Sequence[str] | None,
+        require: Iterable[Feature | str] | None,
+        plumbing: Plumbing,
+    ) -> Container:
+        """One that is attached, and not started yet."""
+        return cls._of(Lifecycle(_driver(driver, require), command), plumbing)
+
+    @classmethod
+    def _of(cls, life: Lifecycle, plumbing: Plumbing | None = None) -> Container:
+        """The container that has this *life*."""
         container = object.__new__(cls)
-        container._set_up(life)
+        container._set_up(life, plumbing or Plumbing())
         return container
 
-    def _set_up(
-        self,
-        life: Lifecycle,
-        stdin: Input = None,
-        stdout: Output = None,
-        stderr: Output = None,
-        text: bool | None = None,
-        encoding: str | None = None,
-        errors: str | None = None,
-        output_limit: int | str | None = None,
-    ) -> None:
+    def _set_up(self, life: Lifecycle, plumbing: Plumbing) -> None:
         self.args = list(life.command.process.argv)
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
-        self._wanted = (stdin, stdout, stderr)
-        self._text = (encoding, errors) if text or encoding or errors else None
-        self._limit = size_limit(output_limit)
+        self._wanted = plumbing[:3]
+        self._text = plumbing.text
+        self._limit = plumbing.limit
         self._streams: Streams | None = None
         self._exchange: Exchange | None = None
         self._life = life
@@ -403,11 +426,12 @@ class Container:
 
         With *look* there is a receipt of the program before its first instruction.
         """
+        deadline = None if timeout is None else begin + timeout
         try:
-            self._begin(self._life.create if look else self._life.start, None if timeout is None else begin + timeout)
+            self._begin(self._life.create if look else self._life.start, deadline)
+            return self._life.start_and_look(deadline) if look else None
         except WaitTimeoutError:
             raise WaitTimeoutError(self.id, timeout or 0.0) from None
-        return self._life.start_and_look() if look else None
 
     def _begin(self, verb: Callable[[Stdio], ContainerProcess], deadline: float | None = None) -> None:
         if self._life.detached:  # its streams are its monitor's
@@ -415,7 +439,8 @@ class Container:
             return
         streams = Streams(*self._wanted, tty=self._life.command.process.tty)
         try:
-            streams.started(verb(evolve(streams.stdio, deadline=deadline)))
+            stdio = streams.stdio
+            streams.started(verb(stdio if deadline is None else evolve(stdio, deadline=deadline)))
             self._streams = streams
             for name in ("stdin", "stdout", "stderr"):
                 setattr(self, name, self._file(getattr(streams, name)))
@@ -427,9 +452,8 @@ class Container:
     def _file(self, file: io.FileIO | None) -> IO[Any] | None:
         if file is None or self._text is None:
             return file
-        encoding, errors = self._text
         buffer = io.BufferedWriter(file) if file.writable() else io.BufferedReader(file)
-        return io.TextIOWrapper(buffer, encoding, errors, line_buffering=True)
+        return io.TextIOWrapper(buffer, *self._text, line_buffering=True)
 
     # -- its end -------------------------------------------------------------
 
@@ -442,9 +466,10 @@ class Container:
         """Wait until it has ended and all of it is removed; its :attr:`returncode`.
 
         *timeout* in seconds.  A container that fills a PIPE which nobody
-        reads does not end: :meth:`communicate` reads.  Raises
-        WaitTimeoutError, after which it still runs, NotRunningError before
-        the start, ContainerLostError.
+        reads does not end: :meth:`communicate` reads.  A signal handler may
+        call this, :meth:`stop` and :meth:`kill` in the midst of another wait,
+        whose streams it does not serve.  Raises WaitTimeoutError, after which
+        it still runs, NotRunningError before the start, ContainerLostError.
         """
         streams = self._streams
         return self._life.wait(timeout, streams.pump if streams is not None and streams.flows else None).returncode
@@ -455,11 +480,22 @@ class Container:
         *timeout* in seconds.  After a WaitTimeoutError, which carries what
         has come so far, it still runs; the next call goes on with the rest of
         the input and returns all the output.  Raises as :meth:`wait`;
-        ValueError for an input where stdin is no PIPE, or in a second call.
+        ValueError for an input where stdin is no PIPE, or in a second call,
+        TypeError for a str without *text*; ContainerError in a signal handler
+        in the midst of another call.
         """
+        if self._life.is_interrupted:
+            raise ContainerError(f"container {self.id!r}: communicate() cannot go on within a wait of the same thread")
         if self._exchange is None:
-            tty = self._life.command.process.tty
-            self._exchange = Exchange(self.stdin, self.stdout, self.stderr, input, self._limit, tty)
+            self._exchange = Exchange(
+                self.stdin,
+                self.stdout,
+                self.stderr,
+                encoded(input, self._text),
+                self._limit,
+                self._life.command.process.tty,
+                self._text,
+            )
         elif input is not None:
             raise ValueError("the input was given in the first call")
         try:
@@ -480,43 +516,58 @@ class Container:
 
         The main process is PID 1 in its container, and so ignores every
         signal but SIGKILL that it has no handler for (pid_namespaces(7)),
-        unless ``init=True``.  Raises NotRunningError before the start.
+        unless ``init=True``.  While another thread starts it SIGKILL and
+        SIGTERM have the start given up, which then raises NotRunningError.
+        Raises NotRunningError before the start.
         """
         self._life.send_signal(signal)
 
     def terminate(self) -> None:
-        """Send SIGTERM to its main process. Mind :meth:`send_signal`'s remark on PID 1."""
+        """Send SIGTERM to its main process, as Popen.terminate: not a driver's ``terminate``, which is :meth:`kill`.
+
+        Mind :meth:`send_signal`'s remark on PID 1.
+        """
         self.send_signal(15)
 
     def kill(self) -> None:
-        """SIGKILL to everything in it: Docker's Terminate."""
-        self._life.terminate()
+        """SIGKILL to everything in it: a driver's, and Docker 0.9's, ``terminate``.
 
-    def stop(self, timeout: float | None = 10) -> ExitStatus:
-        """As docker stop: SIGTERM, after *timeout* seconds SIGKILL to everything; how it ended."""
+        While another thread starts it the start is given up.  Raises
+        NotRunningError before the start.
+        """
+        self._life.kill_all()
+
+    def stop(self, timeout: float | None = 10) -> int:
+        """As docker stop: SIGTERM, after *timeout* seconds SIGKILL to everything; its :attr:`returncode`.
+
+        Raises as :meth:`wait`, but no WaitTimeoutError.
+        """
         self.terminate()
         try:
-            self.wait(timeout)
+            return self.wait(timeout)
         except WaitTimeoutError:
             self.kill()
-            self.wait()
-        assert self.status is not None
-        return self.status
+            return self.wait()
 
     def close(self) -> None:
         """Kill it if it still runs, wait for its end, and close its pipes. Twice is no error.
 
-        A detached one goes on without this object, until :meth:`restore`.
+        A start that another thread makes is given up.  A detached one goes on
+        without this object, until :meth:`restore`.
         """
         try:
             self._life.close()
         finally:
-            for file in (self.stdin, self.stdout, self.stderr):
-                if file is not None:
-                    with contextlib.suppress(OSError):  # what a text file had buffered, and nobody reads any more
-                        file.close()
-            if self._streams is not None:
-                self._streams.close()
+            if not self._life.is_interrupted:  # by a signal handler: who is in the midst of a wait still uses them
+                self._close_streams()
+
+    def _close_streams(self) -> None:
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file is not None:
+                with contextlib.suppress(OSError):  # what a text file had buffered, and nobody reads any more
+                    file.close()
+        if self._streams is not None:
+            self._streams.close()
 
     def __enter__(self) -> Self:
         return self
@@ -619,6 +670,22 @@ class Container:
         raises.
         """
         begin = time.monotonic()
+        plumbing = plumb(input, stdin, stdout, stderr, capture_output, text, encoding, errors, output_limit)
+        with self._further(argv, plumbing, env, cwd, user, groups, tty) as further:
+            further._start_within(timeout, begin)
+            return see_through(further, plumbing.input, timeout, check, begin)
+
+    def _further(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        plumbing: Plumbing,
+        env: Mapping[str, str] | None,
+        cwd: str | os.PathLike[str] | None,
+        user: str | int | None,
+        groups: Iterable[str | int] | None,
+        tty: bool,
+    ) -> Container:
+        """A further process inside, that is not started yet."""
         own = self._life.command.process
         process = Process.of(
             argv,
@@ -632,19 +699,7 @@ class Container:
             rlimits=own.rlimits,
             no_new_privileges=own.no_new_privileges,
         )
-        further = object.__new__(Container)
-        streams = standard_streams(input, stdin, stdout, stderr, capture_output)
-        further._set_up(
-            ExecLifecycle(self._life, process),
-            **streams,
-            text=text,
-            encoding=encoding,
-            errors=errors,
-            output_limit=output_limit,
-        )
-        with further:
-            further._start_within(timeout, begin)
-            return _complete(further, input, timeout, check, begin)
+        return Container._of(ExecLifecycle(self._life, process), plumbing)
 
     def receipt(self) -> Receipt:
         """What the kernel says really holds for its main process: namespaces, capabilities, filters, limits, mounts.
@@ -673,9 +728,7 @@ class Container:
         says how long that was.  Raises what :meth:`stats` does, but
         NotRunningError for the first one alone.
         """
-        if not interval > 0:
-            raise ValueError(f"interval must be more than 0, not {interval!r}")
-        return self._each_stats(interval)
+        return self._each_stats(checked_interval(interval))
 
     def _each_stats(self, interval: float) -> Iterator[Stats]:
         import select
@@ -731,6 +784,13 @@ def _driver(
     from pycontainer.requirements import choose_driver
 
     return choose_driver(require or (), driver)
+
+
+def checked_interval(interval: float) -> float:
+    """*interval*, if it is a time. Raises ValueError."""
+    if not interval > 0:
+        raise ValueError(f"interval must be more than 0, not {interval!r}")
+    return interval
 
 
 def size_limit(limit: int | str | None) -> int | None:

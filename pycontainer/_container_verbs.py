@@ -196,6 +196,7 @@ def _exec(options: argparse.Namespace, driver: ExecutionDriver) -> int:
 
 def _ps(options: argparse.Namespace, driver: ExecutionDriver) -> int:
     from pycontainer import State, containers
+    from pycontainer.cli import _complain
 
     shown = [info for info in containers(driver) if options.all or info.state is not State.STOPPED]
     shown.reverse()  # as docker, the newest first
@@ -209,6 +210,9 @@ def _ps(options: argparse.Namespace, driver: ExecutionDriver) -> int:
         widths = [max(len(row[column]) for row in rows) + 3 for column in range(3)]
         for row in rows:
             print("".join(text.ljust(width) for text, width in zip(row, (*widths, 0), strict=True)).rstrip())
+    for info in shown:
+        if info.problem:
+            _complain(ContainerError(f"container {info.id!r}: {info.problem}"))
     return 0
 
 
@@ -217,7 +221,7 @@ def _inspect(options: argparse.Namespace, driver: ExecutionDriver) -> int:
     from pycontainer.errors import ContainerNotFoundError
 
     infos = [driver.info(id) for id in options.ids]
-    found = [info for info in infos if info.command is not None]
+    found = [info for info in infos if info.command is not None or info.problem]
     print(json.dumps([_data(info) for info in found], indent=2))
     for info in infos:
         if info not in found:
@@ -241,25 +245,27 @@ def _data(info: ContainerInfo) -> dict[str, Any]:
             "reason": status.reason,
         },
         "command": None if info.command is None else json.loads(info.command.to_json()),
+        **({"problem": info.problem} if info.problem else {}),
     }
 
 
 def _row(info: ContainerInfo) -> tuple[str, str, str, str]:
     from pycontainer import State
 
-    assert info.command is not None
     now = time.time()
-    text = " ".join(info.command.process.argv)
+    text = "?" if info.command is None else " ".join(info.command.process.argv)
     text = "".join(character if character.isprintable() else "?" for character in text)
-    created = now if info.created is None else info.created
+    created = info.created
     if info.state is State.STOPPED and info.status is None:
         status = "Dead"
     elif info.state is State.STOPPED:
         assert info.status is not None
         status = f"Exited ({info.status.shell_code}) {_ago(now - (info.ended or now))} ago"
     else:
-        status = f"Up {_ago(now - created)}" + (" (Paused)" if info.state is State.PAUSED else "")
-    return info.id, f'"{text if len(text) <= 20 else text[:19] + "…"}"', f"{_ago(now - created)} ago", status
+        status = f"Up{'' if created is None else f' {_ago(now - created)}'}"
+        status += " (Paused)" if info.state is State.PAUSED else ""
+    age = "?" if created is None else f"{_ago(now - created)} ago"
+    return info.id, f'"{text if len(text) <= 20 else text[:19] + "…"}"', age, status
 
 
 def _ago(seconds: float) -> str:

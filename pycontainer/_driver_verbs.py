@@ -59,7 +59,7 @@ def _doctor(options: argparse.Namespace) -> int:
 def _receipt(options: argparse.Namespace) -> int:
     from attrs import asdict
 
-    from pycontainer.detached import get
+    from pycontainer import get
 
     box = get(options.id, options.driver)
     found = box.receipt()

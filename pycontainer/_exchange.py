@@ -11,11 +11,12 @@ import contextlib
 import errno
 import fcntl
 import io
+import math
 import os
 import select
 import time
 from collections.abc import Callable, Iterable
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pycontainer.driver import ContainerProcess
@@ -206,18 +207,19 @@ def pump(flows: Iterable[Flow], process: ContainerProcess | None, deadline: floa
 
 
 def milliseconds(deadline: float | None) -> int | None:
-    """The time until *deadline* as poll(2) takes it: rounded up, at most what an int holds."""
+    """The time until *deadline* as poll(2) takes it: rounded up, at most what an int holds, 0 once it is over."""
     if deadline is None:
         return None
-    return max(0, int(min((deadline - time.monotonic()) * 1000, 2**31 - 2)) + 1)
+    return math.ceil(min(max(0.0, deadline - time.monotonic()) * 1000, 2**31 - 1))
 
 
 class Exchange:
     """One ``communicate()``: an input sent, two outputs kept. It may take several calls of :func:`pump`.
 
     *stdin*, *stdout* and *stderr* are file objects, or None; each is closed
-    when it is through.  *limit* is how many bytes of each output are kept.
-    Raises ValueError and TypeError for an input that cannot be sent.
+    when it is through.  *limit* is how many bytes of each output are kept,
+    *text* what they are decoded by.  Raises ValueError for an input that
+    cannot be sent.
     """
 
     def __init__(
@@ -225,14 +227,16 @@ class Exchange:
         stdin: IO[Any] | None,
         stdout: IO[Any] | None,
         stderr: IO[Any] | None,
-        input: str | bytes | None,
+        input: bytes | None,
         limit: int | None,
         terminal: bool,
+        text: TextMode | None,
     ) -> None:
         self.flows: list[Flow] = []
+        self._text = text
         self._outputs = [(file, Capture(limit)) if file is not None else None for file in (stdout, stderr)]
         if stdin is not None and not stdin.closed:
-            source = io.BytesIO(_encoded(input, stdin))
+            source = io.BytesIO(input or b"")
             with contextlib.suppress(BrokenPipeError):
                 stdin.flush()
             self.flows.append(
@@ -251,25 +255,44 @@ class Exchange:
 
     def result(self, partial: bool = False) -> tuple[Any, Any]:
         """(stdout, stderr), None for one that was not captured. *partial*: there is more to come."""
-        first, second = (None if output is None else _decoded(*output, partial) for output in self._outputs)
+        first, second = (
+            None if output is None else decoded(output[1], self._text, partial) for output in self._outputs
+        )
         return first, second
 
 
-def _encoded(input: str | bytes | None, stdin: IO[Any]) -> bytes:
-    if not isinstance(input, str):
-        return input or b""
-    if not isinstance(stdin, io.TextIOWrapper):
-        raise TypeError("the input must be bytes: this container was not opened in text mode")
-    return input.encode(stdin.encoding, stdin.errors or "strict")
+class TextMode(NamedTuple):
+    """What text files are read and written by."""
+
+    encoding: str
+    errors: str
 
 
-def _decoded(file: IO[Any], capture: Capture, partial: bool) -> str | bytes:
-    if not isinstance(file, io.TextIOWrapper):
+def text_mode(text: bool | None, encoding: str | None, errors: str | None) -> TextMode | None:
+    """What subprocess's *text*, *encoding* and *errors* stand for; None: bytes. Raises LookupError, ValueError."""
+    if not (text or encoding or errors):
+        return None
+    # A text file knows the locale's encoding, and refuses one that does not exist.
+    return TextMode(io.TextIOWrapper(io.BytesIO(), encoding, errors).encoding, errors or "strict")
+
+
+def encoded(input: str | bytes | None, text: TextMode | None) -> bytes | None:
+    """The bytes that *input* stands for. Raises TypeError for a str without a text mode, and for what is neither."""
+    if isinstance(input, str):
+        if text is None:
+            raise TypeError("the input must be bytes: this container was not opened in text mode")
+        return input.encode(text.encoding, text.errors)
+    return input if input is None or isinstance(input, bytes) else bytes(memoryview(input))
+
+
+def decoded(capture: Capture, text: TextMode | None, partial: bool = False) -> str | bytes:
+    """What was captured, as text if there is a *text* mode. *partial*: there was more to come."""
+    if text is None:
         return bytes(capture.data)
     # Where it was cut, a character may be cut in two: that is nobody's mistake.
-    decoder = codecs.getincrementaldecoder(file.encoding)("replace" if partial else file.errors or "strict")
-    text = decoder.decode(capture.data, final=not (partial or capture.truncated))
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    decoder = codecs.getincrementaldecoder(text.encoding)("replace" if partial else text.errors)
+    found = decoder.decode(capture.data, final=not (partial or capture.truncated))
+    return found.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _close(stdin: IO[Any]) -> None:

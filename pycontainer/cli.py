@@ -531,17 +531,17 @@ def _add_driver_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> 
 
 def _driver(options: argparse.Namespace) -> ExecutionDriver:
     """The driver that the flags choose. Raises ContainerError, also for an option that is not its own."""
-    from pycontainer.plugins import DEFAULT_DRIVER, get_driver
+    from pycontainer.plugins import default_names, get_driver
 
     if options.require:
         from pycontainer.requirements import choose_driver
 
         return choose_driver(options.require, options.driver)
-    name = options.driver or os.environ.get("PYCONTAINER_DRIVER") or DEFAULT_DRIVER
     if not any(key.startswith("option ") for key in vars(options)):
-        return get_driver(name)
+        return get_driver(options.driver or None)
     from pycontainer.options import given_flags
 
+    name = options.driver or default_names()[0]
     try:
         return get_driver(name, **given_flags(options, name))
     except (TypeError, ValueError) as error:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from attrs import asdict, frozen
 
 from pycontainer import plugins
-from pycontainer._api import _complete
+from pycontainer._api import Container, Plumbing, see_through
+from pycontainer.command import Command
 from pycontainer.driver import ExecutionDriver, Feature
 from pycontainer.errors import ContainerError, NotRunningError
 from pycontainer.plugins import InstalledDriver
+from pycontainer.stdio import PIPE
 
 if TYPE_CHECKING:
     import os
@@ -106,7 +108,7 @@ def compare(
     Raises DriverNotFoundError.
     """
     observations, unusable = [], {}
-    for name in sorted(plugins._offers()) if drivers is None else list(drivers):
+    for name in sorted(plugins.offers()) if drivers is None else list(drivers):
         try:
             driver = plugins.get_driver(name)
             probe = driver.probe()
@@ -129,18 +131,17 @@ def _observe(
     timeout: float | None,
     fields: Mapping[str, Any],
 ) -> Observation:
-    from pycontainer import PIPE, Container
-
     pipe = None if fields.get("tty") else PIPE
     receipt: Receipt | None = None
     try:
-        with Container(argv, driver=driver, stdout=pipe, stderr=pipe, start=False, **fields) as box:
+        command = Command.of(argv, **fields)
+        with Container._of_command(command, driver, None, Plumbing(stdout=pipe, stderr=pipe)) as box:
             begin = time.monotonic()
             receipt = box._start_within(timeout, begin, Feature.CREATE in driver.features())
             if receipt is None:
                 with contextlib.suppress(NotRunningError, PermissionError):
                     receipt = box.receipt()
-            done = _complete(box, None, timeout, False, begin)
+            done = see_through(box, None, timeout, False, begin)
     except ContainerError as error:
         return Observation(name, f"{type(error).__name__}: {error}")
     status = done.status

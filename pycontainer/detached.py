@@ -1,7 +1,7 @@
-"""Detached containers: those that outlive whoever made them, and are found again by their id.
+"""The life of a detached container: one that outlives whoever made it.
 
 A container that was made with ``detach=True`` belongs to a monitor of its
-driver's.  :func:`get` attaches this process to one, whoever made it.
+driver's.  :mod:`pycontainer.recorded` finds it again.
 """
 
 from __future__ import annotations
@@ -11,65 +11,24 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pycontainer.driver import ContainerInfo, ContainerProcess, ExecutionDriver, Feature, LogLimits, State, Stdio
+from pycontainer.driver import ContainerProcess, ExecutionDriver, Feature, LogLimits, State, Stdio
 from pycontainer.errors import (
     ContainerError,
     ContainerLostError,
-    ContainerNotFoundError,
     NotRunningError,
     UnsupportedError,
 )
 from pycontainer.lifecycle import Lifecycle
-from pycontainer.plugins import get_driver
 
 if TYPE_CHECKING:
-    from pycontainer._api import Container
     from pycontainer.command import Command
     from pycontainer.logs import LogRecord
 
-__all__ = ["DetachedLifecycle", "containers", "gc", "get"]
+__all__ = ["DetachedLifecycle", "require_restore"]
 
 
-def get(id: str, driver: str | ExecutionDriver | None = None) -> Container:
-    """The detached container called *id*, whoever made it, running or not.
-
-    *driver* is the one that it was made with; None is the default one.  Raises
-    ContainerNotFoundError, UnsupportedError, and what
-    :func:`pycontainer.get_driver` raises.
-    """
-    from pycontainer._api import Container
-
-    chosen = get_driver(driver)
-    _require(chosen)
-    command = chosen.info(id).command
-    if command is None:
-        raise ContainerNotFoundError(id)
-    life = DetachedLifecycle(chosen, command)
-    life.restore()
-    return Container._of(life)
-
-
-def containers(driver: str | ExecutionDriver | None = None) -> list[ContainerInfo]:
-    """Every detached container of *driver*, those that have ended too, the oldest first.
-
-    None is the default driver.  Raises as :func:`get`.
-    """
-    chosen = get_driver(driver)
-    _require(chosen)
-    return list(chosen.containers())
-
-
-def gc(driver: str | ExecutionDriver | None = None) -> list[str]:
-    """Remove what processes that died have left on this host; a line for each thing that is gone.
-
-    What somebody alive owns is not touched, nor is a detached container whose
-    end is on record: :meth:`Container.remove` removes those.  The next start
-    of a container removes most of it as well.  None is the default driver.
-    """
-    return list(get_driver(driver).gc())
-
-
-def _require(driver: ExecutionDriver) -> None:
+def require_restore(driver: ExecutionDriver) -> None:
+    """Raise UnsupportedError unless *driver* has Feature.RESTORE."""
     if Feature.RESTORE not in driver.features():
         raise UnsupportedError(driver.name, Feature.RESTORE)
 
@@ -107,13 +66,17 @@ class DetachedLifecycle(Lifecycle):
         """Run the program, in nobody's but its monitor's care. Raises as :meth:`Lifecycle.start`."""
         with self._verb():
             self._require(self.can_create, "started already")
-            _require(self.driver)
-            deadline = None if stdio is None else stdio.deadline
-            process = self._make(
-                lambda command, _: self.driver.start_detached(command, self._log, deadline), stdio or Stdio(-1, -1, -1)
-            )
-            self._enter(State.RUNNING)
-            return process
+            require_restore(self.driver)
+            start = self._begin()
+        stdio = stdio or Stdio(-1, -1, -1)
+        deadline = stdio.deadline
+        return self._make(
+            start, lambda command, _: self.driver.start_detached(command, self._log, deadline), stdio, State.RUNNING
+        )
+
+    def _undo(self) -> None:
+        """Remove what has been started for nobody."""
+        self.remove(force=True)
 
     def restore(self) -> None:
         """Attach this process, anew if it was: also after :meth:`close`, and in a forked child.
@@ -121,12 +84,13 @@ class DetachedLifecycle(Lifecycle):
         Raises ContainerNotFoundError.
         """
         if self.inherited:
-            self._lock, self._waiting = threading.RLock(), threading.Lock()
+            self._lock, self._waiting, self._start = threading.RLock(), threading.RLock(), None
         process = self.driver.restore(self.id)
         with self._lock:
             before, self.process = self.process, process
             self._maker, self._let_go = os.getpid(), False
             self.status = self._lost = None
+            self._seen = False
             self._state = State.RUNNING
         if before is not None:
             before.close()
@@ -153,7 +117,7 @@ class DetachedLifecycle(Lifecycle):
             if self._let_go or self.inherited:
                 self.restore()
             try:
-                self.terminate()
+                self.kill_all()
                 self.wait()
             except (ContainerLostError, NotRunningError):
                 pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from attrs import frozen
 from pycontainer import plugins
 from pycontainer.driver import Feature, FeatureProbe
 from pycontainer.errors import DriverNotFoundError
-from pycontainer.plugins import DEFAULT_DRIVER, InstalledDriver
+from pycontainer.plugins import InstalledDriver
 
 __all__ = ["Diagnosis", "Finding", "doctor"]
 
@@ -95,8 +94,10 @@ def doctor(driver: str | None = None) -> Diagnosis:
     *driver* that is not installed.
     """
     if driver is None:
-        return Diagnosis(plugins.drivers(), os.environ.get("PYCONTAINER_DRIVER") or DEFAULT_DRIVER)
-    offers = plugins._offers()
+        found, names = plugins.drivers(), plugins.default_names()
+        usable = (name for name in names if name in found and found[name].probe.usable)
+        return Diagnosis(found, next(usable, names[0]))
+    offers = plugins.offers()
     if driver not in offers:
         raise DriverNotFoundError(driver, offers)
-    return Diagnosis({driver: plugins._inspect(driver, offers[driver])}, driver)
+    return Diagnosis({driver: plugins.inspect(driver, offers[driver])}, driver)

@@ -22,7 +22,7 @@ Rules that hold for every verb:
   refuses paths that are given.
 * Any verb may be called from any thread.  For one container the core
   serialises the verbs, but not ``poll``, ``wait``, ``info`` and
-  ``get_pids_for_container``.
+  ``get_pids_for_container``; and during a ``start_created`` it may be killed.
 * No verb installs a signal handler.  What a driver starts is in a session of
   its own, so that a ^C meant for the caller does not end it.
 * The descriptors of a :class:`Stdio` are borrowed.  No other descriptor of the
@@ -54,7 +54,9 @@ stopped    restore, logs, info (with its status), delete               (removed)
 
 Anywhere else they raise :class:`~pycontainer.errors.NotRunningError`.
 ``pytest --pyargs pycontainer.testing.conformance --container-driver NAME``
-tests all of this (:mod:`pycontainer.testing.conformance`).
+tests all of this (:mod:`pycontainer.testing.conformance`).  What an attached
+container takes, a helper process that ends with its caller, and a
+ContainerProcess that hears from it, is in :mod:`pycontainer.service`.
 """
 
 from __future__ import annotations
@@ -167,6 +169,9 @@ class ContainerInfo:
     ended: float | None = None  #: when it ended, of time.time(); None while it runs, or when that is unknown
     #: How it ended; None while it runs. None of a stopped one: what watched over it died, and nobody knows.
     status: ExitStatus | None = None
+    #: Why not all of this is known, where its record cannot be read: that of a later version, or a broken one. Then it
+    #: has no :attr:`command`; it can be removed, and what needs no more than its processes works.
+    problem: str = ""
 
     @property
     def is_running(self) -> bool:
@@ -211,6 +216,9 @@ class Stdio:
     stderr: int
     size: tuple[int, int] | None = None  #: the terminal's (rows, columns)
     deadline: float | None = None  #: when the start has to be over, of time.monotonic(); else WaitTimeoutError
+    #: A descriptor that is readable once the start is to be given up, with WaitTimeoutError; -1: it never is. For a
+    #: driver that does not look at it the core ends the container when it has started.
+    give_up: int = -1
 
 
 @frozen
@@ -330,7 +338,10 @@ class ExecutionDriver(abc.ABC):
 
     @abc.abstractmethod
     def terminate(self, id: str) -> None:
-        """Docker's Terminate: SIGKILL to everything in the container. Raises NotRunningError."""
+        """SIGKILL to everything in the container: Docker 0.9's ``Terminate``. Raises NotRunningError.
+
+        Not :meth:`Container.terminate`, which is Popen's and sends SIGTERM: :meth:`Container.kill` calls this.
+        """
 
     @abc.abstractmethod
     def info(self, id: str) -> ContainerInfo:
@@ -411,7 +422,11 @@ class ExecutionDriver(abc.ABC):
         raise UnsupportedError(self.name, Feature.RESTORE)
 
     def containers(self) -> Sequence[ContainerInfo]:
-        """Feature.RESTORE: every detached container, those that have ended too, the oldest first."""
+        """Feature.RESTORE: every detached container, those that have ended too, the oldest first.
+
+        One whose record cannot be read is among them, with its ``problem``,
+        and keeps nobody from the others.
+        """
         raise UnsupportedError(self.name, Feature.RESTORE)
 
     def logs(self, id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:

@@ -13,7 +13,7 @@
      +-- NotRunningError             the verb needs a running container
      +-- AlreadyExistsError          a container of that id exists
      +-- WaitTimeoutError            also a TimeoutError: carries what was captured so far
-     +-- ContainerExitError          run(check=True): the container ended with an error
+     +-- ContainerExitError          also a subprocess.CalledProcessError: run(check=True), and it ended with an error
      +-- ContainerLostError          whoever watched the container died; its status is unknown
      +-- SetupError                  also an OSError: a step of the set-up failed
 
@@ -24,12 +24,14 @@ hidden.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pycontainer.driver import ExitStatus, Feature, Probe
+    from pycontainer._exit_error import ContainerExitError as ContainerExitError
+    from pycontainer.driver import Feature, Probe
 
 
 class ContainerError(Exception):
@@ -170,42 +172,37 @@ class WaitTimeoutError(ContainerError, TimeoutError):
     """A time limit passed.
 
     :attr:`timeout` is in seconds; :attr:`stdout` and :attr:`stderr` are what
-    was captured until then (None where nothing was captured).  When ``run``
-    raises it, every process of the container is already dead.
+    was captured until then (None where nothing was captured), ``errno`` is
+    ETIMEDOUT.  When ``run`` raises it, every process of the container is
+    already dead.
     """
 
-    def __init__(self, id: str, timeout: float, stdout: Any = None, stderr: Any = None) -> None:
+    id: str
+    timeout: float
+    stdout: Any
+    stderr: Any
+
+    # As with SetupError: OSError builds itself in __new__, of whatever arguments there are.
+    def __new__(cls, id: str, timeout: float, stdout: Any = None, stderr: Any = None) -> WaitTimeoutError:
+        self = super().__new__(cls, errno.ETIMEDOUT, _late(timeout))
         self.id = id
         self.timeout = timeout
         self.stdout = stdout
         self.stderr = stderr
-        super().__init__(id, timeout, stdout, stderr)
+        return self
+
+    def __init__(self, id: str, timeout: float, stdout: Any = None, stderr: Any = None) -> None:
+        OSError.__init__(self, errno.ETIMEDOUT, _late(timeout))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.id, self.timeout, self.stdout, self.stderr), self.__dict__)
 
     def __str__(self) -> str:
-        return f"container {self.id!r} did not end within {self.timeout:g} s"
+        return f"container {self.id!r} {self.strerror}"
 
 
-class ContainerExitError(ContainerError):
-    """``run(check=True)``: the payload ended with a status other than 0.
-
-    The attributes are those of :class:`subprocess.CalledProcessError`, and
-    :attr:`status`, the :class:`~pycontainer.ExitStatus`.
-    """
-
-    def __init__(self, cmd: Sequence[str], status: ExitStatus, stdout: Any = None, stderr: Any = None) -> None:
-        self.cmd = tuple(cmd)
-        self.status = status
-        self.stdout = stdout
-        self.stderr = stderr
-        super().__init__(self.cmd, status, stdout, stderr)
-
-    @property
-    def returncode(self) -> int:
-        """The exit code, or -N when signal N ended it, as in :mod:`subprocess`."""
-        return self.status.returncode
-
-    def __str__(self) -> str:
-        return f"{list(self.cmd)!r}: {self.status.reason}"
+def _late(timeout: float) -> str:
+    return f"did not end within {timeout:g} s"
 
 
 class ContainerLostError(ContainerError):
@@ -251,7 +248,16 @@ class SetupError(ContainerError, OSError):
         return (type(self), (self.step, self.errno, self.path), self.__dict__)
 
     def __str__(self) -> str:
-        import errno as names
-
         where = f" {self.path}" if self.path and self.path not in self.step else ""
-        return f"{self.step}{where}: {names.errorcode.get(self.errno or 0, self.errno)} ({self.strerror})"
+        return f"{self.step}{where}: {errno.errorcode.get(self.errno or 0, self.errno)} ({self.strerror})"
+
+
+if not TYPE_CHECKING:  # which would let a type checker believe that any name is there
+
+    def __getattr__(name: str) -> Any:
+        """ContainerExitError, when somebody asks for it: subprocess takes longer to import than all of this package."""
+        if name != "ContainerExitError":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from pycontainer._exit_error import ContainerExitError
+
+        return ContainerExitError

@@ -7,17 +7,27 @@
     any of them --its end--> stopped
 
 Two locks.  ``_lock`` serialises the verbs of one container and is held only
-while a driver's verb runs.  ``_waiting`` belongs to the one thread that asks
-the driver's process for its end; it takes ``_lock`` last, so nobody who holds
-``_lock`` may wait for it.
+while a driver's verb runs; but a start, which may take as long as its hooks
+do, runs without it, so that others can have it given up.  ``_waiting`` belongs
+to the one thread that asks the driver's process for its end; it takes
+``_lock`` last, so nobody who holds ``_lock`` may wait for it.
+
+A signal handler may call anything, in the midst of anything that its thread
+was about.  Both locks let their owner in again.  A wait within a wait, or
+within a verb, asks the process itself and notes what it has seen; to finish,
+which closes the process's descriptors, is left to what was interrupted.
+
+Observers are told when the thread has let go of both locks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal as signals
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
@@ -53,18 +63,65 @@ Meanwhile: TypeAlias = Callable[["ContainerProcess | None", "float | None"], boo
 
 # The containers that have not ended, by driver and id. A Lifecycle holds its
 # driver, so id(driver) is nobody else's while the entry is there.
-_ids_lock = threading.Lock()
+_ids_lock = threading.RLock()  # reentrant for signal handlers
 _ids: WeakValueDictionary[tuple[int, str], Lifecycle] = WeakValueDictionary()
 
 
 def _forget_inherited() -> None:
     """A fork inherits no containers, nor a lock that another thread held."""
     global _ids_lock, _ids
-    _ids_lock = threading.Lock()
+    _ids_lock = threading.RLock()
     _ids = WeakValueDictionary()
 
 
 os.register_at_fork(after_in_child=_forget_inherited)
+
+
+class _Start:
+    """A start that goes on: whoever makes it holds :attr:`going`, anybody may have it given up."""
+
+    def __init__(self) -> None:
+        self.given_up = False
+        self.going = threading.RLock()
+        self.going.acquire()
+        try:
+            self.event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError:
+            self.event = -1  # then the driver hears of it too late, and no start fails for want of this
+
+    def give_up(self) -> None:
+        """Tell the driver; with the lock of the life that it is about, as :meth:`close`."""
+        self.given_up = True
+        if self.event >= 0:
+            os.eventfd_write(self.event, 1)
+
+    def close(self) -> None:
+        """There is nothing to be given up any more."""
+        event, self.event = self.event, -1
+        if event >= 0:
+            os.close(event)
+
+
+def _watching(stdio: Stdio, start: _Start) -> Stdio:
+    return Stdio(
+        stdio.stdin, stdio.stdout, stdio.stderr, stdio.size, stdio.deadline, start.event
+    )  # evolve() takes 3 us
+
+
+class _Verb:
+    """The lock of a life, while a verb runs; then what has to wait until it is released."""
+
+    __slots__ = ("_life",)
+
+    def __init__(self, life: Lifecycle) -> None:
+        self._life = life
+
+    def __enter__(self) -> None:
+        self._life._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._life._lock.release()
+        self._life._settle()
 
 
 class Lifecycle:
@@ -82,9 +139,13 @@ class Lifecycle:
         self.status: ExitStatus | None = None  #: known once a poll or a wait has seen the end
         self._state = State.CREATING
         self._lost: ContainerLostError | SetupError | None = None
+        self._seen = False  # its end: status or _lost say how
+        self._start: _Start | None = None  # while it is being created or started
+        self._news: deque[tuple[str, dict[str, object]]] = deque()  # what observers have not been told yet
+        self._telling = False
         self._maker = os.getpid()
         self._lock = threading.RLock()
-        self._waiting = threading.Lock()
+        self._waiting = threading.RLock()
 
     # -- states --------------------------------------------------------------
 
@@ -107,18 +168,18 @@ class Lifecycle:
 
     @property
     def can_create(self) -> bool:
-        """Nothing has been set up yet."""
-        return self._state is State.CREATING and self.process is None
+        """Nothing has been set up yet, nor is being set up."""
+        return self._state is State.CREATING and self.process is None and self._start is None
 
     @property
     def can_start(self) -> bool:
-        """Its program does not run yet."""
-        return self.can_create or self.state is State.CREATED
+        """Its program does not run yet, and nobody is about to start it."""
+        return self.can_create or (self._start is None and self.state is State.CREATED)
 
     @property
     def can_signal(self) -> bool:
         """There is a process (OCI runtime spec, ``kill``)."""
-        return self.state in (State.CREATED, State.RUNNING, State.PAUSED)
+        return self.state in (State.CREATED, State.RUNNING, State.PAUSED) and not self._seen
 
     @property
     def can_pause(self) -> bool:
@@ -138,14 +199,42 @@ class Lifecycle:
         if state is State.RUNNING and before in (State.CREATING, State.CREATED) and self._is_observed:
             assert self.process is not None
             self._announced = True
-            self._tell("started", pid=self.process.pid)
+            self._note("started", pid=self.process.pid)
         elif state is State.STOPPED and self._announced:
             if self.status is not None and self.status.oom_killed:
-                self._tell("oom", status=self.status)
-            self._tell("exited", status=self.status)
+                self._note("oom", status=self.status)
+            self._note("exited", status=self.status)
 
-    def _tell(self, event: str, **facts: object) -> None:
-        observers.tell(event, id=self.id, command=self.command, driver=self.driver, **facts)
+    def _note(self, event: str, **facts: object) -> None:
+        """Something that observers are to hear, once no lock is held: they may call any method."""
+        self._news.append((event, facts))
+
+    def _settle(self) -> None:
+        """Do what had to wait for the locks, if this thread has let go of them."""
+        unfinished = self._seen and not self.ended and self._start is None
+        if not (self._news or unfinished) or self._is_held:
+            return
+        if unfinished:
+            self._look()
+        # One at a time, so that they come in their order; whoever is telling tells what comes meanwhile as well.
+        while self._news:
+            with self._lock:
+                if self._telling or not self._news:
+                    return
+                event, facts = self._news.popleft()
+                self._telling = True
+            try:
+                observers.tell(event, id=self.id, command=self.command, driver=self.driver, **facts)
+            finally:
+                self._telling = False
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether this thread is in the midst of a wait or a verb: then this is a signal handler, or was called by it.
+
+        Asked of the lock, for a signal may come between acquiring it and noting that down.
+        """
+        return self.is_interrupted or bool(self._lock._is_owned())  # type: ignore[attr-defined]
 
     # -- from creating to running --------------------------------------------
 
@@ -155,38 +244,59 @@ class Lifecycle:
             self._require(self.can_create, "created already")
             if Feature.CREATE not in self.driver.features():
                 raise UnsupportedError(self.driver.name, Feature.CREATE)
-            process = self._make(self.driver.create, stdio)
-            self._enter(State.CREATED)
-            return process
+            start = self._begin()
+        return self._make(start, self.driver.create, stdio, State.CREATED)
 
     def start(self, stdio: Stdio | None = None) -> ContainerProcess:
         """Run the program: with *stdio* from nothing, without it after :meth:`create`.
 
         Raises InvalidCommandError with every problem that the driver found,
-        UnsupportedError, AlreadyExistsError, SetupError; then nothing is left.
+        UnsupportedError, AlreadyExistsError, SetupError, WaitTimeoutError,
+        NotRunningError when somebody has it given up; then nothing is left.
         """
         with self._verb():
             self._require(self.can_start, "started already")
-            process = self.process
-            if process is None:
-                assert stdio is not None
-                process = self._make(self.driver.start, stdio)
-            else:
-                try:
-                    self.driver.start_created(process)
-                except BaseException as error:
-                    self._enter(State.STOPPED)
-                    process.close()
-                    self._clean(error)
-                    raise
-            self._enter(State.RUNNING)
-            return process
+            start, process = self._begin(), self.process
+        if process is None:
+            assert stdio is not None
+            return self._make(start, self.driver.start, stdio, State.RUNNING)
+        try:
+            self.driver.start_created(process)
+        except BaseException as error:
+            with self._lock:
+                self._is_over(start, State.STOPPED)
+                process.close()
+                self._clean(error)
+            raise
+        else:
+            self._is_over(start, State.RUNNING)
+        finally:
+            start.going.release()
+        self._settle()
+        return process
 
-    def start_and_look(self) -> Receipt:
+    def start_and_look(self, deadline: float | None = None) -> Receipt:
         """After :meth:`create`: run the program; what held for it before its first instruction.
 
-        Raises as :meth:`start`; SetupError where it cannot be traced.
+        It is killed at *deadline*, of time.monotonic().  Raises as
+        :meth:`start`; SetupError where it cannot be traced.
         """
+        if deadline is None:
+            return self._start_and_look()
+        timer = threading.Timer(max(0.0, deadline - time.monotonic()), self.kill_all)
+        timer.daemon = True
+        timer.start()
+        try:
+            return self._start_and_look()
+        except (ContainerError, ProcessLookupError) as error:
+            if time.monotonic() < deadline:
+                raise
+            raise WaitTimeoutError(self.id, 0.0) from error
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _start_and_look(self) -> Receipt:
         process = self._started()
         if process.pidfd < 0:  # nothing of this kernel: it is all the same when
             receipt = process.receipt()
@@ -202,18 +312,73 @@ class Lifecycle:
             stop.join()
         return stop.result()
 
-    def _make(self, verb: Callable[[Command, Stdio], ContainerProcess], stdio: Stdio) -> ContainerProcess:
+    def _make(
+        self, start: _Start, verb: Callable[[Command, Stdio], ContainerProcess], stdio: Stdio, state: State
+    ) -> ContainerProcess:
+        """Have *verb* make the process, which then is in *state*; without the lock, for it may take its time."""
+        try:
+            try:
+                self._prepare()
+                try:
+                    process = verb(self.command, _watching(stdio, start))
+                except AlreadyExistsError:
+                    self._release()  # and no clean-up, which would be that of the other one
+                    raise
+                except BaseException as error:
+                    self._clean(error)
+                    raise
+            except BaseException as error:
+                self._is_over(start, State.STOPPED if start.given_up else self._state)
+                if start.given_up and isinstance(error, WaitTimeoutError):
+                    raise NotRunningError(self.id) from None
+                raise
+            self._is_over(start, state, process)
+            if start.given_up:  # by a driver that did not hear of it in time
+                self._undo()
+                raise NotRunningError(self.id)
+        finally:
+            start.going.release()
+        self._settle()
+        return process
+
+    def _begin(self) -> _Start:
+        """From here on it is being started; with the lock."""
+        self._start = _Start()
+        return self._start
+
+    def _is_over(self, start: _Start, state: State, process: ContainerProcess | None = None) -> None:
+        """A start has come to its end, after which the container is in *state*."""
+        with self._lock:
+            self._start = None
+            start.close()
+            if process is not None:
+                self.process = process
+            if state is not self._state:
+                self._enter(state)
+
+    def _undo(self) -> None:
+        """End what has been started for nobody."""
+        self.close()
+
+    def give_up(self) -> bool:
+        """Have a start given up that others make or are about to make. False when there is none, but a process."""
+        with self._lock:
+            if self.process is not None or self.inherited:
+                return False
+            if self._start is not None:
+                self._start.give_up()
+            else:
+                self._state = State.STOPPED
+            return True
+
+    def _is_given_up(self) -> bool:
+        """Whether what is to be killed is a start, which is given up; with the lock."""
+        return self._start is not None and self.give_up()
+
+    def _prepare(self) -> None:
+        """What comes before the driver's turn."""
         self._validate()
         self._claim()
-        try:
-            self.process = process = verb(self.command, stdio)
-        except AlreadyExistsError:
-            self._release()  # and no clean-up, which would be that of the other one
-            raise
-        except BaseException as error:
-            self._clean(error)
-            raise
-        return process
 
     def _validate(self) -> None:
         driver = self.driver
@@ -258,15 +423,25 @@ class Lifecycle:
     # -- verbs of a running one ----------------------------------------------
 
     def send_signal(self, signal: int) -> None:
-        """*signal* to the main process; nothing once it has ended, as Popen. Raises NotRunningError before start."""
+        """*signal* to the main process; nothing once it has ended, as Popen. Raises NotRunningError before start.
+
+        While it is being started SIGKILL and SIGTERM have that given up.
+        """
         with self._verb():
+            if signal in (signals.SIGKILL, signals.SIGTERM) and self._is_given_up():
+                return
             process = self._started()
             if self.can_signal:
                 process.send_signal(signal)
 
-    def terminate(self) -> None:
-        """Docker's Terminate: SIGKILL to everything in it; nothing once it has ended."""
+    def kill_all(self) -> None:
+        """SIGKILL to everything in it, the driver's ``terminate``; nothing once it has ended. A start is given up.
+
+        Raises NotRunningError before that.
+        """
         with self._verb():
+            if self._is_given_up():
+                return
             self._started()
             if self.can_signal:
                 with contextlib.suppress(NotRunningError):  # it ended by itself in the meantime
@@ -344,37 +519,69 @@ class Lifecycle:
         def remaining() -> float | None:
             return None if deadline is None else max(0.0, deadline - time.monotonic())
 
-        left = remaining()
-        if not self._waiting.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX)):
-            raise WaitTimeoutError(self.id, timeout or 0.0)
         try:
-            over = self.ended
-            if meanwhile is not None and not meanwhile(None if over else process, deadline):
-                raise WaitTimeoutError(self.id, timeout or 0.0)
-            if not over:
-                self._ended(process.wait(remaining()))
-        except (ContainerLostError, SetupError) as error:
-            self._ended(None, error)
+            if self._is_held:
+                self._ask_process(lambda: process.wait(remaining()))
+            else:
+                self._wait_in_turn(process, deadline, remaining, meanwhile)
         except WaitTimeoutError:
             raise WaitTimeoutError(self.id, timeout or 0.0) from None
+        if self._lost is not None:
+            raise self._lost.with_traceback(None)
+        if self.status is None:  # created, but never started
+            raise NotRunningError(self.id)
+        return self.status
+
+    def _wait_in_turn(
+        self,
+        process: ContainerProcess,
+        deadline: float | None,
+        remaining: Callable[[], float | None],
+        meanwhile: Meanwhile | None,
+    ) -> None:
+        left = remaining()
+        if not self._waiting.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX)):
+            raise WaitTimeoutError(self.id, 0.0)
+        try:
+            try:
+                over = self._seen or self.ended
+                if meanwhile is not None and not meanwhile(None if over else process, deadline):
+                    raise WaitTimeoutError(self.id, 0.0)
+                if not over:
+                    self._ask_process(lambda: process.wait(remaining()))
+            except (ContainerLostError, SetupError) as error:
+                self._see(None, error)
+            finally:
+                self._finish()
         finally:
             self._waiting.release()
-        status = self.poll()
-        if status is None:  # created, but never started
-            raise NotRunningError(self.id)
-        return status
+            self._settle()
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether this is a signal handler in the midst of a wait of the same thread's."""
+        return bool(self._waiting._is_owned())  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Kill it if it still runs, and return when it is gone. Does nothing in a forked child."""
+        """Kill it if it still runs, and return when it is gone. Does nothing in a forked child.
+
+        A start that another thread makes is given up.
+        """
+        if self.inherited:
+            return
+        start = self._start
+        if start is not None and self.give_up():
+            with start.going:  # until it is over
+                pass
         process = self.process
-        if process is None or self.inherited or self.ended:
+        if process is None or self.ended:
             return
         try:
-            self.terminate()
+            self.kill_all()
             process.leave()
             self.wait()
         except BaseException as error:
-            if self.ended and error is self._lost:
+            if self._seen and error is self._lost:
                 return  # dead, which is what was asked for
             process.close()  # kills it without asking anybody
             raise
@@ -390,35 +597,56 @@ class Lifecycle:
     def _look(self) -> None:
         """Notice the end, if nobody else is about to."""
         process = self.process
-        if process is None or self.ended or not self._waiting.acquire(blocking=False):
+        if process is None or self.ended:
+            return
+        if self.is_interrupted:  # what was interrupted finishes
+            self._ask_process(process.poll)
+            return
+        if not self._waiting.acquire(blocking=False):
             return
         try:
-            if not self.ended:
-                status = process.poll()
-                if status is not None:
-                    self._ended(status)
-        except (ContainerLostError, SetupError) as error:
-            self._ended(None, error)
+            self._ask_process(process.poll)
+            self._finish()
         finally:
             self._waiting.release()
+        self._settle()
 
-    def _ended(self, status: ExitStatus | None, lost: ContainerLostError | SetupError | None = None) -> None:
+    def _ask_process(self, verb: Callable[[], ExitStatus | None]) -> None:
+        """See what *verb*, the process's poll or wait, says of its end. Raises WaitTimeoutError."""
+        if self._seen:
+            return
+        try:
+            status = verb()
+        except (ContainerLostError, SetupError) as error:
+            self._see(None, error)
+        else:
+            if status is not None:
+                self._see(status)
+
+    def _see(self, status: ExitStatus | None, lost: ContainerLostError | SetupError | None = None) -> None:
+        """Note how it ended; the first news count."""
+        if not self._seen:
+            self.status, self._lost, self._seen = status, lost, True
+
+    def _finish(self) -> None:
+        """Of a container whose end has been seen let go of everything; whoever is just starting it does it himself."""
         with self._lock:
+            if not self._seen or self.ended or self._start is not None:
+                return
             assert self.process is not None
-            self.status, self._lost = status, lost
             self._enter(State.STOPPED)
             try:
                 self.process.close()
             finally:
-                self._clean(lost)
+                self._clean(self._lost)
             if observers.present and self._announced:
-                self._tell("cleaned")
+                self._note("cleaned")
 
     # -- what every verb checks ----------------------------------------------
 
-    def _verb(self) -> threading.RLock:
+    def _verb(self) -> _Verb:
         self._check_maker()
-        return self._lock
+        return _Verb(self)
 
     def _check_maker(self) -> None:
         if self.inherited:
@@ -427,7 +655,7 @@ class Lifecycle:
     def _require(self, allowed: bool, otherwise: str = "") -> None:
         if not allowed:
             state = self._state
-            if otherwise and state in (State.CREATED, State.RUNNING, State.PAUSED):
+            if otherwise and (state in (State.CREATED, State.RUNNING, State.PAUSED) or self._start is not None):
                 raise ContainerError(f"container {self.id!r} is {otherwise}: it is {state.value}")
             raise NotRunningError(self.id, state.value)
 
@@ -455,13 +683,19 @@ class ExecLifecycle(Lifecycle):
             if Feature.EXEC not in self.driver.features():
                 raise UnsupportedError(self.driver.name, Feature.EXEC)
         # Without the container's lock: killing it must not wait for this.
-        self.process = self.driver.exec(self.id, self.command.process, stdio)
-        self._enter(State.RUNNING)
-        return self.process
+        with self._verb():
+            self._require(self.can_create, "started already")
+            start = self._begin()
+        return self._make(
+            start, lambda command, stdio: self.driver.exec(self.id, command.process, stdio), stdio, State.RUNNING
+        )
 
-    def terminate(self) -> None:
+    def kill_all(self) -> None:
         """SIGKILL to it; nothing once it has ended."""
-        self.send_signal(9)
+        self.send_signal(signals.SIGKILL)
+
+    def _prepare(self) -> None:
+        """Nothing: it has the id of its container, which was looked at before."""
 
     def _clean(self, first: BaseException | None = None) -> None:
         """Nothing: what there is to clean is the container's."""

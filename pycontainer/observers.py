@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pluggy
 
-__all__ = ["register", "unregister"]
+__all__ = ["register_observer", "unregister_observer"]
 
 _lock = threading.Lock()
 _manager: pluggy.PluginManager | None = None  # made with the first observer: pluggy takes longer than a start
@@ -17,7 +17,7 @@ _manager: pluggy.PluginManager | None = None  # made with the first observer: pl
 present = False
 
 
-def register(observer: Any) -> None:
+def register_observer(observer: Any) -> None:
     """Tell *observer*, a module or an object with hook implementations, what becomes of this process's containers.
 
     Raises ValueError: it is registered already, has none of the observer
@@ -49,7 +49,7 @@ def register(observer: Any) -> None:
         present = True
 
 
-def unregister(observer: Any) -> None:
+def unregister_observer(observer: Any) -> None:
     """Tell *observer* no more. Raises ValueError: it is not registered."""
     global present
     with _lock:

@@ -49,6 +49,8 @@ class InstalledDriver:
 def get_driver(name: str | ExecutionDriver | None = None, **options: object) -> ExecutionDriver:
     """The driver called *name*; None is the one of ``PYCONTAINER_DRIVER``, and without that ``native``.
 
+    Where that names several, with commas between them, it is the first one
+    that this host can use.
     *options* are the driver's own.  Where it declares them
     (:class:`pycontainer.Option`) they are checked, and one that is not given
     is taken from the environment variable ``PYCONTAINER_<DRIVER>_<OPTION>``.
@@ -65,7 +67,9 @@ def get_driver(name: str | ExecutionDriver | None = None, **options: object) -> 
             raise TypeError(f"options ({', '.join(options)}) are for a driver's name, not for a driver that exists")
         return name
     if name is None:
-        name = os.environ.get("PYCONTAINER_DRIVER") or DEFAULT_DRIVER
+        name, *more = default_names()
+        if more:
+            return _first_usable((name, *more), options)
     if not isinstance(name, str):
         raise TypeError(f"a driver is chosen by its name, a str, not by {name!r}")
     with _lock:
@@ -78,6 +82,31 @@ def get_driver(name: str | ExecutionDriver | None = None, **options: object) -> 
         return driver
 
 
+def default_names() -> Sequence[str]:
+    """The drivers that PYCONTAINER_DRIVER names, in the order of preference; without it the default one."""
+    return environment_names() or (DEFAULT_DRIVER,)
+
+
+def environment_names() -> Sequence[str]:
+    """The drivers that PYCONTAINER_DRIVER names, several with commas between them; empty without it."""
+    return [name for part in os.environ.get("PYCONTAINER_DRIVER", "").split(",") if (name := part.strip())]
+
+
+def _first_usable(names: Sequence[str], options: Mapping[str, object]) -> ExecutionDriver:
+    unusable: DriverUnavailableError | DriverConflictError | None = None
+    for name in names:
+        try:
+            driver = get_driver(name, **options)
+            probe = driver.probe()
+            if probe.usable:
+                return driver
+            raise DriverUnavailableError(name, probe)
+        except (DriverUnavailableError, DriverConflictError) as error:
+            unusable = unusable or error  # what was preferred is what is to be mended
+    assert unusable is not None
+    raise unusable
+
+
 def drivers() -> Mapping[str, InstalledDriver]:
     """Every driver that is installed, by name, each probed on this host.
 
@@ -85,10 +114,11 @@ def drivers() -> Mapping[str, InstalledDriver]:
     whose name is offered twice, is listed as unusable with the cause, and
     keeps none of the others from working.
     """
-    return {name: _inspect(name, offers) for name, offers in sorted(_offers().items())}
+    return {name: inspect(name, found) for name, found in sorted(offers().items())}
 
 
-def _inspect(name: str, offers: list[_Offer]) -> InstalledDriver:
+def inspect(name: str, offers: Sequence[Offer]) -> InstalledDriver:
+    """The driver *name*, of which there are these *offers*, loaded and probed. Raises nothing that a plugin raises."""
     features: frozenset[Feature] = frozenset()
     try:
         driver = get_driver(name)
@@ -138,7 +168,7 @@ def _manager() -> pluggy.PluginManager:
 
 def installed_names() -> list[str]:
     """The names of the installed drivers. Imports none of them."""
-    return sorted(_offers())
+    return sorted(offers())
 
 
 def declared_options(name: str) -> Sequence[Option] | None:
@@ -152,7 +182,7 @@ def declared_options(name: str) -> Sequence[Option] | None:
         return declared
 
 
-def _create(offer: _Offer, options: Mapping[str, object]) -> ExecutionDriver:
+def _create(offer: Offer, options: Mapping[str, object]) -> ExecutionDriver:
     # Only the chosen plugin is asked: none can answer for another's name.
     manager, others = _manager(), _others(_plugin(offer))
     declared = manager.subset_hook_caller("pycontainer_driver_options", others)(name=offer.driver)
@@ -173,7 +203,7 @@ def _create(offer: _Offer, options: Mapping[str, object]) -> ExecutionDriver:
     return driver
 
 
-def _unavailable(offer: _Offer, cause: str) -> DriverUnavailableError:
+def _unavailable(offer: Offer, cause: str) -> DriverUnavailableError:
     remedy = f"repair or uninstall {offer.distribution}"
     return DriverUnavailableError(offer.driver, Probe(offer.driver, usable=False, cause=cause, remedy=remedy))
 
@@ -182,7 +212,7 @@ def _others(plugin: Any) -> list[Any]:
     return [other for other in _manager().get_plugins() if other is not plugin]
 
 
-def _plugin(offer: _Offer) -> Any:
+def _plugin(offer: Offer) -> Any:
     """The plugin of *offer*, imported and registered. Raises DriverUnavailableError."""
     manager = _manager()
     try:
@@ -211,40 +241,42 @@ def _load(entry_point: str) -> Any:
 # -- what is installed
 
 
-class _Offer(NamedTuple):
+class Offer(NamedTuple):
+    """One entry of the group, as a distribution has it."""
+
     driver: str
     distribution: str
     entry_point: str
 
 
-def _offer(name: str) -> _Offer:
-    offers = _offers()
-    if name not in offers:
-        raise DriverNotFoundError(name, offers)
-    if len(offers[name]) > 1:
-        raise DriverConflictError(name, [offer.distribution for offer in offers[name]])
-    return offers[name][0]
+def _offer(name: str) -> Offer:
+    found = offers()
+    if name not in found:
+        raise DriverNotFoundError(name, found)
+    if len(found[name]) > 1:
+        raise DriverConflictError(name, [offer.distribution for offer in found[name]])
+    return found[name][0]
 
 
-def _offers() -> dict[str, list[_Offer]]:
+def offers() -> dict[str, list[Offer]]:
     """Everything in the group, by driver name; of a distribution that is on sys.path twice, the first counts."""
     quick = _scan_directories()
-    found: dict[str, list[_Offer]] = {}
+    found: dict[str, list[Offer]] = {}
     for offer in quick if quick is not None else _scan_with_importlib():
         found.setdefault(offer.driver, []).append(offer)
     return found
 
 
-def _scan_with_importlib() -> list[_Offer]:
+def _scan_with_importlib() -> list[Offer]:
     from importlib.metadata import entry_points
 
     return [
-        _Offer(point.name, f"{_normalized(point.dist.name)} {point.dist.version}" if point.dist else "?", point.value)
+        Offer(point.name, f"{_normalized(point.dist.name)} {point.dist.version}" if point.dist else "?", point.value)
         for point in entry_points(group=GROUP)
     ]
 
 
-def _scan_directories() -> list[_Offer] | None:
+def _scan_directories() -> list[Offer] | None:
     """What importlib.metadata would find, without importing it, which costs more than all the rest of a start.
 
     That module asks the finders of ``sys.meta_path``.  Of the standard ones
@@ -254,7 +286,7 @@ def _scan_directories() -> list[_Offer] | None:
     """
     if any(hasattr(finder, "find_distributions") and finder is not PathFinder for finder in sys.meta_path):
         return None
-    found: list[_Offer] = []
+    found: list[Offer] = []
     seen = set()
     for directory in sys.path:
         if directory.rstrip("/").lower().endswith(".egg"):
@@ -281,7 +313,7 @@ def _scan_directories() -> list[_Offer] | None:
                 continue
             if GROUP.encode() in content:
                 text = content.decode(errors="replace")
-                found += [_Offer(driver, f"{name} {version}", value) for driver, value in _entries(text)]
+                found += [Offer(driver, f"{name} {version}", value) for driver, value in _entries(text)]
     return found
 
 

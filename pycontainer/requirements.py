@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 
 from pycontainer.driver import ExecutionDriver, Feature, Probe
@@ -12,13 +11,13 @@ from pycontainer.errors import (
     DriverUnavailableError,
     RequirementError,
 )
-from pycontainer.plugins import get_driver
+from pycontainer.plugins import environment_names, get_driver
 
 __all__ = ["ORDER", "as_features", "choose_driver", "shortcomings"]
 
 #: Which drivers are considered, and in which order, when nobody has named one: those of this distribution, the
 #: default first.  All of them isolate.  Another driver must be named, for it may isolate less, or not at all.
-ORDER = ("native", "lxc", "oci")
+ORDER = ("native", "lxc")
 
 
 def choose_driver(
@@ -41,8 +40,7 @@ def choose_driver(
     elif among is not None:
         names = (among,) if isinstance(among, str) else tuple(among)
     else:
-        named = os.environ.get("PYCONTAINER_DRIVER")
-        names = [name.strip() for name in named.split(",")] if named else ORDER
+        names = environment_names() or ORDER
     reasons: dict[str, tuple[str, ...]] = {}
     for name in names:
         try:

@@ -9,14 +9,14 @@ import stat
 import struct
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 from attrs import field, frozen
 
 from pycontainer import _fields as check
 from pycontainer._fields import refuse, store
-from pycontainer.errors import InvalidCommandError
+from pycontainer.errors import InvalidCommandError, SetupError
 from pycontainer.overlay import Overlay, overlay
 
 __all__ = ["HostView", "Overlay", "UserIds", "lookup_user", "open_in_rootfs", "overlay"]
@@ -107,7 +107,7 @@ def _database(layers: Sequence[str], path: str, where: str) -> bytes:
     try:
         descriptor = _open_database(layers, path)
     except OSError as error:
-        refuse(where, f"{path} in the rootfs cannot be read: {error.strerror}")
+        _unreadable(where, path, error)
     if descriptor is None:
         return b""
     try:
@@ -115,12 +115,24 @@ def _database(layers: Sequence[str], path: str, where: str) -> bytes:
         while len(text) <= MAX_DATABASE and (part := os.read(descriptor, MAX_DATABASE + 1 - len(text))):
             text += part
     except OSError as error:
-        refuse(where, f"{path} in the rootfs cannot be read: {error.strerror}")
+        _unreadable(where, path, error)
     finally:
         os.close(descriptor)
     if len(text) > MAX_DATABASE:
         refuse(where, f"{path} in the rootfs is larger than {MAX_DATABASE} bytes")
     return text
+
+
+def _unreadable(where: str, path: str, error: OSError) -> NoReturn:
+    """Raise InvalidCommandError for what is wrong with the rootfs, SetupError for what this process or host lacks."""
+    import errno
+
+    # EINVAL: no regular file; ENXIO: a fifo, socket or device with nobody at its other end; EXDEV, ELOOP: a link of
+    # /proc, or too many (openat2(2)).
+    of_the_rootfs = ("EACCES", "EINVAL", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENODEV", "ENOENT", "ENOTDIR", "ENXIO")
+    if errno.errorcode.get(error.errno or 0) in (*of_the_rootfs, "EPERM", "EXDEV"):
+        refuse(where, f"{path} in the rootfs cannot be read: {error.strerror}")
+    raise SetupError(f"read {path}", error.errno or errno.EIO, path) from None
 
 
 # -- users
@@ -148,7 +160,8 @@ def lookup_user(rootfs: str | HostView | Overlay | None, user: str | None, group
     waited for, and at most 1 MiB (CVE-2024-9676).
 
     Raises InvalidCommandError, for ``process.user`` or
-    ``process.additional_groups``.
+    ``process.additional_groups``; SetupError where it is not the rootfs that
+    keeps a file from being read, as of EMFILE or EIO.
     """
     root = rootfs.layers if isinstance(rootfs, Overlay) else (rootfs if isinstance(rootfs, str) else "/",)
     name, group = check.user("process.user", "0" if user is None else user)

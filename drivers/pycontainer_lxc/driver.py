@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
 import fcntl
+import functools
 import os
 import signal as signals
 import socket
@@ -21,17 +24,20 @@ from pycontainer.errors import (
     DriverUnavailableError,
     InvalidCommandError,
     NotRunningError,
+    SetupError,
     UnsupportedError,
 )
 from pycontainer.labels import unknown_labels
 from pycontainer.network import RELAYS, named
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp_filter import Filter, compile_filter
+from pycontainer.service import ServiceGoneError
 from pycontainer.spec import process_to_oci, resources_to_oci, seccomp_to_oci, to_oci
 from pycontainer_lxc import cgroups, config, elf, prelude, record
-from pycontainer_lxc.client import GuardClient, GuardGoneError, sweep
-from pycontainer_lxc.process import LxcProcess
+from pycontainer_lxc.client import GuardClient, sweep
+from pycontainer_lxc.process import LxcProcess, ToolProcess
 from pycontainer_lxc.record import DetachedProcess
+from pycontainer_lxc.removal import REMOVAL_TIMEOUT
 from pycontainer_lxc.stats import take
 from pycontainer_lxc.streams import Borrowed, Pipes, Streams, Terminal
 
@@ -80,6 +86,8 @@ class LxcDriver(ExecutionDriver):
         self._bases: dict[str, str] | None = None
         self._processes: weakref.WeakValueDictionary[str, LxcProcess] = weakref.WeakValueDictionary()
         self._commands: weakref.WeakKeyDictionary[LxcProcess, Command] = weakref.WeakKeyDictionary()
+        self._all: weakref.WeakSet[LxcProcess] = weakref.WeakSet()  # further processes and tools included
+        self._sockets: set[socket.socket] = set()  # the guard's ends, until it has them
         _drivers.add(self)
 
     # -- what it can do
@@ -216,9 +224,10 @@ class LxcDriver(ExecutionDriver):
     def _start(self, command: Command, stdio: Stdio, gate: bool = False) -> LxcProcess:
         spec = self._checked(command)
         guard = self._live_guard()
+        guard.check_caller()
         with Terminal(_uid(spec), stdio.size) if command.process.tty else Borrowed(stdio) as streams:
             request = {**self._request(command, spec, guard, streams), "gate": gate}
-            process = self._begin("start", request, streams, guard, stdio.deadline)
+            process = self._begin("start", request, streams, guard, stdio.deadline, stdio.give_up)
         with self._lock:
             self._commands[process] = command
         process.cgroups = self._directories(request)
@@ -230,7 +239,7 @@ class LxcDriver(ExecutionDriver):
         guard: GuardClient | None = None
         try:
             sweep(self.bases)
-            guard = GuardClient(self.bases, lock)
+            guard = self._new_guard(lock)
             with Terminal(_uid(spec)) if command.process.tty else Pipes() as streams:
                 request = {**self._request(command, spec, guard, streams), "log": (log.size, log.files)}
                 directories = self._directories(request)
@@ -238,7 +247,7 @@ class LxcDriver(ExecutionDriver):
                 self._begin("detach", request, streams, guard, deadline).close()
         except BaseException:
             if guard is not None:
-                guard.end()
+                guard.close(REMOVAL_TIMEOUT)
                 sweep(self.bases)
             found.remove()
             raise
@@ -333,38 +342,54 @@ class LxcDriver(ExecutionDriver):
         return f"/proc/{self._running(network.container).pid}/ns/net"
 
     def _begin(
-        self, kind: str, request: dict[str, Any], streams: Streams, guard: GuardClient, deadline: float | None = None
+        self,
+        kind: str,
+        request: dict[str, Any],
+        streams: Streams,
+        guard: GuardClient,
+        deadline: float | None = None,
+        give_up: int = -1,
     ) -> LxcProcess:
-        """Have the guard run a tool; the process once it runs."""
-        status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        id = request["id"]
-        with theirs:
-            process = LxcProcess(id, status, lambda: self._drop(guard))
-            if kind == "start":
-                with self._lock:
-                    other = self._processes.get(id)
-                    if other is not None and other.state is not State.STOPPED:
-                        status.close()
-                        raise AlreadyExistsError(id)
-                    self._processes[id] = process
-            try:
-                sources = streams.sources if kind == "detach" else ()
-                guard.request(kind, request, [theirs.fileno(), *streams.stdio, *sources])
-            except GuardGoneError:
-                self._drop(guard)  # the end-of-file on the status socket tells the rest
-            except BaseException:
-                process.state = State.STOPPED
-                process.close()
-                raise
+        """Have the guard run a tool; the process once it runs. Raises as :meth:`start`."""
         try:
-            process.wait_for_start(deadline=deadline)
+            status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise SetupError("make a status socket", error.errno or errno.EMFILE) from None
+        id = request["id"]
+        kind_of_process = ToolProcess if kind == "tool" else LxcProcess
+        process = kind_of_process(id, status, functools.partial(self._drop, guard))
+        try:
+            with theirs, self._in_flight(process, theirs):
+                if kind == "start":
+                    with self._lock:
+                        other = self._processes.get(id)
+                        if other is not None and other.state is not State.STOPPED:
+                            raise AlreadyExistsError(id)
+                        self._processes[id] = process
+                sources = streams.sources if kind == "detach" else ()
+                try:
+                    guard.ask(kind, request, [theirs.fileno(), *streams.stdio, *sources])
+                except ServiceGoneError:
+                    self._drop(guard)  # the end-of-file on the status socket tells the rest
+                except OSError as error:
+                    raise SetupError("send the request", error.errno or errno.EPROTO) from None
+            process.wait_for_start(deadline=deadline, give_up=give_up)
         except BaseException:
-            process.state = State.STOPPED
             process.close()
             raise
         if kind != "detach":
             process.terminal = streams.take()
         return process
+
+    @contextlib.contextmanager
+    def _in_flight(self, process: LxcProcess, theirs: socket.socket) -> Iterator[None]:
+        """Know *theirs*, so that a child forked by another thread lets go of it: it would hide the guard's death."""
+        self._all.add(process)
+        self._sockets.add(theirs)
+        try:
+            yield
+        finally:
+            self._sockets.discard(theirs)
 
     def _live_guard(self) -> GuardClient:
         with self._lock:
@@ -373,8 +398,14 @@ class LxcDriver(ExecutionDriver):
                 self._guard = None
             if self._guard is None:
                 sweep(self.bases)
-                self._guard = GuardClient(self.bases)
+                self._guard = self._new_guard()
             return self._guard
+
+    def _new_guard(self, directory: int = -1) -> GuardClient:
+        try:
+            return GuardClient(self.bases, directory)
+        except OSError as error:
+            raise SetupError("start the guard", error.errno or errno.EPROTO, error.filename) from None
 
     def _drop(self, guard: GuardClient) -> str:
         """Forget a dead guard and remove what it left; its last words. Nothing happens to one that lives."""
@@ -382,10 +413,11 @@ class LxcDriver(ExecutionDriver):
             return "its guard let go of it"
         words = guard.last_words()
         with self._lock:
-            if self._guard is guard:
-                self._guard = None
-                guard.close()
-                sweep(self.bases)
+            if self._guard is not guard:
+                return words
+            self._guard = None
+        guard.close()
+        sweep(self.bases)  # it may take a moment, for which others need not wait
         return words
 
     # -- the other verbs
@@ -454,7 +486,7 @@ class LxcDriver(ExecutionDriver):
             "monitor": monitor,
         }
         with Terminal(user["uid"], stdio.size) if process.tty else Borrowed(stdio) as streams:
-            return self._begin("attach", request, streams, guard, stdio.deadline)
+            return self._begin("attach", request, streams, guard, stdio.deadline, stdio.give_up)
 
     def pause(self, id: str) -> None:
         process = self._running(id)
@@ -543,14 +575,20 @@ class LxcDriver(ExecutionDriver):
     def close(self) -> None:
         with self._lock:
             guard, self._guard = self._guard, None
-        if guard is not None:
-            guard.close()
+        if guard is not None and not guard.close():
+            sweep(self.bases)
 
     def _after_fork(self) -> None:
         """In a forked child: the guard and the containers are the parent's."""
         if self._guard is not None:
             self._guard.forget()
             self._guard = None
+        # A copy of such a socket would keep the other end from noticing that the parent has closed its own.
+        for process in list(self._all):
+            process.close()
+        for theirs in self._sockets:
+            theirs.close()
+        self._sockets.clear()
         self._lock = threading.Lock()
         self._processes = weakref.WeakValueDictionary()
         self._commands = weakref.WeakKeyDictionary()
@@ -641,4 +679,11 @@ def _forget_all() -> None:
         driver._after_fork()
 
 
+def _close_all() -> None:
+    """When the interpreter ends in peace, everything is gone before it has; otherwise a moment later."""
+    for driver in list(_drivers):
+        driver.close()
+
+
 os.register_at_fork(after_in_child=_forget_all)
+atexit.register(_close_all)

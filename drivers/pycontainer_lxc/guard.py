@@ -8,8 +8,9 @@ container and removes what is left.  When the guard itself is killed, the kernel
 kills each monitor (PR_SET_PDEATHSIG) and by it each container; their cgroups
 are then removed by whoever gets the lock on the guard's directory (``sweep``).
 
-A request is one message on the control socket with these descriptors: the
-request itself as a memfd, one end of a status socket, stdin, stdout, stderr.
+A request is one message on the control socket with these descriptors: one end
+of a status socket, stdin, stdout, stderr.  A long one is in a memfd, the last
+of them (pycontainer.service, send_request).
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ INTERVAL = 0.001
 MAX_PRELUDES = 64
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+#: In the place of a request that has not come as a whole.
+UNREAD = {"argv": ["request"], "program": ""}
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -91,25 +95,31 @@ class Guard:
 
     def on_request(self) -> None:
         """Run a tool, or stop when the caller has closed its end."""
-        message, control, flags, _ = self.control.recvmsg(16, 256, socket.MSG_CMSG_CLOEXEC)
+        message, control, flags, _ = self.control.recvmsg(1 << 16, 256, socket.MSG_CMSG_CLOEXEC)
         fds = descriptors(control)
-        if not message or len(fds) < 2:
+        if not message:
             self.stop()
             return
-        status = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds[1])
-        kind, request = marshal.loads(os.pread(fds[0], os.fstat(fds[0]).st_size, 0))
-        job: Job = KINDS[kind](self, status, request)
+        if not fds:  # no room for any: the kernel has closed the other end of the status socket, which tells enough
+            return
+        status = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds[0])
         try:
             if flags & socket.MSG_CTRUNC:
-                raise OSError(errno.EMFILE, "receive descriptors")
-            if kind in ("attach", "tool") and request["monitor"] is None and request["id"] not in self.monitors:
-                job.fail("find the container", errno.ESRCH)
+                Job(self, status, UNREAD).fail("receive descriptors", errno.EMFILE)
                 return
-            job.begin(fds[2:])
-        except OSError as error:
-            job.fail(str(error.strerror), error.errno or errno.EPROTO)
+            if message == b"memfd":
+                message = os.pread(fds[-1], os.fstat(fds[-1]).st_size, 0)
+            kind, request = marshal.loads(message)
+            job: Job = KINDS[kind](self, status, request)
+            try:
+                if kind in ("attach", "tool") and request["monitor"] is None and request["id"] not in self.monitors:
+                    job.fail("find the container", errno.ESRCH)
+                    return
+                job.begin(fds[1:])
+            except OSError as error:
+                job.fail(str(error.strerror), error.errno or errno.EPROTO)
         finally:
-            for fd in (fds[0], *fds[2:]):
+            for fd in fds[1:]:
                 os.close(fd)
 
     def prelude(self, kind: tuple[bool, int, bytes, bool]) -> int:

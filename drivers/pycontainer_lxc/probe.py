@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 
 from pycontainer.driver import Feature, FeatureProbe, Probe
+from pycontainer.errors import DriverUnavailableError
 from pycontainer.labels import probe_labels
+from pycontainer.service import interpreter
 from pycontainer_lxc import cgroups
 
 __all__ = ["MIN_VERSION", "TOOLS", "find_tools", "probe", "tool_version"]
@@ -80,6 +82,10 @@ def probe(name: str, features: Iterable[Feature], directories: Iterable[str] = D
         needed = ".".join(map(str, MIN_VERSION))
         why = "which first lets one say where a container's cgroups are (lxc.cgroup.dir.container)"
         return unusable(f"LXC {text or 'of unknown version'} is older than {needed}, {why}", INSTALL, version)
+    try:
+        interpreter("lxc")
+    except DriverUnavailableError as error:
+        return unusable(error.probe.cause, error.probe.remedy, version)
     if os.geteuid() != 0:
         return unusable("needs root", "run as root, or use the native driver", version)
     where = cgroups.bases()

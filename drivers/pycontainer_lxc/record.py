@@ -16,24 +16,17 @@ import os
 import re
 import select
 import shutil
-import signal as signals
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pycontainer.command import Command
-from pycontainer.driver import ContainerInfo, ContainerProcess, ExitStatus, State
-from pycontainer.errors import (
-    AlreadyExistsError,
-    ContainerError,
-    ContainerLostError,
-    InvalidCommandError,
-    WaitTimeoutError,
-)
+from pycontainer.driver import ContainerInfo, ExitStatus, State
+from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerLostError, InvalidCommandError
 from pycontainer.logs import LogRecord, read_log
-from pycontainer.records import damaged, fields, is_integer, is_number, is_text, load, optional
+from pycontainer.records import fields, is_integer, is_number, is_text, load, optional
+from pycontainer.service import WatchedProcess, exit_status, wait_readable
 from pycontainer_lxc import cgroups
-from pycontainer_lxc.process import reason, wait_readable
 
 __all__ = ["ROOT", "DetachedProcess", "Record", "claim", "find", "read", "records"]
 
@@ -137,10 +130,22 @@ class Record:
     def __init__(self, id: str) -> None:
         self.id = id
         self.path = f"{ROOT}/{id}"
+        self._problems: dict[str, str] = {}  # by what cannot be read
+
+    @property
+    def problem(self) -> str:
+        """What of what was asked for cannot be read, and why; "" as long as all could."""
+        return "; ".join(self._problems.values())
 
     def _read(self, name: str, checks: Mapping[str, Callable[[Any], bool]]) -> dict[str, Any] | None:
-        found = load(f"{self.path}/{name}")
-        return None if found is None else fields(f"{self.path}/{name}", found, checks)
+        """What is in that file; None when there is none, or it is not as it was written."""
+        path = f"{self.path}/{name}"
+        try:
+            found = load(path)
+            return None if found is None else fields(path, found, checks)
+        except ContainerError as error:
+            self._problems[name] = str(error)
+            return None
 
     def describe(self, guard: int, token: str, lxcpath: str, directories: Mapping[str, str], isolated: bool) -> None:
         """Add what is known once there is a guard."""
@@ -156,10 +161,7 @@ class Record:
 
     @property
     def content(self) -> Mapping[str, Any]:
-        """What was recorded at its start: command, created, guard, token, directories, isolated.
-
-        Raises ContainerError: it is not as it was written.
-        """
+        """What was recorded at its start: command, created, guard, token, directories, isolated."""
         return self._read("container", _CONTAINER) or {}
 
     @property
@@ -168,25 +170,29 @@ class Record:
         content = self.content
         for name in _CONTAINER:
             if content.get(name) is None:
-                damaged(f"{self.path}/container", f"the field {name!r} is missing")
+                raise ContainerError(self.problem or f"{self.path}/container is damaged: the field {name!r} is missing")
         return content
 
     @property
-    def command(self) -> Command:
-        """What it runs. Raises ContainerError: it is no Command any more, or another container's."""
-        path = f"{self.path}/container"
+    def command(self) -> Command | None:
+        """What it runs; None where that cannot be read, as a field of a later version."""
+        text = self.content.get("command")
+        if text is None:
+            return None
         try:
-            command = Command.from_json(self.content.get("command", ""))
+            command = Command.from_json(text)
         except (InvalidCommandError, RecursionError) as error:
-            damaged(path, f"the field 'command': {error}")
+            self._problems["container"] = f"{self.path}/container is damaged: the field 'command': {error}"
+            return None
         if command.id != self.id:
-            damaged(path, f"the field 'command' is of container {command.id!r}")
+            self._problems["container"] = f"{self.path}/container is damaged: it is of container {command.id!r}"
+            return None
         return command
 
     @property
     def created(self) -> float:
-        created: float = self.content.get("created", 0.0)
-        return created
+        created = self.content.get("created")
+        return created if isinstance(created, (int, float)) else 0.0
 
     def has_started(self) -> bool:
         return os.path.exists(f"{self.path}/started")
@@ -195,22 +201,21 @@ class Record:
         """The pids: its own, and its monitor's."""
         return self._read("started", {"pid": _is_pid, "monitor": _is_pid}) or {}
 
-    def ended(self) -> tuple[ExitStatus | None, float] | None:
-        """How and when it ended, if that is on record; the status is None where LXC itself did not know."""
+    def ended(self) -> tuple[ExitStatus | None, float | None] | None:
+        """How and when it ended, if that is on record; None for what LXC itself did not know, or cannot be read."""
         path = f"{self.path}/ended"
-        found = load(path)
-        if found is None:
-            return None
         try:
+            found = load(path)
+            if found is None:
+                return None
             (kind, *values), when = found
             code, signal, oom_killed, note = values if kind == "exited" else (0, None, False, "")
-        except (TypeError, ValueError):
-            damaged(path, "it has other parts")
-        values = {"code": code, "signal": signal, "oom_killed": oom_killed, "note": note, "when": when}
-        fields(path, values, _ENDED)
-        if kind != "exited":
-            return None, when
-        return ExitStatus(code, signal, oom_killed, reason(code, signal, oom_killed, note)), when
+            parts = {"code": code, "signal": signal, "oom_killed": oom_killed, "note": note, "when": when}
+            fields(path, parts, _ENDED)
+        except (ContainerError, TypeError, ValueError) as error:
+            self._problems["ended"] = str(error) if isinstance(error, ContainerError) else f"{path}: {error}"
+            return None, None
+        return (exit_status(code, signal, oom_killed, note) if kind == "exited" else None), when
 
     def is_guarded(self) -> bool:
         """Whether its guard lives."""
@@ -231,15 +236,16 @@ class Record:
 
     def info(self) -> ContainerInfo:
         """What ``info`` says of it."""
-        content = self.described
+        content, command = self.content, self.command
         state, pid, status, when = State.STOPPED, None, None, None
         ended = self.ended()
         if ended is not None:
             status, when = ended
         elif self.is_guarded():
             pid = self.started().get("pid")
-            state = State.PAUSED if _is_frozen(content["directories"]) else State.RUNNING
-        return ContainerInfo(self.id, state, pid, self.command, content["created"], when, status)
+            state = State.PAUSED if _is_frozen(content.get("directories", {})) else State.RUNNING
+        created = content.get("created")
+        return ContainerInfo(self.id, state, pid, command, created, when, status, self.problem)
 
 
 def _is_frozen(directories: Mapping[str, str]) -> bool:
@@ -251,25 +257,30 @@ def _is_frozen(directories: Mapping[str, str]) -> bool:
     return False
 
 
-class DetachedProcess(ContainerProcess):
-    """One process's view of a detached container; to close it changes nothing there."""
+class DetachedProcess(WatchedProcess):
+    """One process's view of a detached container; to close it changes nothing there.
+
+    Raises ContainerError when it runs, and not even its guard's pid on record can be read.
+    """
+
+    _fd = -1
 
     def __init__(self, record: Record, sweep: Callable[[], object]) -> None:
         self.record = record
         self.id = record.id
-        self.command = record.command
-        content = record.described
-        self.cgroups: dict[str, str] = dict(content["directories"])
-        self.pid = record.started()["pid"]
+        content = record.content
+        self._guard: int = content["guard"] if {"guard", "token", "directories"} <= content.keys() else -1
+        if self._guard < 0 and record.is_guarded():
+            raise ContainerError(f"container {self.id!r}: its record cannot be read: {record.problem or record.path}")
+        self._command = record.command
+        self.cgroups: dict[str, str] = dict(content.get("directories", {}))
+        self.pid = record.started().get("pid", -1)
         self.pidfd = -1
         self.terminal = None
         self._sweep = sweep
         self._exit: ExitStatus | None = None
-        self._guard = content["guard"]
-        try:
+        with contextlib.suppress(OSError):
             self._fd = os.pidfd_open(self._guard)  # readable when the guard has ended
-        except ProcessLookupError:
-            self._fd = -1
         if self._fd < 0 or not record.is_guarded():  # then the pid may be anybody's
             self.close()
             self._fd, theirs = os.pipe2(os.O_CLOEXEC)
@@ -280,6 +291,13 @@ class DetachedProcess(ContainerProcess):
             if not self._is_inside():
                 os.close(self.pidfd)
                 self.pidfd = -1
+
+    @property
+    def command(self) -> Command:
+        """What it runs. Raises ContainerError: that is not known, so nothing can be done by it."""
+        if self._command is None:
+            raise ContainerError(f"container {self.id!r}: {self.record.problem}")
+        return self._command
 
     def _is_inside(self) -> bool:
         """Whether :attr:`pid` still is the container's first process: it may have ended already."""
@@ -294,37 +312,20 @@ class DetachedProcess(ContainerProcess):
         if self._exit is None and not self._is_over():
             return None
         if self._exit is None:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._guard, os.WNOHANG)  # if it was this process that made it
+            if self._guard > 0:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(self._guard, os.WNOHANG)  # if it was this process that made it
             ended = self.record.ended()
             if ended is None or ended[0] is None:
                 self._sweep()
-                raise ContainerLostError(self.id, "its guard has ended without a word")
+                raise ContainerLostError(self.id, self.record.problem or "its guard has ended without a word")
             self._exit = ended[0]
         return self._exit
 
     def _is_over(self) -> bool:
         if self._fd < 0:
             raise ContainerError(f"container {self.id!r}: this process has let go of it")
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return bool(poll.poll(0))
-
-    def wait(self, timeout: float | None = None) -> ExitStatus:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            status = self.poll()
-            if status is not None:
-                return status
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise WaitTimeoutError(self.id, timeout or 0.0)
-            wait_readable(self._fd, left)
-
-    def send_signal(self, signal: int) -> None:
-        if self.pidfd >= 0 and self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                signals.pidfd_send_signal(self.pidfd, signal)
+        return wait_readable(self._fd, 0.0)
 
     def fileno(self) -> int:
         return self._fd
@@ -336,7 +337,7 @@ class DetachedProcess(ContainerProcess):
         self._fd = self.pidfd = -1
 
     def __del__(self) -> None:
-        if hasattr(self, "_fd"):
+        if self._fd >= 0:
             self.close()
 
 

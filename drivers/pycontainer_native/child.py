@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # Messages on the channel, to the launcher.
 EXEC = b"x"  # everything is done, execve is next
 GATE = b"g"  # waits for one byte
-FORKED = b"p"  # another process goes on: its pid, four bytes, and carries its pidfd
+FORKED = b"p"  # another process goes on: its pid, four bytes
 TERMINAL = b"t"  # carries the pseudo-terminal's master
 FAILED = b"f"  # step and errno, four bytes each
 HOOKS = b"h"  # it is time for the hooks outside; waits for one byte
@@ -277,16 +277,16 @@ def run_hooks(point: str, programs: dict[str, Any], state: bytes, status: str, c
 
 
 def fork_into_pid_namespace() -> None:
-    """Clone the process that is to be seen in the container, as a child of the launcher; only it returns."""
-    pidfd = ctypes.c_int(-1)
-    pid = syscall(abi.NR["clone"], abi.CLONE_PARENT | abi.CLONE_PIDFD, 0, ctypes.byref(pidfd), 0, 0)
+    """Clone the process that is to be seen in the container, as a child of the launcher; only it returns.
+
+    The launcher is told its pid alone: a descriptor could not be sent any more,
+    by a user who has as many on their way as he may have open (unix(7)).
+    """
+    pid = syscall(abi.NR["clone"], abi.CLONE_PARENT, 0, 0, 0, 0)
     if pid == -1:
         raise OSError(ctypes.get_errno(), "clone")
     if pid:
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, abi.CHANNEL_FD)
-        rights = pidfd.value.to_bytes(4, sys.byteorder)
-        control = [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)]
-        channel.sendmsg([FORKED + pid.to_bytes(4, "little")], control, abi.MSG_NOSIGNAL)
+        report(FORKED + pid.to_bytes(4, "little"))
         os._exit(0)
 
 

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from pycontainer_native.launcher import Launcher
     from pycontainer_native.request import Request
 
+#: How long the messages of the first process are, without their first byte, where that is always the same.
+_LENGTHS = {EXEC: 0, GATE: 0, FORKED: 4, TERMINAL: 0, FAILED: 8, HOOKS: 0}
+
 #: A message that cannot be received now stays where it is.
 NO_MEMORY = (errno.ENOMEM, errno.ENOBUFS)
 
@@ -122,6 +125,7 @@ class Container:
         self.pidfd = -1
         self.terminal = -1  # the pseudo-terminal's master, on its way to the caller
         self.report = -1  # where an init writes the payload's wait status
+        self.lease = -1  # the lock on its ids
         self.roots: list[CgroupRoot] = []
         self.oom_file: tuple[CgroupRoot, str] | None = None
         self.oom_kills = 0
@@ -251,7 +255,10 @@ class Container:
                 extra = [os.dup(self.target.pidfd), place]
             if request.ids:
                 extra.append(user_namespace(*request.ids))
-            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (*fds[:3], *extra, *fds[3:]))
+            given = fds[3:]
+            if request.leased:
+                self.lease = os.dup(given.pop(0))
+            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (*fds[:3], *extra, *given))
             self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
         except FileNotFoundError:  # a zombie has no root
             raise StepFailed("find the container", errno.ESRCH) from None
@@ -282,7 +289,12 @@ class Container:
     # -- events
 
     def on_channel(self) -> None:
-        """The child said something before execve, or closed its end."""
+        """The child said something before execve, or closed its end.
+
+        Until execve it is a process of this launcher's, so what it says is in
+        order.  Should it not be (a payload that may trace it could take its
+        end), the container ends, and nobody else.
+        """
         while self.channel is not None:
             try:
                 message, control, flags, _ = self.channel.recvmsg(2048, 64, abi.MSG_DONTWAIT | abi.MSG_CMSG_CLOEXEC)
@@ -294,36 +306,57 @@ class Container:
                 if error.errno in NO_MEMORY:
                     continue
                 message, control, flags = b"", [], 0
-            kind = message[:1]
-            if kind == EXEC:
-                self.at_exec = True
-            elif kind == GATE:
-                self.at_gate = True
-                self.launcher.starting.discard(self)
-                self._tell_up("created")
-            elif flags & socket.MSG_CTRUNC:
-                self._cannot_take(int.from_bytes(message[1:5], "little") if kind == FORKED else 0)
-            elif kind == FORKED:
-                self._hand_over(int.from_bytes(message[1:5], "little"), descriptors(control)[0])
-            elif kind == TERMINAL:
-                self.terminal = descriptors(control)[0]
-            elif kind == FAILED:
-                index, number = (int.from_bytes(message[start : start + 4], "little") for start in (1, 5))
-                self.failed = self.failed or (index, number)
-            elif kind == HOOKS:
-                self.hooked = True
-                if "relay" in self.programs:
-                    self._start_relay(self.programs["relay"][0])
-                else:
-                    self._run_hooks("createRuntime", "creating", self._go_on)
-            elif kind == HOOK_FAILED:
-                self.failed = (message[5:].decode("utf-8", "replace"), int.from_bytes(message[1:5], "little"))
-            elif not message:
+            if not message:
                 self.launcher.forget(self.channel.fileno())
                 self.channel.close()
                 self.channel = None
                 self.launcher.starting.discard(self)
                 self._note_start()
+                return
+            fds = descriptors(control)
+            try:
+                if flags & socket.MSG_CTRUNC:  # there is no room for the terminal
+                    self.failed = self.failed or ("receive descriptors", errno.EMFILE)
+                    self.kill()
+                elif not self._hear(message, fds):
+                    self.failed = self.failed or ("read what the first process says", errno.EBADMSG)
+                    self.kill()
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+    def _hear(self, message: bytes, fds: list[int]) -> bool:
+        """Act upon *message*, and take out of *fds* what is kept; false: it is not what can come now."""
+        kind, text = message[:1], message[1:]
+        wanted = _LENGTHS.get(kind)
+        if len(fds) != (kind == TERMINAL) or (wanted is not None and len(text) != wanted):
+            return False
+        if kind == FAILED:
+            index, number = (int.from_bytes(text[start : start + 4], "little") for start in (0, 4))
+            self.failed = self.failed or (index, number)
+        elif kind == FORKED:  # its clone may have been faster than it
+            return self._hand_over(int.from_bytes(text, "little"))
+        elif self.at_exec:
+            return False  # after that it only fails, or executes
+        elif kind == EXEC:
+            self.at_exec = True
+        elif kind == GATE:
+            self.at_gate = True
+            self.launcher.starting.discard(self)
+            self._tell_up("created")
+        elif kind == TERMINAL and self.terminal < 0:
+            self.terminal = fds.pop()
+        elif kind == HOOKS and not self.hooked and self.programs:
+            self.hooked = True
+            if "relay" in self.programs:
+                self._start_relay(self.programs["relay"][0])
+            else:
+                self._run_hooks("createRuntime", "creating", self._go_on)
+        elif kind == HOOK_FAILED and len(text) > 4:
+            self.failed = self.failed or (text[4:].decode("utf-8", "replace"), int.from_bytes(text[:4], "little"))
+        else:
+            return False
+        return True
 
     def _note_start(self) -> None:
         """It executes its program, unless it has said that something failed after all."""
@@ -453,23 +486,30 @@ class Container:
             self.launcher.forget(self.status.fileno())
             self.abandon()
 
-    def _hand_over(self, pid: int, pidfd: int) -> None:
-        """Another process goes on, and the one until now ends by itself."""
+    def _hand_over(self, pid: int) -> bool:
+        """Another process goes on, and the one until now ends by itself; false: it is no child that this one made."""
+        if not self.is_maker() or pid in self.launcher.known():
+            return False
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # ECHILD: it is no child of the launcher
+        except (OSError, OverflowError):
+            return False
+        # So its pid is nobody else's until it is reaped.
         self.handed_over = True
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            self.failed = self.failed or ("open a pidfd", error.errno or errno.EPROTO)
+            self.launcher.end_child(pid)
+            self.kill()
+            return True
         self.launcher.forget(self.pidfd)
         self.launcher.reap_later(self.pid, self.pidfd)
         self.pid, self.pidfd = pid, pidfd
-        self.launcher.watch(pidfd, self.on_exit)
+        self.launcher.watch(self.pidfd, self.on_exit)
         if self.abandoned or self.failed is not None:
             self.kill()  # what was killed for that is the other one
-
-    def _cannot_take(self, pid: int) -> None:
-        """There is no room for the descriptor that came, of the process *pid* or of the terminal: end it."""
-        if self.failed is None:
-            self.failed = ("receive descriptors", errno.EMFILE)
-        if pid:
-            self.launcher.end_child(pid)
-        self.kill()
+        return True
 
     def is_maker(self) -> bool:
         """Whether its first process may clone, or have cloned, another one that is not known yet."""
@@ -624,7 +664,7 @@ class Container:
             if end is not None:
                 self.launcher.forget(end.fileno())
                 end.close()
-        for fd in (self.pidfd, self.terminal, self.report, self.far_end):
+        for fd in (self.pidfd, self.terminal, self.report, self.lease, self.far_end):
             if fd >= 0:
                 self.launcher.forget(fd)
                 os.close(fd)

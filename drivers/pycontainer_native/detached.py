@@ -22,16 +22,20 @@ from pycontainer.errors import (
     ContainerError,
     ContainerLostError,
     ContainerNotFoundError,
+    NotRunningError,
     SetupError,
     UnsupportedError,
+    WaitTimeoutError,
 )
 from pycontainer.logs import LogRecord, read_log
+from pycontainer.service import TRUNCATED, ServiceGoneError, exit_status, send_request, wait_readable
+from pycontainer_native import state
 from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer, sweep
 from pycontainer_native.cgroups.layout import LAUNCHER_DIRECTORY
 from pycontainer_native.cgroups.live import DYING, remove_dead
-from pycontainer_native.client import LauncherClient, LauncherGoneError, send_request
+from pycontainer_native.client import LauncherClient
 from pycontainer_native.namespaces import BRIDGES
-from pycontainer_native.process import NativeProcess, select_one, status_of
+from pycontainer_native.process import NativeProcess
 from pycontainer_native.state import Claim, Record, Store
 
 if TYPE_CHECKING:
@@ -44,6 +48,9 @@ if TYPE_CHECKING:
 #: How long a monitor that has closed its sockets may take to be gone (seconds).
 PATIENCE = 5.0
 
+#: And where its start is too late already.
+LATE = 2.0
+
 
 class DetachedProcess(NativeProcess):
     """A container that is its monitor's: when this end of the status socket closes, it goes on.
@@ -52,19 +59,22 @@ class DetachedProcess(NativeProcess):
     nobody knows, once the monitor is silent.
     """
 
+    service = "monitor"
+
     def __init__(
         self,
-        command: Command,
+        id: str,
+        command: Command | None,
         status: socket.socket,
         groups: Sequence[Group],
         namespaces: Sequence[str],
         path: str,
-        outcome: Callable[[], tuple[ExitStatus | None, ContainerError | None]],
+        outcome: Callable[[], ExitStatus | ContainerError],
         plan: Plan | None = None,
     ) -> None:
         self._path = path
-        self._outcome = outcome
-        super().__init__(command, status, groups, namespaces, plan)
+        self._how_it_ended = outcome
+        super().__init__(id, command, status, groups, namespaces, plan)
 
     @property
     def state(self) -> State:
@@ -79,25 +89,33 @@ class DetachedProcess(NativeProcess):
         self._state = state
 
     def ask(self, data: bytes, fds: list[int]) -> None:
-        """Give the monitor a request, as a launcher takes it. Raises LauncherGoneError."""
+        """Give the monitor a request, as a launcher takes it. Raises ServiceGoneError."""
         ask_monitor(self._path, data, fds)
 
     def leave(self) -> None:
         """Its hooks are its monitor's, as all of it."""
 
     def attach(self) -> None:
-        """Be told of what becomes of it, whoever started it. Raises ContainerNotFoundError: that did not succeed."""
-        while self._state is State.CREATING:
-            if not self._receive(starter=True):
-                select_one(self.fileno(), None)
-        self._being_started = False
-        if isinstance(self._error, SetupError) and self._error.errno == errno.ESRCH:
-            self._on_silence()  # it has ended, and its monitor has told everybody else already
-        if isinstance(self._error, SetupError):
-            raise ContainerNotFoundError(self.id)
+        """Be told of what becomes of it, whoever started it. Raises ContainerNotFoundError: that did not succeed.
 
-    def _on_silence(self) -> None:
-        self._exit, self._error = self._outcome()
+        SetupError when this process cannot take its descriptors.
+        """
+        try:
+            self.wait_for_start()
+        except SetupError as error:
+            if error.step == TRUNCATED:
+                raise
+            if error.errno != errno.ESRCH:
+                raise ContainerNotFoundError(self.id) from None
+            self.end(self.on_silence())  # it has ended, and its monitor has told everybody else already
+        except (ContainerLostError, NotRunningError):
+            pass  # it has ended: how, poll() says
+
+    def on_silence(self) -> ExitStatus | ContainerError:
+        return self._how_it_ended()
+
+    def on_closed(self) -> ContainerError:
+        return ContainerError(f"container {self.id!r}: this process has let go of it")
 
 
 class DetachedVerbs(ExecutionDriver):
@@ -119,7 +137,7 @@ class DetachedVerbs(ExecutionDriver):
     def _check(self, command: Command) -> None: ...
 
     @abstractmethod
-    def _ask(self, request: bytes, fds: list[int]) -> LauncherClient: ...
+    def _ask(self, request: bytes, fds: list[int], owner: LauncherClient | None = None) -> LauncherClient: ...
 
     @abstractmethod
     def _build_network(self, command: Command, stack: contextlib.ExitStack) -> Attachment | None: ...
@@ -154,9 +172,10 @@ class DetachedVerbs(ExecutionDriver):
             try:
                 given = self._open_given(command, compiled, stack, self._build_network(command, stack))
                 return self._start_claimed(stack, claim, command, compiled, given, (token, log), deadline)
-            except BaseException:
+            except BaseException as error:
                 stack.__exit__(*sys.exc_info())  # the lock is the monitor's alone, if there is one
-                self._store.remove(command.id)
+                # As long as a launcher does not even answer, its request has the lock: what stays then is collected.
+                self._store.remove(command.id, LATE if isinstance(error, WaitTimeoutError) else state.PATIENCE)
                 raise
 
     def _start_claimed(
@@ -172,7 +191,10 @@ class DetachedVerbs(ExecutionDriver):
         """Have a monitor forked for *claim*, and a container started by that. *stack* closes what is its own."""
 
         def pair() -> tuple[socket.socket, socket.socket]:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            except OSError as error:
+                raise SetupError("make a status socket", error.errno or errno.EMFILE) from None
             self._own(stack, theirs)
             return ours, theirs
 
@@ -192,7 +214,7 @@ class DetachedVerbs(ExecutionDriver):
         listener.listen(128)
         status, theirs = pair()
         process = DetachedProcess(
-            command, status, compiled.groups, compiled.namespaces, claim.path,
+            command.id, command, status, compiled.groups, compiled.namespaces, claim.path,
             functools.partial(self._outcome, command.id), compiled,
         )  # fmt: skip
         try:
@@ -204,10 +226,14 @@ class DetachedVerbs(ExecutionDriver):
             request = marshal.dumps((None, "detach", token, log.size, log.files))
             self._ask(request, [answering.fileno(), monitors.fileno(), listener.fileno(), claim.fd, *outputs])
             answering.close()
+            began = time.monotonic()
+            while not wait_readable(answer.fileno(), deadline):
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise WaitTimeoutError(command.id, max(0.0, deadline - began))
             said = answer.recv(4096)
             if not said or marshal.loads(said)[0] != "monitor":
-                raise SetupError(*(marshal.loads(said)[1:3] if said else ("fork a monitor", 32)))
-            with contextlib.suppress(LauncherGoneError):  # it has died: which process finds out by itself
+                raise SetupError(*(marshal.loads(said)[1:3] if said else ("fork a monitor", errno.EPIPE)))
+            with contextlib.suppress(ServiceGoneError):  # it has died: which process finds out by itself
                 send_request(connection, compiled.wire(command.id), [theirs.fileno(), *stdio, *given])
             theirs.close()
             process.wait_for_start(State.CREATING, deadline)
@@ -237,16 +263,16 @@ class DetachedVerbs(ExecutionDriver):
             raise AlreadyExistsError(record.id)
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process = DetachedProcess(
-            record.command, status, _groups(record), record.config["namespaces"], record.path,
+            record.id, record.command, status, _groups(record), record.config["namespaces"], record.path,
             functools.partial(self._outcome, record.id),
         )  # fmt: skip
         try:
             with contextlib.ExitStack() as stack:
                 self._own(stack, theirs)
-                if record.start is not None:
+                if record.start is not None and record.start["pid"] is not None:
                     process.pid, process.directory = record.start["pid"], record.config["directory"]
                 if record.alive:
-                    with contextlib.suppress(LauncherGoneError):
+                    with contextlib.suppress(ServiceGoneError):
                         process.ask(marshal.dumps((None, "attach")), [theirs.fileno()])
             process.attach()
         except BaseException:
@@ -268,7 +294,7 @@ class DetachedVerbs(ExecutionDriver):
             process.close()
         return None
 
-    def _outcome(self, id: str) -> tuple[ExitStatus | None, ContainerError | None]:
+    def _outcome(self, id: str) -> ExitStatus | ContainerError:
         """How a container ended whose monitor is silent: its status, or that nobody knows."""
         deadline = time.monotonic() + PATIENCE
         record = self._store.find(id)
@@ -276,18 +302,21 @@ class DetachedVerbs(ExecutionDriver):
             time.sleep(0.002)  # it has closed its sockets, and is about to be gone
             record = self._store.find(id)
         if record is None:
-            return None, ContainerLostError(id, "it was removed")
-        if not record.alive and not (record.exit and record.exit["finished"]):
+            return ContainerLostError(id, "it was removed")
+        if not record.alive and not record.is_settled:
             self._kill_rest(record)
-        if record.exit is None:
+        status = _status(record)
+        if status is None:
             words = f": {record.error['words']}" if record.error else ""
-            return None, ContainerLostError(id, f"its monitor died{words}")
-        return _status(record), None
+            return ContainerLostError(id, record.problem or f"its monitor died{words}")
+        return status
 
     def _kill_rest(self, record: Record) -> bool:
         """Kill and remove what a dead monitor has left; whether nothing is left."""
         name = record.config["directory"].partition("/")[0]
         groups = _groups(record)
+        if not name and record.problem:  # where its cgroups are is not known: the sweep of the dead finds them
+            return _end_first(record)
         if not LAUNCHER_DIRECTORY.fullmatch(name) or not all(map(self._is_cgroup, groups)):
             return False  # no driver has written that
         paths = [(group.version, group.controllers, f"{group.base}/{name}") for group in groups]
@@ -306,17 +335,17 @@ class DetachedVerbs(ExecutionDriver):
         return [self._describe(record) for record in self._store.records()]
 
     def _describe(self, record: Record) -> ContainerInfo:
-        created = record.config["created"]
-        if not record.has_ended:
-            if record.start is None:
-                return ContainerInfo(record.id, State.CREATING, None, record.command, created)
+        state, pid, ended, status = State.STOPPED, None, None, None
+        if record.has_ended:
+            if record.exit is not None:
+                ended, status = record.exit["ended"], _status(record)
+        elif record.start is None:
+            state = State.CREATING
+        else:
             state = State.PAUSED if freezer.is_frozen(_cgroup(record)) else State.RUNNING
-            return ContainerInfo(record.id, state, record.start["pid"], record.command, created)
-        if record.exit is None:
-            return ContainerInfo(record.id, State.STOPPED, None, record.command, created)
-        return ContainerInfo(
-            record.id, State.STOPPED, None, record.command, created, record.exit["ended"], _status(record)
-        )
+            pid = record.start["pid"]
+        created = record.config["created"]
+        return ContainerInfo(record.id, state, pid, record.command, created, ended, status, record.problem)
 
     def logs(self, id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:
         record = self._known(id)
@@ -326,7 +355,7 @@ class DetachedVerbs(ExecutionDriver):
         record = self._known(id)
         if not record.has_ended:
             raise ContainerError(f"container {id!r} is running: stop it before it is removed")
-        if not (record.exit and record.exit["finished"]) and not self._kill_rest(record):
+        if not record.is_settled and not self._kill_rest(record):
             raise ContainerError(f"container {id!r} cannot be removed: something in its cgroups does not end")
         if not self._store.remove(id):
             raise ContainerError(f"container {id!r} cannot be removed: its monitor does not end")
@@ -334,7 +363,7 @@ class DetachedVerbs(ExecutionDriver):
     def gc(self) -> Sequence[str]:
         gone = sweep(self.layout)
         for record in self._store.records():
-            if not record.alive and not (record.exit and record.exit["finished"]):
+            if not record.alive and not record.is_settled:
                 self._kill_rest(record)
         for what in self._store.collect(self._kill_rest, lost=True):
             gone.append(f"container {what.id}: {what.path}" if isinstance(what, Record) else what)
@@ -360,25 +389,25 @@ def _end_first(record: Record) -> bool:
         if began(pid) == record.start["began"]:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            return bool(select_one(pidfd, PATIENCE))
+            return wait_readable(pidfd, time.monotonic() + PATIENCE)
         return True
     finally:
         os.close(pidfd)
 
 
 def ask_monitor(path: str, data: bytes, fds: list[int]) -> None:
-    """Give a request to the monitor whose state directory is *path*. Raises LauncherGoneError."""
+    """Give a request to the monitor whose state directory is *path*. Raises ServiceGoneError."""
     try:
         directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise LauncherGoneError from None
+        raise ServiceGoneError from None
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             # By the descriptor: a path may be longer than an address can be (unix(7)).
             connection.connect(f"/proc/self/fd/{directory}/socket")
             send_request(connection, data, fds)
     except (ConnectionError, FileNotFoundError):
-        raise LauncherGoneError from None
+        raise ServiceGoneError from None
     finally:
         os.close(directory)
 
@@ -386,7 +415,7 @@ def ask_monitor(path: str, data: bytes, fds: list[int]) -> None:
 def _follow(record: Record, tail: int | None) -> Iterator[LogRecord]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
-        with theirs, contextlib.suppress(LauncherGoneError):
+        with theirs, contextlib.suppress(ServiceGoneError):
             ask_monitor(record.path, marshal.dumps((None, "follow")), [theirs.fileno()])
 
         def wait() -> bool:
@@ -401,7 +430,11 @@ def _follow(record: Record, tail: int | None) -> Iterator[LogRecord]:
 
 
 def _groups(record: Record) -> tuple[Group, ...]:
-    return tuple(Group(base, version, tuple(controllers)) for base, version, controllers in record.config["groups"])
+    groups = record.config["groups"]
+    try:
+        return tuple(Group(str(base), int(version), tuple(controllers)) for base, version, controllers in groups)
+    except (TypeError, ValueError):  # no driver has written that
+        return ()
 
 
 def _cgroup(record: Record) -> Cgroup:
@@ -411,4 +444,6 @@ def _cgroup(record: Record) -> Cgroup:
 
 def _status(record: Record) -> ExitStatus | None:
     end = record.exit
-    return None if end is None else status_of(end["exit_code"], end["signal"], end["oom_kills"], end["note"])
+    if end is None or (end["exit_code"] is None and end["signal"] is None):
+        return None
+    return exit_status(end["exit_code"], end["signal"], end["oom_kills"], end["note"])

@@ -39,13 +39,14 @@ from pycontainer.errors import (
 from pycontainer.hooks import POINTS
 from pycontainer.network import named
 from pycontainer.process import capability_numbers
-from pycontainer.rootfs import Overlay
+from pycontainer.rootfs import Overlay, open_in_rootfs
 from pycontainer.seccomp_filter import Filter, compile_filter
+from pycontainer.service import ServiceGoneError, caller
 from pycontainer.spec import limits_to_oci, process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
 from pycontainer_native import namespaces, plan, trees, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
 from pycontainer_native.cgroups.live import DYING
-from pycontainer_native.client import LauncherClient, LauncherGoneError
+from pycontainer_native.client import LauncherClient
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
 from pycontainer_native.host import Host
 from pycontainer_native.identity import RLIM_NLIMITS
@@ -106,9 +107,10 @@ class NativeDriver(DetachedVerbs):
     def __init__(self, root: str | None = None) -> None:
         self._store = Store(root)
         self._lock = threading.Lock()
+        self._caller: tuple[object, ...] = ()  # who the thread was that this driver has last worked for
         self._launcher: LauncherClient | None = None
+        self._former: dict[tuple[object, ...], LauncherClient] = {}  # those of callers with other rights or namespaces
         self._host: Host | None = None
-        self._inherited: tuple[tuple[int, int], ...] = ()  # the resource limits that the launcher has of this process
         self._layout: Layout | None = None
         self._filters: dict[object, Filter | None] = {}
         self._unlimited: tuple[Group, ...] = ()  # the cgroups of a container without limits
@@ -129,7 +131,21 @@ class NativeDriver(DetachedVerbs):
 
         return probe(self.name, self.layout, self.host.namespace, FEATURES)
 
+    def _look_at_caller(self) -> None:
+        """Whoever has other rights or namespaces than before gets another launcher, and is told of another host."""
+        now = caller()
+        if now == self._caller:
+            return
+        with self._lock:
+            if self._launcher is not None:
+                self._former[self._caller] = self._launcher
+            self._caller, self._launcher = now, self._former.pop(now, None)
+            self._host = self._layout = None
+            self._unlimited = ()
+            self._filters.clear()
+
     def validate(self, command: Command) -> Sequence[InvalidCommandError | UnsupportedError]:
+        self._look_at_caller()
         problems: list[InvalidCommandError | UnsupportedError] = []
         if command.config:
             problems.append(InvalidCommandError("config", "raw values are for other drivers: native takes none"))
@@ -154,6 +170,7 @@ class NativeDriver(DetachedVerbs):
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} does not exist"))
             elif os.path.realpath(mount.source).startswith("/proc/") or os.path.realpath(mount.source) == "/proc":
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} leads into /proc"))
+        problems += _check_etc(command)
         problems += self._check_propagation(command)
         problems += _check_hooks(command)
         problems += self._unmapped(command)
@@ -272,10 +289,9 @@ class NativeDriver(DetachedVerbs):
         if self._host is None:
             self._host = Host.of_caller()
         limits = _limits()
-        if limits != (self._inherited or limits) or self._host.rlimits or limits[_NOFILE] != self._host.nofile:
-            changed = [
-                (n, *now) for n, (now, then) in enumerate(zip(limits, self._inherited, strict=False)) if now != then
-            ]
+        inherited = () if self._launcher is None else self._launcher.limits
+        if limits != (inherited or limits) or self._host.rlimits or limits[_NOFILE] != self._host.nofile:
+            changed = [(n, *now) for n, (now, then) in enumerate(zip(limits, inherited, strict=False)) if now != then]
             others = tuple(limit for limit in changed if limit[0] != _NOFILE)
             self._host = attrs.evolve(self._host, nofile=limits[_NOFILE], rlimits=others)
         return self._host
@@ -353,7 +369,11 @@ class NativeDriver(DetachedVerbs):
         container = self._running(id)
         if container.state is not State.RUNNING:
             raise NotRunningError(id, container.state.value)
+        self._look_at_caller()
+        if container.launcher is not None and container.launcher.made_by != self._caller:
+            raise ContainerError(f"container {id!r} was started with other rights than this process has by now")
         command = container.command
+        self._check_further(command, process)
         spec = process_to_oci(process, command.rootfs) | standing_to_oci(command)
         if stdio.size is not None:
             spec["consoleSize"] = {"height": stdio.size[0], "width": stdio.size[1]}
@@ -361,7 +381,7 @@ class NativeDriver(DetachedVerbs):
         compiled = plan.compile_exec(spec, container.joins, container.namespaces, filter, self.host, container.ids)
         try:
             return self._launch(container.command, compiled, stdio, container)
-        except LauncherGoneError:  # the monitor, and the container with it
+        except ServiceGoneError:  # the launcher or the monitor, and the container with it
             raise NotRunningError(id) from None
         except SetupError as error:
             # Its end takes the new process along, and comes a moment later itself (pid_namespaces(7)).
@@ -369,6 +389,23 @@ class NativeDriver(DetachedVerbs):
             if error.errno in ending and container.has_ended(patience=1.0):
                 raise NotRunningError(id) from None
             raise
+
+    def _check_further(self, command: Command, process: Process) -> None:
+        """Raise what *process* cannot be or have in a container of *command*."""
+        own = command.process
+        confined = command.userns is not None or bool(command.uid_mappings)  # then what comes from outside is safe
+        if _may_trace(command) and command.pid != "host" and not confined:
+            reason = (
+                "with CAP_SYS_PTRACE what runs in it could read the memory of what joins it, which was the launcher's; "
+                "userns='auto' keeps that apart"
+            )
+            raise UnsupportedError(self.name, Feature.EXEC, reason)
+        more = set(process.capabilities or ()) - set(own.capabilities or ())
+        if (more or process.privileged) and not own.privileged:
+            what = ", ".join(sorted(more)) or "all rights"
+            raise InvalidCommandError("process.capabilities", f"its container has been started without {what}")
+        if own.no_new_privileges and not process.no_new_privileges:
+            raise InvalidCommandError("process.no_new_privileges", "its container has been started with it")
 
     def _begin(self, command: Command, stdio: Stdio, *, hold: bool) -> NativeProcess:
         self._check(command)
@@ -398,12 +435,10 @@ class NativeDriver(DetachedVerbs):
         except OSError as error:
             raise SetupError("reserve a range of ids", error.errno or errno.EPROTO, error.filename) from None
         try:
-            process = self._launch(command, self.compile(command, hold=hold, size=stdio.size, ids=ids), stdio)
-        except BaseException:
-            os.close(lease)
-            raise
-        process.lease = lease
-        return process
+            compiled = self.compile(command, hold=hold, size=stdio.size, ids=ids)
+            return self._launch(command, attrs.evolve(compiled, leased=True), stdio, given=[lease])
+        finally:
+            os.close(lease)  # the launcher has it, until nothing is left that has these ids
 
     def _build_network(self, command: Command, stack: contextlib.ExitStack) -> Attachment | None:
         """The network of *command* if it has interfaces on bridges; the container's, once *stack* ends in peace.
@@ -444,6 +479,10 @@ class NativeDriver(DetachedVerbs):
                 continue
             if path is not None:
                 fds.append(namespaces.open_path(path, kind, "network.path" if kind == "network" else kind))
+                if kind == "pid" and (tracer := namespaces.tracer_in(fds[-1])) is not None:
+                    os.close(fds.pop())
+                    reason = f"process {tracer} in {path} has CAP_SYS_PTRACE, and could read what sets the new one up"
+                    raise InvalidCommandError(kind, reason)
             else:
                 of_network = kind == "network"
                 shared = (command.networks[0].container or "") if of_network else getattr(command, kind)[10:]
@@ -495,7 +534,7 @@ class NativeDriver(DetachedVerbs):
             status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             raise SetupError("make a status socket", error.errno or errno.EMFILE) from None
-        process = NativeProcess(command, status, compiled.groups, compiled.namespaces, compiled)
+        process = NativeProcess(command.id, command, status, compiled.groups, compiled.namespaces, compiled)
         process.network = network
         try:
             with theirs, self._in_flight(process, theirs):
@@ -506,8 +545,10 @@ class NativeDriver(DetachedVerbs):
                     container.ask(request, fds)
                 else:
                     # This launcher, and no other: by the time that its death is noticed there may be a new one.
-                    process.on_lost = functools.partial(self._drop, self._ask(request, fds))
-            process.wait_for_start(State.CREATING, stdio.deadline)
+                    launcher = self._ask(request, fds, None if container is None else container.launcher)
+                    process.launcher = launcher
+                    process.on_lost = functools.partial(self._drop, launcher)
+            process.wait_for_start(State.CREATING, stdio.deadline, stdio.give_up)
         except BaseException:
             process.close()
             raise
@@ -530,16 +571,22 @@ class NativeDriver(DetachedVerbs):
                 raise AlreadyExistsError(process.id)
             self._processes[process.id] = process
 
-    def _ask(self, request: bytes, fds: list[int]) -> LauncherClient:
-        """Give *request* to the launcher, which is returned; one that has died meanwhile is replaced, once."""
-        step = "start the launcher"
+    def _ask(self, request: bytes, fds: list[int], owner: LauncherClient | None = None) -> LauncherClient:
+        """Give *request* to the *owner* of its container, or to the launcher, which is returned.
+
+        A launcher that has died meanwhile is replaced, once; for an owner that
+        is ServiceGoneError.
+        """
+        step = "start the launcher" if owner is None else "send the request"
         try:
-            launcher = self._live_launcher()
+            launcher = owner or self._live_launcher()
             step = "send the request"
             try:
                 launcher.request(request, fds)
-            except LauncherGoneError:
-                self._drop(launcher)
+            except ServiceGoneError:
+                if owner is not None:
+                    raise
+                self._forget(launcher)  # whether or not its process has ended, it listens no more
                 launcher = self._live_launcher()
                 launcher.request(request, fds)
         except OSError as error:
@@ -552,8 +599,9 @@ class NativeDriver(DetachedVerbs):
         with self._lock:
             if self._launcher is None:
                 sweep(self.layout)
-                self._inherited = _limits()
+                limits = _limits()
                 self._launcher = self._new_launcher()
+                self._launcher.limits = limits
             return self._launcher
 
     def _new_launcher(self) -> LauncherClient:
@@ -569,15 +617,24 @@ class NativeDriver(DetachedVerbs):
             raise DriverUnavailableError("native", without_user_namespace(self.name, error)) from None
 
     def _drop(self, launcher: LauncherClient) -> str:
-        """Forget a dead launcher and remove what it left; its last words."""
+        """Forget a dead launcher and remove what it left; its last words. Nothing happens to one that lives."""
+        if not launcher.ended(timeout=1.0):
+            return "its launcher let go of it"
         words = launcher.last_words()
+        self._forget(launcher)
+        return words
+
+    def _forget(self, launcher: LauncherClient) -> None:
+        """End it, for good, and remove what it left."""
         with self._lock:
-            if self._launcher is not launcher:
-                return words
-            self._launcher = None
+            if self._launcher is launcher:
+                self._launcher = None
+            elif launcher in self._former.values():
+                self._former = {who: former for who, former in self._former.items() if former is not launcher}
+            else:
+                return
         launcher.close()
         self._sweep(launcher)  # it may take a moment, for which others need not wait
-        return words
 
     def _sweep(self, dead: LauncherClient) -> None:
         """Remove what a *dead* launcher of this driver has left, wherever its containers were."""
@@ -679,9 +736,11 @@ class NativeDriver(DetachedVerbs):
 
     def close(self) -> None:
         with self._lock:
-            launcher, self._launcher = self._launcher, None
-        if launcher is not None and not launcher.close():
-            self._sweep(launcher)
+            launchers = [*self._former.values(), *filter(None, [self._launcher])]
+            self._former, self._launcher = {}, None
+        for launcher in launchers:
+            if not launcher.close():
+                self._sweep(launcher)
         if self._bridges:
             from pycontainer_native.network import remove_bridges
 
@@ -691,9 +750,9 @@ class NativeDriver(DetachedVerbs):
 
     def _after_fork(self) -> None:
         """In a forked child: the launcher and the containers are the parent's."""
-        if self._launcher is not None:
-            self._launcher.forget()
-            self._launcher = None
+        for launcher in (*self._former.values(), *filter(None, [self._launcher])):
+            launcher.forget()
+        self._former, self._launcher = {}, None
         # A copy of such a socket would keep the other end from noticing that the parent has closed its own.
         for process in list(self._all):
             process.close()
@@ -752,6 +811,27 @@ def _check_hooks(command: Command) -> Iterator[InvalidCommandError]:
     if command.hooks is not None and command.hooks.start_container and _may_trace(command):
         reason = "with CAP_SYS_PTRACE one could read the memory of what waits for it, which was the launcher's"
         yield InvalidCommandError("hooks.start_container", reason)
+
+
+def _check_etc(command: Command) -> Iterator[InvalidCommandError]:
+    """What was asked for in files of /etc that the root file system has no place for: nothing is made in it."""
+    layers = command.rootfs.layers if isinstance(command.rootfs, Overlay) else (command.rootfs,)
+    asked = (("dns", "resolv.conf"), ("dns_search", "resolv.conf"), ("extra_hosts", "hosts"))
+    for field, name in asked:
+        covered = {mount.target for mount in command.mounts} & {"/etc", f"/etc/{name}"}
+        if getattr(command, field) and not covered and not any(_has_file(layer, f"etc/{name}") for layer in layers):
+            yield InvalidCommandError(field, f"the rootfs has no file /etc/{name} to show it in (an empty one will do)")
+
+
+def _has_file(rootfs: object, path: str) -> bool:
+    """Whether it is there, or may be; what has no directory of its own has whatever it is to have."""
+    if not isinstance(rootfs, str):
+        return True
+    try:
+        os.close(open_in_rootfs(rootfs, path))
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
+    return True
 
 
 def _check_labels(command: Command) -> Iterator[InvalidCommandError]:

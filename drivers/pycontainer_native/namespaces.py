@@ -13,6 +13,10 @@ _IN_PROC = {"mount": "mnt", "network": "net"}
 #: OCI's name: (the kernel's below /proc/PID/ns, what NS_GET_NSTYPE answers)
 TYPES = {name: (_IN_PROC.get(name, name), flag) for name, flag in abi.NAMESPACES.items()}
 
+# linux/capability.h
+_CAP_SYS_PTRACE = 19
+_CAP_SYS_ADMIN = 21
+
 #: The lock of pycontainer_native.network: where it is, there may be bridges that were made.
 BRIDGES = "/run/pycontainer/bridges"
 
@@ -51,6 +55,32 @@ def check(fd: int, path: str, kind: str, field: str, number: int) -> None:
     if found != number:
         what = next((other for other, (_, flag) in TYPES.items() if flag == found), "unknown")
         raise InvalidCommandError(field, f"{path} is a namespace of another kind: {what}, not {kind}")
+
+
+def tracer_in(fd: int) -> int | None:
+    """The pid of a process in the pid namespace *fd* that may have CAP_SYS_PTRACE over what enters it, if there is one.
+
+    What sets a container up enters its pid namespace with the rights and the
+    memory of the launcher: the kernel lets nobody mount a proc for another one.
+    Who has CAP_SYS_ADMIN as well is as good as root on the host without that.
+    """
+    wanted = os.fstat(fd)
+    host = os.stat("/proc/self/ns/user")
+    for name in os.listdir("/proc"):
+        if not name.isdecimal():
+            continue
+        try:
+            inside = os.path.samestat(os.stat(f"/proc/{name}/ns/pid"), wanted)
+            if not inside or not os.path.samestat(os.stat(f"/proc/{name}/ns/user"), host):
+                continue  # in a user namespace of its own that capability is none over others (user_namespaces(7))
+            with open(f"/proc/{name}/status", "rb") as file:
+                bounding = next(line for line in file if line.startswith(b"CapBnd:"))
+        except OSError:
+            continue  # it has ended
+        capabilities = int(bounding.split()[1], 16)
+        if capabilities >> _CAP_SYS_PTRACE & 1 and not capabilities >> _CAP_SYS_ADMIN & 1:
+            return int(name)
+    return None
 
 
 def is_hosts(fd: int, name: str) -> bool:

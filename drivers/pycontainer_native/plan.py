@@ -73,12 +73,11 @@ class Plan:
     cloned: tuple[trees.Tree, ...]  #: mounts that the caller clones: their descriptors come after those
     fork: str  #: "init": a small init forks before execve; "join": it is for a running container; or ""
     ids: UserNamespace | None  #: the user namespace that the launcher makes for it: the first descriptor given
-    outside: (
-        int  #: how many sections after the first run outside, before the process inside the pid namespace is cloned
-    )
+    outside: int  #: so many sections after the first are run outside, by who then clones the process inside
     #: how many sections after the first come before the hooks; the constant part of their OCI state; the hooks by point
     hooks: tuple[int, dict[str, Any], dict[str, list[Any]]] | None
     talks: bool  #: the child has more to say than that it failed: gates, a terminal
+    leased: bool = False  #: the first descriptor given is what keeps others from having its ids
 
     def step_at(self, index: int) -> tuple[str, str | None]:
         """Label and path of step *index*, as the launcher counts them."""
@@ -106,7 +105,7 @@ class Plan:
             hooks = (gate, json.dumps({"id": ident, **state})[:-1].encode(), programs)
         ids = None if self.ids is None else (id_map(self.ids.uids).encode(), id_map(self.ids.gids).encode())
         what = ident, self.flags, groups, [section.data for section in self.sections], program
-        return Request(*what, self.fork, self.outside, self.talks, target, hooks, ids).to_wire()
+        return Request(*what, self.fork, self.outside, self.talks, target, hooks, ids, self.leased).to_wire()
 
 
 def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | None = None, *,

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from pycontainer.driver import Feature, FeatureProbe, Probe
-from pycontainer.errors import SetupError
+from pycontainer.errors import DriverUnavailableError, SetupError
 from pycontainer.labels import probe_labels
 from pycontainer.seccomp_filter import load_library
+from pycontainer.service import interpreter
 from pycontainer_native import abi
 from pycontainer_native.cgroups import Layout
 from pycontainer_native.client import LauncherClient
@@ -86,6 +87,11 @@ def _problems(namespace: UserNamespace | None) -> Iterator[tuple[str, str]]:
     """(cause, remedy) of everything in the way."""
     if abi.MACHINE not in abi.MACHINES:
         yield f"the system call numbers of {abi.MACHINE} are not known", f"use one of {', '.join(abi.MACHINES)}"
+        return
+    try:
+        interpreter("native")
+    except DriverUnavailableError as error:
+        yield error.probe.cause, error.probe.remedy
         return
     # The newest call that every start needs; asked with nothing, it says whether it exists.
     if _errno_of("mount_setattr") == errno.ENOSYS:

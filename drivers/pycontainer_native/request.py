@@ -17,6 +17,7 @@ class Request:
 
     __slots__ = (  # noqa: RUF023 - their order is that of the message
         "ident", "flags", "groups", "sections", "program", "fork", "outside", "talks", "target", "hooks", "ids",
+        "leased",
     )  # fmt: skip
 
     ident: str
@@ -25,15 +26,13 @@ class Request:
     sections: list[bytes]  #: the plan's steps, each section marshalled
     program: tuple[list[bytes], list[bytes], list[bytes]]  #: the paths to try, argv, the environment
     fork: str  #: "init", "join" or ""
-    outside: (
-        int  #: how many sections after the first run outside, before the process inside the pid namespace is cloned
-    )
+    outside: int  #: so many sections after the first are run outside, by who then clones the process inside
     talks: bool  #: the child has more to say than that it failed
     target: str  #: the cgroup directory of the container to enter; "" is a new one
-    hooks: (
-        tuple[int, bytes, dict[str, list[Any]]] | None
-    )  #: how many sections after the first come before them; their state; the hooks by point
+    #: how many sections after the first come before the hooks; their state; the programs by point
+    hooks: tuple[int, bytes, dict[str, list[Any]]] | None
     ids: tuple[bytes, bytes] | None  #: uid_map and gid_map of the user namespace to make
+    leased: bool  #: the first descriptor given is to be held until nothing of it is left: it keeps its ids from others
 
     def __init__(self, *fields: Any) -> None:
         for name, value in zip(self.__slots__, fields, strict=True):

@@ -27,7 +27,7 @@ from attrs import frozen
 
 from pycontainer.command import Command
 from pycontainer.errors import AlreadyExistsError, ContainerError, InvalidCommandError
-from pycontainer.records import MAX_SIZE, damaged, fields, is_integer, is_number, is_text, load, optional
+from pycontainer.records import MAX_SIZE, fields, is_integer, is_number, is_text, load, optional
 
 DEFAULT_ROOT = "/run/pycontainer"
 
@@ -38,6 +38,15 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 #: How long a monitor that has said that all is over may take to end (seconds).
 PATIENCE = 10.0
+
+
+#: What is taken to be there where a file cannot be read: that a program ran, or has ended, and nothing more.
+_UNKNOWN: dict[str, dict[str, Any] | None] = {
+    "config": {"command": None, "created": None, "directory": "", "groups": [], "namespaces": []},
+    "start": {"pid": None},
+    "exit": {"exit_code": None, "signal": None, "oom_kills": 0, "ended": None, "finished": False, "note": ""},
+    "error": None,
+}
 
 
 @frozen
@@ -51,23 +60,18 @@ class Record:
     start: dict[str, Any] | None  #: None: its program does not run yet, or never has
     exit: dict[str, Any] | None  #: None: it has not ended, or nobody was there to write it down
     error: dict[str, Any] | None  #: what has ended its monitor before its time
-
-    @property
-    def command(self) -> Command:
-        """What it runs. Raises ContainerError: it is no Command any more, or another container's."""
-        path = f"{self.path}/config.json"
-        try:
-            command = Command.from_json(json.dumps(self.config["command"]))
-        except (InvalidCommandError, RecursionError) as error:
-            damaged(path, f"the field 'command': {error}")
-        if command.id != self.id:
-            damaged(path, f"the field 'command' is of container {command.id!r}")
-        return command
+    command: Command | None  #: what it runs; None: that cannot be read
+    problem: str = ""  #: what of it cannot be read, and why
 
     @property
     def has_ended(self) -> bool:
         """Whether it has, and all of it is gone that its monitor could remove."""
         return not self.alive or (self.exit is not None and self.exit["finished"])
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its end is on record, and nothing of it is left but that."""
+        return self.exit is not None and bool(self.exit["finished"])
 
 
 class Claim:
@@ -195,19 +199,31 @@ class Store:
         try:
             # First: when the monitor is dead, all that it has written is there to be read.
             alive = not _try_lock(directory, fcntl.LOCK_SH)
-            config, *rest = (_load(directory, f"{path}/{name}") for name in _FILES)
+            files = {name: _load(directory, path, name) for name in _FILES}
         finally:
             os.close(directory)
-        return None if config is None else Record(id, path, alive, config, *rest)
+        if files["config"] is None:
+            return None
+        problems = [found for found in files.values() if isinstance(found, str)]
+        config, start, exit, death = (_UNKNOWN[n] if isinstance(found, str) else found for n, found in files.items())
+        assert config is not None
+        command = None
+        if config["command"] is not None:
+            try:
+                command = Command.from_json(json.dumps(config["command"]))
+                if command.id != id:
+                    problems.append(f"{path}/config.json is damaged: it is of container {command.id!r}")
+                    command = None
+            except (InvalidCommandError, RecursionError) as error:  # as of a later version's field
+                problems.append(f"{path}/config.json is damaged: the field 'command': {error}")
+        return Record(id, path, alive, config, start, exit, death, command, "; ".join(problems))
 
     def records(self) -> list[Record]:
-        """Every one whose program runs or ran, the oldest first. One whose record is damaged is not among them."""
-        records = []
-        for id in self._names():
-            with contextlib.suppress(ContainerError):  # which it gives whoever asks for that one
-                if (record := self.find(id)) is not None and record.start is not None:
-                    records.append(record)
-        return sorted(records, key=lambda record: record.config["created"])
+        """Every one whose program runs or ran, the oldest first."""
+        records = [record for id in self._names() if (record := self.find(id)) is not None]
+        return sorted(
+            (record for record in records if record.start is not None), key=lambda record: record.config["created"] or 0
+        )
 
     def _names(self, hidden: bool = False) -> list[str]:
         if not self._is_there():
@@ -310,7 +326,7 @@ def _is_directory(value: Any) -> bool:
 #: What is written, and by whom.
 _FILES: dict[str, dict[str, Callable[[Any], bool]]] = {
     # the maker
-    "config.json": {
+    "config": {
         "command": lambda value: type(value) is dict,
         "created": is_number,
         "directory": _is_directory,
@@ -318,12 +334,12 @@ _FILES: dict[str, dict[str, Callable[[Any], bool]]] = {
         "namespaces": _is_texts,
     },
     # the monitor
-    "start.json": {
+    "start": {
         "pid": lambda value: is_integer(value) and 0 < value < 2**31,
         "began": optional(is_integer),
         "started": is_number,
     },
-    "exit.json": {
+    "exit": {
         "exit_code": optional(is_integer),
         "signal": optional(is_integer),
         "oom_kills": is_integer,
@@ -331,14 +347,18 @@ _FILES: dict[str, dict[str, Callable[[Any], bool]]] = {
         "finished": lambda value: type(value) is bool,
         "note": lambda value: type(value) is str,
     },
-    "error.json": {"words": lambda value: type(value) is str},
+    "error": {"words": lambda value: type(value) is str},
 }
 
 
-def _load(directory: int, path: str) -> dict[str, Any] | None:
-    """The file *path*, whose directory is open, as it was written. Raises ContainerError: it no longer is."""
-    found = load(path, dir_fd=directory)
-    return None if found is None else fields(path, found, _FILES[os.path.basename(path)])
+def _load(directory: int, path: str, name: str) -> dict[str, Any] | str | None:
+    """What is in that file of *path*, which is open as *directory*; None: there is none; a text says what is wrong."""
+    file = f"{path}/{name}.json"
+    try:
+        found = load(file, dir_fd=directory)
+        return None if found is None else fields(file, found, _FILES[name])
+    except ContainerError as error:
+        return str(error)
 
 
 def _write(directory: int, name: str, text: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from pycontainer import PIPE, ContainerLostError, Device, Mount, Network, SetupE
 from pycontainer.command import Resources
 from pycontainer_lxc import cgroups, client
 from pycontainer_lxc.driver import LxcDriver
+from pycontainer_lxc.process import LxcProcess
 
 from . import host
 
@@ -104,6 +108,170 @@ def test_another_container_outlives_one_that_is_closed(driver: LxcDriver, busybo
         first.wait()
     assert second.poll() is None
     second.close()
+
+
+def test_a_stopped_guard_does_not_keep_whoever_closes(
+    driver: LxcDriver, busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=driver)
+    guard = driver._guard
+    assert guard is not None
+    os.kill(guard.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    driver.close()
+    assert time.monotonic() - began < guard.patience
+    assert not host.is_alive(guard.pid)
+    assert not host.is_alive(box.pid or 0)
+    assert left(guard.token) == []
+    box.close()
+
+
+def test_a_guard_that_does_not_end_is_killed_and_nothing_is_left(
+    driver: LxcDriver, busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
+    box = pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=driver)
+    guard = driver._guard
+    assert guard is not None
+    monkeypatch.setattr("pycontainer.service.signals.SIGCONT", 0)  # it is not woken up
+    monkeypatch.setattr(client.GuardClient, "patience", 0.2)
+    os.kill(guard.pid, signal.SIGSTOP)
+    driver.close()
+    assert not host.is_alive(guard.pid)
+    until(lambda: not host.is_alive(box.pid or 0))
+    assert left(guard.token) == []
+    box.close()
+
+
+def test_out_of_descriptors(
+    driver: LxcDriver, busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
+    """Without its pidfd nobody could end it: an error that says so, and nothing that runs on."""
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": driver, "stdout": pycontainer.DEVNULL}
+    other = pycontainer.Container(["sleep", "100"], **keywords)
+    assert driver._guard is not None
+    guard = driver._guard.pid
+    wait_for_start = LxcProcess.wait_for_start
+
+    def starved(self: LxcProcess, *arguments: Any, **rest: Any) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            wait_for_start(self, *arguments, **rest)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    for start in (
+        lambda: pycontainer.run(["sleep", "100"], timeout=60, **keywords),
+        lambda: other.exec(["sleep", "9"]),
+    ):
+        with monkeypatch.context() as context:
+            context.setattr(LxcProcess, "wait_for_start", starved)
+            with pytest.raises(SetupError) as caught:
+                start()
+        assert (caught.value.step, caught.value.errno) == ("receive descriptors", errno.EMFILE)
+        until(lambda: len(host.children(guard)) == 1)
+    assert other.poll() is None
+    assert len(other.pids()) == 1
+    other.close()
+
+
+def test_no_room_for_a_status_socket(driver: LxcDriver, busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = pycontainer.Command.of(["true"], rootfs=busybox_rootfs)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with open(os.devnull, "r+b") as null:
+        stdio = pycontainer.Stdio(*[null.fileno()] * 3)
+        with monkeypatch.context() as context:
+            context.setattr("socket.socketpair", full)
+            with pytest.raises(SetupError, match="start the guard: EMFILE"):
+                driver.start(command, stdio)
+        driver.start(command, stdio).close()
+        monkeypatch.setattr("socket.socketpair", full)
+        with pytest.raises(SetupError, match="make a status socket: EMFILE"):
+            driver.start(command, stdio)
+
+
+def test_a_guard_out_of_descriptors_refuses_and_goes_on(
+    driver: LxcDriver, busybox_rootfs: Path, until: Callable[..., None]
+) -> None:
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": driver, "stdout": pycontainer.DEVNULL}
+    other = pycontainer.Container(["sleep", "100"], **keywords)
+    assert driver._guard is not None
+    guard = driver._guard.pid
+    _, hard = limits = resource.prlimit(guard, resource.RLIMIT_NOFILE)
+    free = host.leave_no_descriptor(guard)
+    for limit in range(free, free + 12):
+        resource.prlimit(guard, resource.RLIMIT_NOFILE, (limit, hard))
+        with contextlib.suppress(SetupError, ContainerLostError):
+            pycontainer.run(["true"], timeout=60, **keywords)
+        assert host.is_alive(guard)
+        assert other.poll() is None
+    resource.prlimit(guard, resource.RLIMIT_NOFILE, limits)
+    assert pycontainer.run(["true"], **keywords).returncode == 0
+    assert driver._guard.pid == guard
+    other.close()
+
+
+PEACEFUL = """
+import atexit, os, sys
+
+def look():  # registered first, so called last: after what the driver does at the end, and before the interpreter ends
+    print([os.path.exists(f"/proc/{pid}") for pid in pids], flush=True)
+
+atexit.register(look)
+import pycontainer
+box = pycontainer.Container(["sleep", "1000"], rootfs=sys.argv[1], driver="lxc")
+guard = pycontainer.get_driver("lxc")._guard
+pids = [guard.pid, box.pid]
+print(guard.token, flush=True)
+"""
+
+
+def test_when_the_interpreter_ends_in_peace_everything_is_gone_before(busybox_rootfs: Path) -> None:
+    argv = [sys.executable, "-c", PEACEFUL, str(busybox_rootfs)]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd="/", check=True, timeout=120)
+    token, found = done.stdout.splitlines()
+    assert found == "[False, False]"
+    assert left(token) == []
+
+
+def test_a_forked_child_lets_go_of_what_is_the_parents(driver: LxcDriver, busybox_rootfs: Path) -> None:
+    box = pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=driver)
+    box.exec(["true"])
+    pid = os.fork()
+    if pid == 0:
+        try:
+            process = box._life.process
+            assert process is not None
+            os._exit(0 if driver._guard is None and process.fileno() < 0 else 1)
+        finally:
+            os._exit(255)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert box.poll() is None
+    box.close()
+
+
+def test_without_an_interpreter_to_start(
+    driver: LxcDriver, busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "")
+    monkeypatch.setattr(sys, "_base_executable", "", raising=False)
+    with pytest.raises(pycontainer.DriverUnavailableError, match=r"sys.executable is empty \(remedy: "):
+        pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver)
+
+
+def test_asking_about_one_that_is_closed_leaves_the_others(driver: LxcDriver, busybox_rootfs: Path) -> None:
+    first, second = (pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=driver) for _ in range(2))
+    first._life.process.close()  # type: ignore[union-attr]
+    for _ in range(3):
+        assert not driver.info(first.id).is_running
+    assert second.poll() is None
+    for box in (first, second):
+        box.close()
 
 
 def test_twenty_in_parallel(run: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import stat
@@ -15,7 +16,15 @@ from typing import Any
 import pytest
 
 import pycontainer
-from pycontainer import Container, ContainerLostError, ContainerNotFoundError, LogLimits, Network, SetupError
+from pycontainer import (
+    Container,
+    ContainerError,
+    ContainerLostError,
+    ContainerNotFoundError,
+    LogLimits,
+    Network,
+    SetupError,
+)
 from pycontainer.command import Command
 from pycontainer_lxc import client, record
 from pycontainer_lxc.driver import LxcDriver
@@ -174,3 +183,51 @@ def test_a_line_break_is_where_it_was(detach: Callable[..., Container]) -> None:
     records = list(box.logs())
     assert b"".join(one.data for one in records if one.stream == "stdout") == b"a\rb\n\nc"
     assert [one.data for one in records if one.stream == "stderr"] == [b"e\0\xff\n"]
+
+
+@pytest.mark.parametrize("how", ["a later version's", "no JSON", "something else"])
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_record_that_cannot_be_read(
+    driver: LxcDriver, detach: Callable[..., Container], how: str, ended: bool
+) -> None:
+    good, bad = detach("sleep 1000"), detach("exit 5" if ended else "sleep 1000")
+    if ended:
+        bad.wait(60)
+    bad.close()
+    path = Path(record.ROOT, bad.id, "container")
+    before = path.read_text()
+    later = json.loads(before)
+    later["command"] = json.dumps({**json.loads(later["command"]), "of_tomorrow": 1})
+    path.write_text({"a later version's": json.dumps(later), "no JSON": "{", "something else": "[]"}[how])
+    found = {info.id: info for info in driver.containers()}
+    assert {good.id, bad.id} <= found.keys()
+    info = found[bad.id]
+    assert info == driver.info(bad.id)
+    assert (info.state, info.command) == (pycontainer.State.STOPPED if ended else pycontainer.State.RUNNING, None)
+    assert str(path) in info.problem
+    assert (info.status is not None) is ended
+    assert found[good.id].problem == ""
+    if not ended and how != "a later version's":  # its guard is only on record there
+        with pytest.raises(ContainerError, match="cannot be read"):
+            pycontainer.get(bad.id, driver)
+        path.write_text(before)
+    again = pycontainer.get(bad.id, driver)
+    if ended:
+        assert again.wait(60) == 5
+    elif how == "a later version's":
+        with pytest.raises(ContainerError, match="of_tomorrow"):
+            again.exec(["true"])
+    again.remove(force=True)
+    assert bad.id not in [info.id for info in driver.containers()]
+
+
+def test_an_end_that_cannot_be_read_is_one(driver: LxcDriver, detach: Callable[..., Container]) -> None:
+    box = detach("exit 5")
+    box.wait(60)
+    Path(record.ROOT, box.id, "ended").write_text("{")
+    info = driver.info(box.id)
+    assert (info.state, info.status) == (pycontainer.State.STOPPED, None)
+    assert not any(box.id in line for line in driver.gc())
+    with pytest.raises(ContainerLostError, match="ended"):
+        pycontainer.get(box.id, driver).wait(60)
+    driver.delete(box.id)

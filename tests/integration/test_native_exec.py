@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -12,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 
 import pycontainer
-from pycontainer import PIPE, Process, State
+from pycontainer import PIPE, InvalidCommandError, Pipes, Process, State, UnsupportedError
 from pycontainer_native.driver import NativeDriver
 from pycontainer_native.process import NativeProcess
 
@@ -95,7 +98,9 @@ def line(status: str, name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "keywords", [{}, {"user": "alice"}, {"cap_add": ["SYS_PTRACE"]}], ids=["root", "user", "ptrace"]
+    "keywords",
+    [{}, {"user": "alice"}, {"cap_add": ["SYS_PTRACE"], "userns": "auto"}],
+    ids=["root", "user", "ptrace"],
 )
 def test_nothing_of_the_host_is_seen_on_the_way_in(
     busybox_rootfs: Path, native: NativeDriver, spy: str, keywords: dict[str, object]
@@ -108,6 +113,41 @@ def test_nothing_of_the_host_is_seen_on_the_way_in(
         assert box.poll() is None, box.stdout.read()
 
 
+def test_what_may_trace_it_is_joined_by_nobody(busybox_rootfs: Path, native: NativeDriver) -> None:
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": native, "cap_add": ["SYS_PTRACE"]}
+    with pycontainer.Container(["sleep", "100"], **keywords) as box:
+        with pytest.raises(UnsupportedError, match="CAP_SYS_PTRACE"):
+            box.exec(["true"])
+        assert box.poll() is None
+    with pycontainer.Container(["sleep", "100"], **keywords, userns="auto") as box:
+        assert box.exec(["true"]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"capabilities": ("CAP_CHOWN", "CAP_MKNOD")}, "process.capabilities"),
+        ({"privileged": True}, "process.capabilities"),
+        ({"no_new_privileges": False}, "process.no_new_privileges"),
+    ],
+)
+def test_no_further_process_has_more_rights_than_its_container(
+    busybox_rootfs: Path, native: NativeDriver, changes: dict[str, Any], field: str
+) -> None:
+    with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=native) as box:
+        own = box.command.process
+        process = Process.of(["true"], capabilities=own.capabilities)
+        for attempt, refused in ((process, False), (attrs.evolve(process, **changes), True)):
+            with Pipes().attach(tty=False) as streams:
+                if refused:
+                    with pytest.raises(InvalidCommandError) as caught:
+                        native.exec(box.id, attempt, streams.stdio)
+                    assert caught.value.field == field
+                else:
+                    with contextlib.closing(native.exec(box.id, attempt, streams.stdio)) as further:
+                        assert further.wait(30).exit_code == 0
+
+
 def test_a_payload_that_stops_it_delays_nobody(busybox_rootfs: Path, native: NativeDriver) -> None:
     script = "while :; do kill -STOP -1; done"
     with pycontainer.Container(["sh", "-c", script], rootfs=busybox_rootfs, driver=native) as box:
@@ -116,6 +156,34 @@ def test_a_payload_that_stops_it_delays_nobody(busybox_rootfs: Path, native: Nat
                 box.exec(["sleep", "100"], timeout=0.5)
         box.kill()
         assert box.wait(10) == -9
+
+
+#: Keeps more descriptors on their way than anybody of its user may have open.
+IN_FLIGHT = """
+import array, socket, time
+kept = []
+try:
+    while True:
+        kept.append(socket.socketpair())
+        kept[-1][0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 250))])
+except OSError as error:
+    print(error.errno, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_descriptors_on_their_way_keep_nobody_out(busybox_rootfs: Path, native: NativeDriver) -> None:
+    few: dict[str, Any] = {"driver": native, "rlimits": {"NOFILE": 256}}
+    argv = [sys.executable, "-I", "-S", "-c", IN_FLIGHT]
+    with (
+        pycontainer.Container(argv, stdout=PIPE, text=True, **few) as box,
+        pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, **few) as other,
+    ):
+        assert box.stdout is not None
+        assert int(box.stdout.readline()) == errno.ETOOMANYREFS
+        for one in (box, other):
+            done = one.exec(["sh", "-c", "echo here; exit 42"], capture_output=True, text=True)
+            assert (done.returncode, done.stdout) == (42, "here\n")
 
 
 def test_many_at_once(busybox_rootfs: Path, native: NativeDriver) -> None:
@@ -223,9 +291,12 @@ def test_a_source_that_leads_into_proc_is_refused(busybox_rootfs: Path, native: 
     assert caught.value.field == "mounts.source"
 
 
-@pytest.mark.parametrize(("stage", "tty"), [("set groups and ids", False), ("open a terminal", True)])
+@pytest.mark.parametrize(
+    ("stage", "tty", "step"),
+    [("set groups and ids", False, "open a pidfd"), ("open a terminal", True, "receive descriptors")],
+)
 def test_a_launcher_without_room_for_a_descriptor_ends_that_process_alone(
-    stage: str, tty: bool, busybox_rootfs: Path, own_driver: NativeDriver, monkeypatch: pytest.MonkeyPatch,
+    stage: str, tty: bool, step: str, busybox_rootfs: Path, own_driver: NativeDriver, monkeypatch: pytest.MonkeyPatch,
     until: Callable[..., None],
 ) -> None:  # fmt: skip
     with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=own_driver) as box:
@@ -243,7 +314,7 @@ def test_a_launcher_without_room_for_a_descriptor_ends_that_process_alone(
         process.open_gate()
         with pytest.raises(pycontainer.SetupError) as caught:
             process.wait_for_start(State.CREATED)
-        assert (caught.value.step, caught.value.errno) == ("receive descriptors", errno.EMFILE)
+        assert (caught.value.step, caught.value.errno) == (step, errno.EMFILE)
         process.close()
         until(lambda: len(host.children(launcher)) == 2)
         assert box.poll() is None

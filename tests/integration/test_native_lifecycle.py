@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -152,6 +153,98 @@ def test_waiting_in_many_threads(start: Any) -> None:
     for thread in threads:
         thread.join(60)
     assert found == [5] * 8
+
+
+# -- one is closed
+
+
+def test_asking_about_one_that_is_closed_leaves_the_others(start: Any, own_driver: Any, launcher_of: Any) -> None:
+    launcher = launcher_of()
+    first, second = (start(["sleep", "100"], driver=own_driver) for _ in range(2))
+    first._life.process.close()
+    for _ in range(3):
+        assert own_driver.info(first.id).state is pycontainer.State.STOPPED
+    with pytest.raises(ContainerLostError, match="closed while it ran"):
+        first.poll()
+    with pytest.raises(NotRunningError):
+        own_driver.kill(first.id, signal.SIGKILL)
+    assert second.poll() is None
+    assert (own_driver._launcher.pid, host.is_alive(launcher)) == (launcher, True)
+
+
+def test_ctrl_c_while_it_is_closed_leaves_the_others(
+    start: Any, own_driver: Any, monkeypatch: pytest.MonkeyPatch, until: Any
+) -> None:
+    first, second = (start(["sleep", "100"], driver=own_driver) for _ in range(2))
+    pid = first.pid
+
+    def interrupted(timeout: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(first._life.process, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt), first:
+        pass
+    assert first._life.state is pycontainer.State.STOPPED
+    until(lambda: not host.is_alive(pid))
+    assert second.poll() is None
+
+
+def test_a_start_that_was_too_late_leaves_the_others_and_its_id(
+    start: Any, own_driver: Any, busybox_rootfs: Path
+) -> None:
+    other = start(["sleep", "100"], driver=own_driver)
+    command = pycontainer.Command.of(["sleep", "100"], rootfs=busybox_rootfs, name="late")
+    with open(os.devnull, "r+b") as null:
+        stdio = pycontainer.Stdio(*[null.fileno()] * 3)
+        with pytest.raises(pycontainer.WaitTimeoutError) as kept:  # and with it everything that its traceback leads to
+            own_driver.start(command, pycontainer.Stdio(*[null.fileno()] * 3, deadline=time.monotonic()))
+        again = own_driver.start(command, stdio)
+        assert own_driver.info("late").pid == again.pid
+        again.close()
+        assert not own_driver.info("late").is_running
+    assert kept.value.id == "late"
+    assert other.poll() is None
+
+
+def test_failed_starts_are_freed_without_a_collector(own_driver: Any, busybox_rootfs: Path) -> None:
+    commands = [
+        pycontainer.Command.of(["true"], rootfs=busybox_rootfs, cwd="/missing"),
+        pycontainer.Command.of(["true"], rootfs=busybox_rootfs),
+    ]
+    gc.collect()
+    gc.disable()
+    try:
+        with open(os.devnull, "r+b") as null:
+            for command, deadline in zip(commands, (None, 0.0), strict=True):
+                for _ in range(10):
+                    with pytest.raises((SetupError, pycontainer.WaitTimeoutError)):
+                        own_driver.start(command, pycontainer.Stdio(*[null.fileno()] * 3, deadline=deadline))
+        assert [*own_driver._all] == []
+    finally:
+        gc.enable()
+
+
+def test_a_launcher_that_lives_is_not_given_up(start: Any, own_driver: Any, launcher_of: Any) -> None:
+    launcher = launcher_of()
+    box = start(["sleep", "100"], driver=own_driver)
+    assert "let go" in own_driver._drop(own_driver._launcher)
+    assert own_driver._launcher.pid == launcher
+    assert box.poll() is None
+
+
+def test_without_an_interpreter_to_start(
+    own_driver: Any, busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "")
+    monkeypatch.setattr(sys, "_base_executable", "", raising=False)
+    with pytest.raises(pycontainer.DriverUnavailableError, match=r"sys.executable is empty \(remedy: "):
+        pycontainer.run(["true"], rootfs=busybox_rootfs, driver=own_driver)
+    assert "sys.executable" in own_driver.probe().cause
+
+
+@pytest.mark.parametrize("timeout", [3e6, float("inf")])
+def test_a_timeout_beyond_what_poll_takes(sh: Any, timeout: float) -> None:
+    assert sh("exit 3", timeout=timeout).returncode == 3
 
 
 # -- the caller ends
@@ -551,11 +644,11 @@ def test_observers_hear_of_a_container(start: Any, native: Any) -> None:
             events.append((id, native.get_pids_for_container(id) if native.info(id).is_running else []))
 
     witness = Witness()
-    pycontainer.register(witness)
+    pycontainer.register_observer(witness)
     try:
         box = start(["sleep", "100"], name="observed")
         box.kill()
         box.wait(30)
     finally:
-        pycontainer.unregister(witness)
+        pycontainer.unregister_observer(witness)
     assert events == [("observed", "sleep\n"), ("observed", 9), ("observed", [])]

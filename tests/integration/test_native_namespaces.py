@@ -129,4 +129,9 @@ def test_nobody_who_may_trace_sees_the_set_up(start: Any) -> None:
     with pytest.raises(InvalidCommandError, match="CAP_SYS_PTRACE") as caught:
         start(["true"], pid=f"container:{first.id}")
     assert caught.value.field == "pid"
+    with pytest.raises(InvalidCommandError, match=f"process {first.pid} in .* has CAP_SYS_PTRACE") as caught:
+        start(["true"], pid=f"ns:/proc/{first.pid}/ns/pid")
+    assert caught.value.field == "pid"
     assert start(["true"], ipc=f"container:{first.id}").wait(30) == 0
+    for harmless in (start(["sleep", "100"]), start(["sleep", "100"], cap_add=["SYS_PTRACE"], userns="auto")):
+        assert start(["true"], pid=f"ns:/proc/{harmless.pid}/ns/pid").wait(30) == 0

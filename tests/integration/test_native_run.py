@@ -108,7 +108,7 @@ def test_a_handler_of_the_payload_gets_the_signal(start: Any) -> None:
 def test_stop_kills_what_does_not_terminate(start: Any) -> None:
     box = start(["sh", "-c", "trap '' TERM; echo ready; sleep 100"], stdout=PIPE)
     ready(box)
-    assert box.stop(timeout=0.1).signal == 9
+    assert box.stop(timeout=0.1) == -9
 
 
 def test_the_end_of_the_main_process_ends_all(start: Any) -> None:

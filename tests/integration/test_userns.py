@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +20,9 @@ from pycontainer.command import Command
 from pycontainer.driver import ContainerProcess, Feature, LogLimits, Probe, Stdio
 from pycontainer.testing.conformance import Conformance
 from pycontainer_native.driver import NativeDriver
-from pycontainer_native.userns import AUTO, AUTO_SIZE
+from pycontainer_native.userns import AUTO, AUTO_SIZE, lease_range
 
+from . import host
 from .conftest import Sh
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("busybox")]
@@ -320,3 +322,26 @@ def test_as_json_and_as_flags() -> None:
         )
         == 0
     )
+
+
+def test_no_ids_are_given_away_while_somebody_has_them(busybox_rootfs: Path, native: NativeDriver) -> None:
+    code = f"""
+import pycontainer, time
+box = pycontainer.Container(["sleep", "1000"], rootfs={str(busybox_rootfs)!r}, userns="auto")
+print(box.pid, flush=True)
+time.sleep(1000)
+"""
+    for _ in range(10):
+        maker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert maker.stdout is not None
+        with maker.stdout:
+            pid = int(maker.stdout.readline())
+        start = int(Path(f"/proc/{pid}/uid_map").read_text().split()[1])
+        maker.kill()
+        while True:  # at once, before anybody knows of its end
+            ids, lease = lease_range()
+            os.close(lease)
+            if ids.uids[0][1] == start:
+                break
+        assert not host.is_alive(pid)
+        maker.wait()

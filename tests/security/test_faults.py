@@ -16,7 +16,7 @@ import attrs
 import pytest
 
 import pycontainer
-from pycontainer import Container, ContainerLostError, Mount, SetupError
+from pycontainer import Container, ContainerLostError, Mount, SetupError, service
 from pycontainer_native import client, driver, plan, process
 from pycontainer_native.driver import NativeDriver
 from pycontainer_native.syscalls import Step
@@ -209,9 +209,10 @@ def test_every_call_of_the_caller_until_it_runs(
         if fresh:
             own.close()
         with monkeypatch.context() as patch:
-            for module in (client, driver, process):
+            for module in (service, client, driver, process):
                 patch.setattr(module, "os", faults.Counting(module.os, faults.OS, fault))
-                patch.setattr(module, "socket", faults.counting_sockets(module.socket, fault))
+                if hasattr(module, "socket"):
+                    patch.setattr(module, "socket", faults.counting_sockets(module.socket, fault))
             fault.arm(number)
             outcome = attempt(lambda: pycontainer.run(["true"], **keywords).returncode)
             fault.arm(-2)

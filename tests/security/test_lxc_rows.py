@@ -430,12 +430,12 @@ def request_with(**changes: object) -> Callable[[pytest.MonkeyPatch], None]:
     """The guard is asked otherwise."""
 
     def apply(monkeypatch: pytest.MonkeyPatch) -> None:
-        request = client.GuardClient.request
+        ask = client.GuardClient.ask
 
         def changed(self: client.GuardClient, kind: str, asked: dict[str, Any], fds: list[int]) -> None:
-            request(self, kind, {**asked, **{name: new for name, new in changes.items() if name in asked}}, fds)
+            ask(self, kind, {**asked, **{name: new for name, new in changes.items() if name in asked}}, fds)
 
-        monkeypatch.setattr(client.GuardClient, "request", changed)
+        monkeypatch.setattr(client.GuardClient, "ask", changed)
 
     return apply
 

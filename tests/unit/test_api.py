@@ -146,6 +146,31 @@ def test_an_unknown_keyword(run: Any) -> None:
         run("", hostnam="x")
 
 
+@pytest.mark.parametrize("keyword", ["detach", "log_limits", "start"])
+def test_a_keyword_that_is_containers_alone(run: Any, driver: SpawnDriver, keyword: str) -> None:
+    with pytest.raises(TypeError, match=keyword):
+        run("", **{keyword: True})
+    assert driver.calls == []
+
+
+@pytest.mark.parametrize("input", ["text", 5])
+def test_an_input_of_the_wrong_type_is_refused_before_the_start(run: Any, driver: SpawnDriver, input: Any) -> None:
+    with pytest.raises(TypeError, match="bytes"):
+        run("cat", input=input)
+    assert driver.calls == []
+
+
+def test_an_encoding_that_does_not_exist_is_refused_before_the_start(run: Any, driver: SpawnDriver) -> None:
+    with pytest.raises(LookupError):
+        run("cat", encoding="no-such-encoding")
+    assert driver.calls == []
+
+
+def test_bytes_of_any_kind_are_an_input(run: Any) -> None:
+    for data in (b"x", bytearray(b"x"), memoryview(b"x")):
+        assert run("cat", input=data, stdout=PIPE).stdout == b"x"
+
+
 def test_check(run: Any) -> None:
     assert run("exit 0", check=True).returncode == 0
     with pytest.raises(pycontainer.ContainerExitError) as caught:
@@ -438,15 +463,15 @@ def test_send_signal(box: Any) -> None:
 def test_stop_asks_first(box: Any, driver: SpawnDriver) -> None:
     with box("trap 'exit 7' TERM; echo; while :; do sleep 0.01; done", stdout=PIPE) as container:
         container.stdout.read(1)
-        assert container.stop().exit_code == 7
+        assert container.stop() == 7
         assert f"terminate {container.id}" not in driver.calls
-        assert container.stop().exit_code == 7
+        assert container.stop() == 7
 
 
 def test_stop_kills_everything_after_the_timeout(box: Any) -> None:
     with box("trap '' TERM; echo; sleep 100 & while :; do sleep 0.01; done", stdout=PIPE) as container:
         container.stdout.read(1)
-        assert container.stop(timeout=0.1).signal == signal.SIGKILL
+        assert container.stop(timeout=0.1) == -signal.SIGKILL
         assert members(container.pid) == []
 
 
@@ -703,3 +728,25 @@ def test_run_imports_nothing_slow() -> None:
     code = "import pycontainer, doubles; pycontainer.run(['true'], driver=doubles.SpawnDriver(), capture_output=True)"
     slow = {"subprocess", "asyncio", "psutil", "selectors", "importlib.metadata", "pluggy", "tempfile", "logging"}
     assert not imported_by(code, after="attrs") & slow  # before Python 3.12 attrs imports subprocess
+
+
+# -- signal handlers
+
+
+def test_a_signal_handler_may_stop_it_while_its_thread_communicates(box: Any) -> None:
+    seen: list[Any] = []
+
+    def handler(*_: object) -> None:
+        with pytest.raises(pycontainer.ContainerError, match="within a wait"):
+            container.communicate()
+        seen.append(container.stop())
+        container.close()  # leaves the streams to the one that it has interrupted
+
+    with box("echo begun; exec sleep 100", stdin=PIPE, stdout=PIPE) as container:
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            assert container.communicate(b"") == (b"begun\n", None)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+    assert seen == [container.returncode] == [-signal.SIGTERM]

@@ -335,10 +335,10 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Double:
     driver = Double()
     monkeypatch.setattr(plugins, "_made", [("double", {}, driver)])
     offers = {
-        "double": [plugins._Offer("double", "one 1.0", "one")],
-        "bad": [plugins._Offer("bad", "two 2.0", "nowhere")],
+        "double": [plugins.Offer("double", "one 1.0", "one")],
+        "bad": [plugins.Offer("bad", "two 2.0", "nowhere")],
     }
-    monkeypatch.setattr(plugins, "_offers", lambda: offers)
+    monkeypatch.setattr(plugins, "offers", lambda: offers)
     monkeypatch.setenv("PYCONTAINER_DRIVER", "double")
     return driver
 

@@ -32,9 +32,9 @@ def _installed(install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) ->
     install("bad", {"bad": "bad_driver"}, {"bad_driver": BROKEN_PLUGIN})
     install("one", {"twice": "good_driver"})
     install("two", {"twice": "good_driver"})
-    offers = plugins._offers
+    offers = plugins.offers
     monkeypatch.setattr(
-        plugins, "_offers", lambda: {name: found for name, found in offers().items() if name not in ("native", "lxc")}
+        plugins, "offers", lambda: {name: found for name, found in offers().items() if name not in ("native", "lxc")}
     )
     monkeypatch.setenv("PYCONTAINER_DRIVER", "good")
 
@@ -73,6 +73,8 @@ def test_cause_and_remedy_of_a_feature(monkeypatch: pytest.MonkeyPatch) -> None:
         ("bad", [], 1),
         ("twice", [], 1),
         ("missing", [], 1),
+        ("bad, good", [], 0),
+        ("bad,missing", [], 1),
         ("bad", ["good"], 0),
         ("good", ["bad"], 1),
         ("good", ["missing"], 125),
@@ -98,7 +100,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
 def two(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeDriver, FakeDriver]:
     first, second = FakeDriver(), FakeDriver()
     monkeypatch.setattr(plugins, "_made", [("first", {}, first), ("second", {}, second)])
-    monkeypatch.setattr(plugins, "_offers", lambda: {"first": [], "second": []})
+    monkeypatch.setattr(plugins, "offers", lambda: {"first": [], "second": []})
     return first, second
 
 

@@ -32,10 +32,7 @@ def maker(name):
     return container, process, theirs
 
 def announce(theirs, process):
-    pidfd = os.pidfd_open(process.pid)
-    rights = [(abi.SOL_SOCKET, abi.SCM_RIGHTS, pidfd.to_bytes(4, sys.byteorder))]
-    theirs.sendmsg([FORKED + process.pid.to_bytes(4, "little")], rights)
-    os.close(pidfd)
+    theirs.send(FORKED + process.pid.to_bytes(4, "little"))
 
 def is_alive(process):
     return os.path.exists(f"/proc/{process.pid}") and open(f"/proc/{process.pid}/stat").read().split()[2] not in "ZX"
@@ -68,7 +65,7 @@ theirs.send(FAILED + (7).to_bytes(4, "little") + (9).to_bytes(4, "little"))
 theirs.close()
 turn(lambda: spare.channel is None)
 status, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-request = Request("box", 0, [], [], ([], [], []), "", 0, False, "", None, None)
+request = Request("box", 0, [], [], ([], [], []), "", 0, False, "", None, None, False)
 try:
     spare.dispatch(request, b"", [0, 1, 2], status)
 except DiedError as error:
@@ -141,3 +138,44 @@ except ChildProcessError:
     print("reaped")
 """
     assert outcome_of(code) == "reaped\n"
+
+
+def test_what_a_first_process_cannot_say_ends_it_and_nobody_else() -> None:
+    code = """
+import array, random, struct
+null = os.open(os.devnull, os.O_RDWR)
+other, its_process, held = maker("other")
+stranger = subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!; exec >&-; wait"], stdout=subprocess.PIPE, text=True)
+theirs_pid = int(stranger.stdout.readline())  # no child of this process
+atexit.register(os.kill, theirs_pid, 9)
+foreign = os.pidfd_open(theirs_pid)
+
+def number(value):
+    return value.to_bytes(4, "little")
+
+cases = [
+    (b"p" + number(2**32 - 1), []), (b"p" + number(0), []), (b"p" + number(1), []),
+    (b"p" + number(its_process.pid), []),
+    (b"p" + number(theirs_pid), []), (b"p" + number(theirs_pid), [null]), (b"p" + number(theirs_pid), [foreign]),
+    (b"p" + number(theirs_pid), [foreign] * 40), (b"p", [foreign]), (b"p" + number(2**32 - 1), [foreign]),
+    (b"p" + number(its_process.pid), [other.pidfd]), (b"p" + number(its_process.pid), [foreign]),
+    (b"t", []), (b"t", [null] * 2), (b"t" * 9, [null]), (b"f", []), (b"f" + number(1), []), (b"g", [null]), (b"gg", []),
+    (b"h", []), (b"k", []), (b"x" * 2, []), (b"x", [null]), (b"y", []), (b"\\0" * 2000, []), (b"y", [null] * 40),
+]
+for _ in range(200):
+    cases.append((bytes(random.choices(b"pxgtfhk\\0", k=random.randrange(1, 12))), [null] * random.randrange(3)))
+opened = len(os.listdir("/proc/self/fd"))
+for message, fds in cases:
+    container, process, theirs = maker("one")
+    container.failed = None
+    theirs.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+    theirs.sendmsg([b"x"])
+    theirs.sendmsg([b"t"])  # not after that
+    theirs.close()
+    turn(lambda: container not in launcher.containers)
+    assert container.failed, message
+    process.wait()
+print(is_alive(its_process), other.exit, is_alive(stranger), os.path.exists(f"/proc/{theirs_pid}"))
+print(len(os.listdir("/proc/self/fd")) - opened)
+"""
+    assert outcome_of(code) == "True None True True\n0\n"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import select
 import signal
 import threading
 import time
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import pycontainer
 from pycontainer import lifecycle
 from pycontainer.command import Command, Network, Process, Resources
 from pycontainer.driver import ContainerProcess, ExitStatus, Feature, State, Stdio
@@ -102,7 +105,7 @@ VERBS: list[tuple[str, tuple[Any, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("verb", "arguments"), [*VERBS, ("send_signal", (15,)), ("terminate", ()), ("wait", ())])
+@pytest.mark.parametrize(("verb", "arguments"), [*VERBS, ("send_signal", (15,)), ("kill_all", ()), ("wait", ())])
 def test_a_verb_before_the_start(driver: SpawnDriver, verb: str, arguments: tuple[Any, ...]) -> None:
     with pytest.raises(NotRunningError) as caught:
         getattr(life_of(driver, ""), verb)(*arguments)
@@ -120,7 +123,7 @@ def test_a_verb_after_the_end(box: Lifecycle, verb: str, arguments: tuple[Any, .
 def test_signals_after_the_end_do_nothing(box: Lifecycle) -> None:
     box.close()
     box.send_signal(signal.SIGTERM)
-    box.terminate()
+    box.kill_all()
     assert box.driver.calls.count("terminate box") == 1  # type: ignore[attr-defined]
 
 
@@ -151,13 +154,13 @@ def test_create_needs_the_feature() -> None:
     assert driver.calls == []
 
 
-def test_terminate_does_not_mind_an_end_in_between(box: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_all_does_not_mind_an_end_in_between(box: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(id: str) -> None:
         raise NotRunningError(id)
 
     with monkeypatch.context() as patch:
         patch.setattr(box.driver, "terminate", gone)
-        box.terminate()
+        box.kill_all()
 
 
 # -- what is looked at before the start
@@ -467,7 +470,7 @@ def in_child(work: Any) -> int:
 
 def test_a_forked_child_cannot_use_it(box: Lifecycle) -> None:
     def work() -> None:
-        for verb, arguments in [*VERBS, ("wait", ()), ("poll", ()), ("send_signal", (9,)), ("terminate", ())]:
+        for verb, arguments in [*VERBS, ("wait", ()), ("poll", ()), ("send_signal", (9,)), ("kill_all", ())]:
             with pytest.raises(ContainerError, match="a fork inherits none"):
                 getattr(box, verb)(*arguments)
 
@@ -493,3 +496,314 @@ def test_a_forked_child_has_its_own_ids_and_locks(driver: SpawnDriver, box: Life
     with lifecycle._ids_lock:
         assert in_child(work) == 0
     assert box.poll() is None
+
+
+# -- signal handlers
+
+
+@contextlib.contextmanager
+def after(seconds: float, handler: Any) -> Iterator[None]:
+    """*handler* is called once, in the main thread, *seconds* from now."""
+    before = signal.signal(signal.SIGALRM, lambda *_: handler())
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_signal_handler_may_kill_and_wait_while_its_thread_waits(box: Lifecycle) -> None:
+    seen: list[Any] = []
+
+    def handler() -> None:
+        with pytest.raises(WaitTimeoutError):
+            box.wait(0.01)
+        box.send_signal(signal.SIGTERM)
+        seen.append(box.wait(30))
+        seen.append(box.poll())
+        assert box.state is not State.STOPPED  # that is for who was interrupted
+
+    with after(0.05, handler):
+        status = box.wait(30)
+    assert seen == [status, status]
+    assert status.signal == signal.SIGTERM
+    assert box.state is State.STOPPED
+    assert box.driver.calls == ["start box", "reap box", "clean box"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("verb", ["close", "wait"])
+def test_a_signal_handler_that_raises(box: Lifecycle, verb: str) -> None:
+    def handler() -> None:
+        box.kill_all()
+        getattr(box, verb)()
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit), after(0.05, handler):
+        box.wait(30)
+    assert box.state is State.STOPPED
+    assert box.status is not None
+    assert "clean box" in box.driver.calls  # type: ignore[attr-defined]
+
+
+def test_a_signal_handler_sees_a_lost_one(box: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = box.process
+    assert process is not None
+    wait = process.wait
+
+    def lost(timeout: float | None = None) -> ExitStatus:
+        if box.status is None and threading.current_thread() is threading.main_thread() and inside:
+            raise ContainerLostError("box", "killed")
+        return wait(timeout)
+
+    inside: list[bool] = []
+
+    def handler() -> None:
+        inside.append(True)
+        box.kill_all()
+        with pytest.raises(ContainerLostError):
+            box.wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "wait", lost)
+        with after(0.05, handler), pytest.raises(ContainerLostError):
+            box.wait(30)
+    assert box.state is State.STOPPED
+    process.close()
+
+
+def test_a_signal_handler_in_the_midst_of_a_verb_while_another_thread_waits(
+    box: Lifecycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one cannot finish, for the verb has the lock; so the handler must not wait for it."""
+    seen: list[ExitStatus] = []
+
+    def stats(id: str) -> None:
+        time.sleep(0.3)
+
+    def handler() -> None:
+        box.kill_all()
+        time.sleep(0.1)  # the other thread sees the end
+        seen.append(box.wait(30))
+
+    monkeypatch.setattr(box.driver, "stats", stats)
+    waiter = threading.Thread(target=lambda: seen.append(box.wait()), daemon=True)
+    waiter.start()
+    time.sleep(0.05)
+    with after(0.1, handler):
+        box.stats()
+    waiter.join(30)
+    assert not waiter.is_alive()
+    assert [status.signal for status in seen] == [signal.SIGKILL] * 2
+    assert box.state is State.STOPPED
+
+
+# -- observers
+
+
+class Nosy:
+    """Calls whatever it likes."""
+
+    def __init__(self, box: Lifecycle) -> None:
+        self.box = box
+        self.seen: list[Any] = []
+
+    @pycontainer.hookimpl
+    def pycontainer_started(self) -> None:
+        self.seen.append("started")
+        with contextlib.suppress(NotRunningError):
+            self.box.pids()
+
+    @pycontainer.hookimpl
+    def pycontainer_exited(self, status: Any) -> None:
+        self.seen.append(self.box.wait(30))
+        other = threading.Thread(target=lambda: self.seen.append(self.box.poll()))
+        other.start()
+        other.join(30)
+        self.box.close()
+        self.box.send_signal(signal.SIGTERM)
+
+    @pycontainer.hookimpl
+    def pycontainer_cleaned(self) -> None:
+        self.seen.append("cleaned")
+
+
+@pytest.mark.parametrize("how", ["wait", "poll", "verb", "close"])
+def test_an_observer_may_call_anything(driver: SpawnDriver, how: str) -> None:
+    life = life_of(driver, "sleep 0.2; exit 3")
+    nosy = Nosy(life)
+    pycontainer.register_observer(nosy)
+    try:
+        process = life.start(STDIO)
+        if how == "wait":
+            life.wait(30)
+        else:
+            os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED | os.WNOWAIT)
+            {"poll": life.poll, "verb": lambda: life.send_signal(15), "close": life.close}[how]()
+    finally:
+        pycontainer.unregister_observer(nosy)
+    assert nosy.seen == ["started", life.status, life.status, "cleaned"]
+
+
+# -- a start that takes its time
+
+
+class SlowDriver(SpawnDriver):
+    """Its start takes long; *heedful* is whether it looks at :attr:`Stdio.give_up`."""
+
+    def __init__(self, seconds: float, heedful: bool) -> None:
+        super().__init__()
+        self.seconds, self.heedful = seconds, heedful
+        self.inside = threading.Event()
+
+    def _dawdle(self, id: str, stdio: Stdio) -> None:
+        poll = select.poll()
+        if self.heedful:
+            poll.register(stdio.give_up, select.POLLIN)
+        self.inside.set()
+        left = self.seconds if stdio.deadline is None else min(self.seconds, stdio.deadline - time.monotonic())
+        if poll.poll(max(0.0, left) * 1000) or left < self.seconds:
+            raise WaitTimeoutError(id, 0.0)
+
+    def start(self, command: Command, stdio: Stdio) -> ContainerProcess:
+        self._dawdle(command.id, stdio)
+        return super().start(command, stdio)
+
+    def create(self, command: Command, stdio: Stdio) -> ContainerProcess:
+        self._dawdle(command.id, stdio)
+        return super().create(command, stdio)
+
+
+def in_thread(work: Any) -> tuple[threading.Thread, list[BaseException]]:
+    errors: list[BaseException] = []
+
+    def caught() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=caught, daemon=True)
+    thread.start()
+    return thread, errors
+
+
+GIVING_UP = {
+    "kill_all": lambda life: life.kill_all(),
+    "SIGKILL": lambda life: life.send_signal(signal.SIGKILL),
+    "SIGTERM": lambda life: life.send_signal(signal.SIGTERM),
+    "close": lambda life: life.close(),
+}
+
+
+@pytest.mark.parametrize("begin", ["start", "create"])
+@pytest.mark.parametrize("how", GIVING_UP)
+def test_a_start_can_be_given_up(how: str, begin: str) -> None:
+    with nothing_left(SlowDriver(30, heedful=True)) as driver:
+        life = life_of(driver, "sleep 100", name="x")
+        thread, errors = in_thread(lambda: getattr(life, begin)(STDIO))
+        assert driver.inside.wait(10)
+        began = time.monotonic()
+        with pytest.raises(NotRunningError, match="creating"):
+            life.pids()
+        with pytest.raises(NotRunningError, match="creating"):
+            life.send_signal(signal.SIGUSR1)
+        with pytest.raises(ContainerError, match="is started already: it is creating"):
+            life.start(STDIO)
+        GIVING_UP[how](life)
+        if how == "close":
+            assert life.state is State.STOPPED
+        thread.join(10)
+        assert time.monotonic() - began < 5
+        (error,) = errors
+        assert isinstance(error, NotRunningError)
+        assert life.state is State.STOPPED
+        assert driver.calls == ["clean x"]
+        with pytest.raises(NotRunningError, match="stopped"):
+            life.start(STDIO)
+        life.close()
+        assert not lifecycle._ids
+
+
+@pytest.mark.parametrize("begin", ["start", "create"])
+@pytest.mark.parametrize("how", GIVING_UP)
+def test_a_driver_that_does_not_hear_of_it(how: str, begin: str) -> None:
+    """Nobody but who wants it gone waits for the start, and then it is."""
+    with nothing_left(SlowDriver(0.5, heedful=False)) as driver:
+        life = life_of(driver, "sleep 100", name="x")
+        thread, errors = in_thread(lambda: getattr(life, begin)(STDIO))
+        assert driver.inside.wait(10)
+        began = time.monotonic()
+        GIVING_UP[how](life)
+        if how == "close":
+            assert not driver.running
+        else:
+            assert time.monotonic() - began < 0.3
+        thread.join(10)
+        (error,) = errors
+        assert isinstance(error, NotRunningError)
+        assert life.state is State.STOPPED
+        assert life.status is not None
+        assert driver.calls[-1] == "clean x"
+
+
+def test_a_signal_handler_gives_up_the_start_of_its_thread() -> None:
+    with nothing_left(SlowDriver(30, heedful=True)) as driver:
+        life = life_of(driver, "")
+        began = time.monotonic()
+        with after(0.1, life.close), pytest.raises(NotRunningError):
+            life.start(STDIO)
+        assert time.monotonic() - began < 5
+
+
+def test_one_that_was_given_up_in_advance(driver: SpawnDriver) -> None:
+    life = life_of(driver, "")
+    assert life.give_up()
+    with pytest.raises(NotRunningError, match="stopped"):
+        life.start(STDIO)
+    assert driver.calls == []
+
+
+def test_a_created_one_can_be_killed_while_it_starts(driver: SpawnDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = threading.Event()
+
+    def start_created(process: ContainerProcess) -> None:
+        inside.set()
+        process.wait(30)
+        raise NotRunningError(process.id)
+
+    monkeypatch.setattr(driver, "start_created", start_created)
+    life = life_of(driver, "", name="x")
+    life.create(STDIO)
+    thread, errors = in_thread(life.start)
+    assert inside.wait(10)
+    life.kill_all()
+    thread.join(10)
+    assert isinstance(errors[0], NotRunningError)
+    assert life.state is State.STOPPED
+    assert not lifecycle._ids
+
+
+def test_one_that_ends_while_another_thread_waits_for_its_start(
+    driver: SpawnDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves it to the start to finish, or observers would hear of an end without a beginning."""
+    nosy = Nosy(life := life_of(driver, "exit 3"))
+    start_created = driver.start_created
+
+    def slow(process: ContainerProcess) -> None:
+        start_created(process)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(driver, "start_created", slow)
+    life.create(STDIO)
+    pycontainer.register_observer(nosy)
+    try:
+        waiter, errors = in_thread(lambda: life.wait(30))
+        life.start()
+        waiter.join(30)
+    finally:
+        pycontainer.unregister_observer(nosy)
+    assert errors == []
+    assert life.state is State.STOPPED
+    assert nosy.seen == ["started", life.status, life.status, "cleaned"]

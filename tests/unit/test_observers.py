@@ -49,9 +49,9 @@ def driver() -> FakeDriver:
 @pytest.fixture
 def witness() -> Iterator[Witness]:
     witness = Witness()
-    pycontainer.register(witness)
+    pycontainer.register_observer(witness)
     yield witness
-    pycontainer.unregister(witness)
+    pycontainer.unregister_observer(witness)
     assert not observers.present
 
 
@@ -127,11 +127,11 @@ def test_one_that_fails_harms_nobody(driver: FakeDriver, witness: Witness, caplo
             raise RuntimeError("broken observer")
 
     broken = Broken()
-    pycontainer.register(broken)
+    pycontainer.register_observer(broken)
     try:
         pycontainer.run(["true"], driver=driver, check=True)
     finally:
-        pycontainer.unregister(broken)
+        pycontainer.unregister_observer(broken)
     assert witness.events() == ["started", "exited", "cleaned"]
     [record] = caplog.records
     assert (record.name, record.levelno) == ("pycontainer.observers", logging.ERROR)
@@ -142,13 +142,13 @@ def test_one_that_comes_later_hears_of_what_starts_later(driver: FakeDriver) -> 
     driver.script("job", Outcome(hang=True))
     box = pycontainer.Container(["job"], driver=driver)
     witness = Witness()
-    pycontainer.register(witness)
+    pycontainer.register_observer(witness)
     try:
         box.kill()
         box.wait(30)
         assert witness.seen == []
     finally:
-        pycontainer.unregister(witness)
+        pycontainer.unregister_observer(witness)
 
 
 def test_who_cannot_be_registered(witness: Witness) -> None:
@@ -171,25 +171,25 @@ def test_who_cannot_be_registered(witness: Witness) -> None:
 
     for observer in (witness, Misspelt(), WrongArgument(), Wrapper(), Driver(), object()):
         with pytest.raises(ValueError, match=r"hook|registered"):
-            pycontainer.register(observer)
+            pycontainer.register_observer(observer)
     with pytest.raises(ValueError, match="not registered"):
-        pycontainer.unregister(object())
+        pycontainer.unregister_observer(object())
     assert observers.present
 
 
 def test_the_example_of_the_documentation(driver: FakeDriver, caplog: pytest.LogCaptureFixture) -> None:
     text = hookspecs.__doc__ or ""
-    [example] = re.findall(r"any driver::\n\n(.*?)    pycontainer\.register", text, re.DOTALL)
+    [example] = re.findall(r"any driver::\n\n(.*?)    pycontainer\.register_observer", text, re.DOTALL)
     namespace: dict[str, Any] = {}
     exec(re.sub("^    ", "", example, flags=re.MULTILINE), namespace)
     journal = namespace["Journal"]()
     driver.script("job", Outcome(oom_killed=True))
-    pycontainer.register(journal)
+    pycontainer.register_observer(journal)
     try:
         with caplog.at_level(logging.INFO):
             pycontainer.run(["job"], driver=driver, name="box", memory="64m")
     finally:
-        pycontainer.unregister(journal)
+        pycontainer.unregister_observer(journal)
     texts = [record.getMessage() for record in caplog.records]
     assert texts[0].startswith("box started as ")
     assert texts[1] == "box was out of memory: its limit is 67108864"

@@ -322,7 +322,7 @@ def test_an_egg_is_left_to_importlib(install: Install, tmp_path: Path, monkeypat
     (info / "entry_points.txt").write_text("[pycontainer.drivers]\nlaid = laid_plugin\n")
     monkeypatch.syspath_prepend(str(info.parent))
     assert plugins._scan_directories() is None
-    assert "laid" in plugins._offers()
+    assert "laid" in plugins.offers()
 
 
 def test_another_finder_is_left_to_importlib(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,9 +336,9 @@ def test_another_finder_is_left_to_importlib(install: Install, tmp_path: Path, m
         def find_spec(self, *_: object) -> None:
             return None
 
-    assert "hidden" not in plugins._offers()
+    assert "hidden" not in plugins.offers()
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder()])
-    assert "hidden" in plugins._offers()
+    assert "hidden" in plugins.offers()
 
 
 def test_choosing_a_driver_does_not_import_importlib_metadata(install: Install) -> None:

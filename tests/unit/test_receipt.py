@@ -152,7 +152,7 @@ def test_a_mount_over_another_hides_what_is_in_it() -> None:
         ({"apparmor_profile": "ab"}, {"apparmor_profile": "a"}, ["apparmor_profile"]),
         ({"selinux_label": "u:r:t:s0"}, {"selinux_label": "u:r:t:s0"}, []),
         ({}, {"selinux_label": "u:r:t:s0", "apparmor_profile": "a"}, ["apparmor_profile", "selinux_label"]),
-        ({}, {"pid": "ns:/proc/1/ns/pid"}, []),
+        ({}, {"pid": "ns:/proc/self/ns/pid"}, ["namespaces.pid"]),
         ({}, {"read_only": True}, ["read_only"]),
         ({"masked_paths": []}, {"masked_paths": ["/proc/keys"]}, ["masked_paths"]),
         ({"masked_paths": []}, {"masked_paths": ["/proc/not-there"]}, []),

@@ -41,7 +41,12 @@ class TestChoice:
 
     def test_only_those_of_ours_without_a_name(self) -> None:
         """A driver that may isolate less is never a way out."""
-        assert requirements.ORDER == ("native", "lxc", "oci")
+        assert requirements.ORDER == ("native", "lxc")
+
+    def test_a_name_that_anybody_could_take_is_not_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(plugins, "_made", [("native", {}, BLOCKED), ("lxc", {}, PLAIN), ("oci", {}, ABLE)])
+        with pytest.raises(pycontainer.RequirementError):
+            choose_driver({"pause"})
 
     def test_a_named_one_or_none(self) -> None:
         assert choose_driver({"exec"}, "mine") is ABLE
@@ -58,6 +63,24 @@ class TestChoice:
             choose_driver({"exec"})
         monkeypatch.setenv("PYCONTAINER_DRIVER", "plain, mine")
         assert choose_driver({"exec"}) is ABLE
+
+    def test_an_ordinary_run_knows_several_as_well(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """The first one that this host can use, as where they are given as *driver*."""
+        monkeypatch.setenv("PYCONTAINER_DRIVER", "dead, mine,plain")
+        assert plugins.get_driver() is ABLE
+        assert pycontainer.run(["echo", "hi"], capture_output=True).stdout == b"hi\n"
+        assert main(["run", "--", "echo", "hi"]) == 0
+        assert capfd.readouterr().out == "hi\n"
+        monkeypatch.setenv("PYCONTAINER_DRIVER", "dead,dead")
+        with pytest.raises(pycontainer.DriverUnavailableError, match="no kernel"):
+            plugins.get_driver()
+        monkeypatch.setenv("PYCONTAINER_DRIVER", "no-such-driver,mine")
+        with pytest.raises(pycontainer.DriverNotFoundError):
+            plugins.get_driver()
+        monkeypatch.setenv("PYCONTAINER_DRIVER", " , ")
+        assert plugins.get_driver() is BLOCKED
 
     def test_it_explains_each(self) -> None:
         with pytest.raises(pycontainer.RequirementError) as caught:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pycontainer import rootfs
-from pycontainer.errors import InvalidCommandError
+from pycontainer.errors import InvalidCommandError, SetupError
 from pycontainer.rootfs import MAX_DATABASE, HostView, UserIds, lookup_user, open_in_rootfs
 
 PASSWD = """\
@@ -247,6 +247,32 @@ def test_eagain_is_tried_again(box: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(rootfs, "_syscall", lambda: flaky)
     assert lookup_user(str(box), "alice").uid == 1000
     assert answers == []
+
+
+@pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "ENOMEM", "EIO", "ENOSYS"])
+@pytest.mark.parametrize("call", ["openat2", "read"])
+def test_what_is_not_the_rootfs_fault_is_not_blamed_on_it(
+    box: Path, monkeypatch: pytest.MonkeyPatch, name: str, call: str
+) -> None:
+    import ctypes
+    import errno
+
+    number = getattr(errno, name)
+
+    def failing(*_: Any) -> Any:
+        ctypes.set_errno(number)
+        if call == "openat2":
+            return -1
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        if call == "openat2":
+            patch.setattr(rootfs, "_syscall", lambda: failing)
+        else:
+            patch.setattr(os, "read", failing)
+        with pytest.raises(SetupError) as caught:
+            lookup_user(str(box), "alice")
+    assert (caught.value.step, caught.value.errno, caught.value.path) == ("read etc/passwd", number, "etc/passwd")
 
 
 # -- the view of the host

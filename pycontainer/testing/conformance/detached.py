@@ -232,7 +232,7 @@ class Restore(Area):
         box = self.detach_ready(self.payload.trap(signals.SIGTERM, 5))
         again = get(box.id, self.tested)
         assert again.pid in again.pids()
-        assert again.stop(TIMEOUT).exit_code == 5
+        assert again.stop(TIMEOUT) == 5
         assert box.wait(TIMEOUT) == 5
         again.terminate()  # nothing, as there is nobody
         with pytest.raises(NotRunningError):
@@ -301,4 +301,4 @@ class Restore(Area):
         box = get(id, self.tested)
         assert printed(self.until(box.logs(follow=True), b"ready")) == b"ready\n"
         assert box.poll() is None
-        assert box.stop(TIMEOUT).exit_code == 8
+        assert box.stop(TIMEOUT) == 8

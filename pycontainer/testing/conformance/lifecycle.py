@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import select
 import time
 
+import attrs
 import pytest
 
 from pycontainer import (
@@ -13,12 +15,14 @@ from pycontainer import (
     Command,
     Container,
     ContainerError,
+    ContainerProcess,
     Feature,
     NotRunningError,
     SetupError,
     State,
     WaitTimeoutError,
 )
+from pycontainer.stdio import Streams
 from pycontainer.testing.conformance.base import TIMEOUT, Area, eventually, needs
 
 __all__ = ["Lifecycle"]
@@ -106,6 +110,36 @@ class Lifecycle(Area):
         with pytest.raises(WaitTimeoutError):
             self.run(self.payload.sleep(), timeout=0.1, name="kit-timeout")
         assert self.state("kit-timeout") is State.STOPPED
+
+    @pytest.mark.parametrize("timeout", [1e7, float("inf")])
+    def test_a_timeout_may_be_far_away(self, timeout: float) -> None:
+        """poll(2) counts milliseconds in an int: 24 days."""
+        process = self.start_bare(self.command(self.payload.say(code=4)))
+        assert process.wait(timeout).exit_code == 4
+        assert self.run(self.payload.say(code=5), timeout=timeout).returncode == 5
+
+    def test_an_id_is_free_again_after_a_start_that_took_too_long(self) -> None:
+        """Also while somebody keeps the error, which leads to what could not be started."""
+        command = self.command(self.payload.sleep(), name=f"kit-late-{os.urandom(4).hex()}")
+        kept: list[WaitTimeoutError] = []
+        with Streams(stdin=-3, stdout=-3, stderr=-3) as theirs:
+            late = attrs.evolve(theirs.stdio, deadline=time.monotonic())
+            try:
+                self.tested.start(command, late).close()  # it may be quicker than that
+            except WaitTimeoutError as error:
+                kept.append(error)
+        again: list[ContainerProcess] = []
+
+        def start() -> bool:
+            try:
+                again.append(self.start_bare(command))
+            except AlreadyExistsError:  # the first one is about to end
+                return False
+            return True
+
+        assert eventually(start), f"its id is still taken, with the error {kept!r}"
+        assert again[0].poll() is None
+        assert self.tested.info(command.id).pid == again[0].pid
 
     def test_fileno_is_readable_at_the_end_and_not_before(self) -> None:
         process = self.start_bare(self.command(self.payload.sleep()))

@@ -54,6 +54,18 @@ class Concurrency(Area):
         time.sleep(0.05)
         assert second.poll() is None
 
+    def test_closing_one_leaves_the_others(self) -> None:
+        """And so does asking about it then, for which a driver may have lost the way to whoever looks after it."""
+        first, second, third = (self.start_bare(self.command(self.payload.sleep())) for _ in range(3))
+        first.close()
+        for _ in range(10):
+            self.tested.info(first.id)
+            time.sleep(0.01)
+        assert second.poll() is None
+        assert self.tested.info(third.id).is_running
+        self.tested.kill(second.id, signals.SIGKILL)
+        assert second.wait(TIMEOUT).signal == signals.SIGKILL
+
     def test_of_many_with_the_same_id_one_wins(self) -> None:
         def attempt(_: int) -> bool:
             try:
