@@ -303,7 +303,7 @@ followed = PlanMutant("its own files are shown where the host's path leads", res
 def bridged(monkeypatch):
     """Containers have the files of one on a bridge, which only root could give them."""
     monkeypatch.setattr("pycontainer.etc.etc_files", lambda command: {**ETC, "/etc/file": "its own\n"})
-    return {"dns": ["192.0.2.1"]}
+    return {"network": "none"}
 
 
 def only_in_its_root(box, hostile):
