@@ -209,7 +209,7 @@ UNTESTABLE: dict[str, str] = {
     "J5": "limits are the caller's to set, as with Docker: there is no default that could be missing",
     "C12": "nothing is unpacked or compressed, and no program looked up for it: there is no copy, export or commit",
     "H10": "netlink messages are pyroute2's: no length is packed here",
-    "H17": "the source of a bind mount is the caller's own path, followed as it is at the start; see A14",
+    "H17": "the source of a bind mount is the caller's own path, followed as it is at the start (README); see A14",
     "H18": "there are no projected volumes: nothing is written into a container's files",
     "H19": "nothing is copied into or out of a container",
     "H20": "no archive is read",

@@ -256,6 +256,16 @@ def test_a14_cve_2024_42472_a_source_through_a_magic_link(start, sh, tmp_path):
             start(["true"], mounts=[Mount(str(shared / str(number)), "/v")])
 
 
+def test_a_link_in_a_source_is_followed_as_the_readme_says(sh, hostile, source):
+    # A14 and H17: no defence, but what is promised instead.
+    hostile.link("planted", source)
+    planted = str(hostile.path / "planted")
+    assert sh("ls /v", mounts=[Mount(planted, "/v")]).stdout == "file\ngiven\n"
+    # The directory itself, as the README has it, leads nowhere: its links are the container's.
+    done = sh("ls /v/planted", mounts=[Mount(str(hostile.path), "/v")])
+    assert (done.stdout, "No such file" in done.stderr) == ("", True)
+
+
 @row("A15", mutants=[PlanMutant("links are refused altogether", resolving("mount /", STRICT))])
 def test_a15_links_that_stay_inside_work(start, hostile, source):
     (hostile.path / "run").mkdir()
@@ -293,7 +303,7 @@ followed = PlanMutant("its own files are shown where the host's path leads", res
 def bridged(monkeypatch):
     """Containers have the files of one on a bridge, which only root could give them."""
     monkeypatch.setattr("pycontainer.etc.etc_files", lambda command: {**ETC, "/etc/file": "its own\n"})
-    return {"dns": ["192.0.2.1"]}
+    return {"network": "none"}
 
 
 def only_in_its_root(box, hostile):
