@@ -163,6 +163,11 @@ def _root(here: _Here) -> Iterator[Found]:
         yield from _view(here, root)
     if not command.read_only and found.read_only and not (source is not None and source[2].read_only):
         yield Difference("read_only", False, True)
+    # Nodes that lie in it are for nobody who could not make them anyway, where no rules bar them.
+    barred = "CAP_MKNOD" not in here.spec["process"]["capabilities"]["bounding"]
+    ruled = found.own_limits is not None and found.own_limits.devices not in (None, ("a *:* rwm",))
+    if barred and not ruled and "nodev" not in root.options and not found.namespaces["user"].own:
+        yield Difference("rootfs", "nodev", sorted(root.options))
     propagation = command.rootfs_propagation
     yield from _propagation("rootfs_propagation", propagation, root, source[2] if source is not None else None)
 
@@ -177,6 +182,8 @@ def _view(here: _Here, root: MountPoint) -> Iterator[Found]:
         source = here.place_of(path)
         if source is not None and _inside(here.found, path) != source[0]:
             yield Difference("rootfs", f"{path} ({' '.join(source[0])})", " ".join(_inside(here.found, path)))
+        elif source is not None and not here.found.covering(path).read_only:
+            yield Difference("rootfs", f"{path} read-only", ",".join(here.found.covering(path).options))
     yield Unchecked("rootfs", "of a view's overlays and copies of files it is not seen what is below them")
 
 
