@@ -123,7 +123,7 @@ def _namespaces(found: Receipt, command: Command, spec: Mapping[str, Any]) -> It
             yield Difference(field, sorted(map(list, rows)), list(map(list, maps)))
         elif command.userns == "auto" and sum(row[2] for row in maps) != 65536:
             yield Difference("userns", "65536 ids", f"{field}: {maps}")
-        elif "user" not in spaces and "user" in found.namespaces and found.namespaces["user"].own:
+        elif "user" not in spaces and found.has_own_users:
             yield Unchecked(field, "a user namespace that nobody asked for is how an ordinary user has containers")
 
 
