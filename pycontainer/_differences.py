@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pycontainer import _fields as check
 from pycontainer._differences_mounts import MADE_UP, compare_mounts, is_hidden, without_links
 from pycontainer.device import DEFAULT_DEVICE_RULES, rule_to_oci
-from pycontainer.receipt import Difference, Unchecked
+from pycontainer.receipt import CgroupLimits, Difference, Unchecked
 from pycontainer.spec import to_oci
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ _NEVER = (
     ("id", "a name, by which drivers find it"),
     ("process.entrypoint", "a receipt is of what confines a program, whichever it is"),
     ("process.arguments", "a receipt is of what confines a program, whichever it is"),
+    ("stdio", "what they are to lead to is no part of a Command"),
     ("session keyring", "nobody but the process itself can ask for its number (keyctl(2))"),
     ("die with the driver", "nobody but the process itself can ask for its signal (PR_GET_PDEATHSIG, prctl(2))"),
 )
@@ -122,7 +123,7 @@ def _namespaces(found: Receipt, command: Command, spec: Mapping[str, Any]) -> It
             yield Difference(field, sorted(map(list, rows)), list(map(list, maps)))
         elif command.userns == "auto" and sum(row[2] for row in maps) != 65536:
             yield Difference("userns", "65536 ids", f"{field}: {maps}")
-        elif "user" not in spaces and "user" in found.namespaces and found.namespaces["user"].own:
+        elif "user" not in spaces and found.has_own_users:
             yield Unchecked(field, "a user namespace that nobody asked for is how an ordinary user has containers")
 
 
@@ -266,6 +267,8 @@ def _beyond(found: Receipt, command: Command) -> Iterator[Found]:
     if own is None:
         yield Unchecked("resources", "what its own cgroup says, beside what was asked for, is not known")
         return
+    if own == CgroupLimits():
+        yield Unchecked("resources", "it is in the cgroups of whoever read this, or in none that can be seen")
     swap: tuple[int | None, ...] = (None, -1)
     if asked.memory is not None:
         swap = (None, 2 * asked.memory // check.PAGE * check.PAGE, 2 * (asked.memory // check.PAGE * check.PAGE))

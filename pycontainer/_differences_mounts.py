@@ -163,6 +163,11 @@ def _root(here: _Here) -> Iterator[Found]:
         yield from _view(here, root)
     if not command.read_only and found.read_only and not (source is not None and source[2].read_only):
         yield Difference("read_only", False, True)
+    # Nodes that lie in it are for nobody who could not make them anyway, where no rules bar them.
+    barred = "CAP_MKNOD" not in here.spec["process"]["capabilities"]["bounding"]
+    ruled = found.own_limits is not None and found.own_limits.devices not in (None, ("a *:* rwm",))
+    if barred and not ruled and "nodev" not in root.options and not found.has_own_users:
+        yield Difference("rootfs", "nodev", sorted(root.options))
     propagation = command.rootfs_propagation
     yield from _propagation("rootfs_propagation", propagation, root, source[2] if source is not None else None)
 
@@ -177,12 +182,14 @@ def _view(here: _Here, root: MountPoint) -> Iterator[Found]:
         source = here.place_of(path)
         if source is not None and _inside(here.found, path) != source[0]:
             yield Difference("rootfs", f"{path} ({' '.join(source[0])})", " ".join(_inside(here.found, path)))
+        elif source is not None and not here.found.covering(path).read_only:
+            yield Difference("rootfs", f"{path} read-only", ",".join(here.found.covering(path).options))
     yield Unchecked("rootfs", "of a view's overlays and copies of files it is not seen what is below them")
 
 
 def _propagation(field: str, asked: str | None, seen: MountPoint, source: MountPoint | None) -> Iterator[Found]:
     """mount_namespaces(7); a slave of what is nobody's peer on the host is private."""
-    kind = (asked or "private").removeprefix("r") if asked not in ("rprivate",) else "private"
+    kind = "private" if asked in (None, "rprivate") else asked.removeprefix("r")
     tags = {tag.partition(":")[0] for tag in seen.propagation} - {"propagate_from"}
     fits: tuple[set[str], ...] = {
         "private": (set[str](),),
@@ -190,12 +197,15 @@ def _propagation(field: str, asked: str | None, seen: MountPoint, source: MountP
         "slave": ({"master"},),
         "unbindable": ({"unbindable"},),
     }[kind]
-    if kind == "slave" and source is not None and not {tag.partition(":")[0] for tag in source.propagation}:
-        fits = (*fits, set())
-    if kind == "slave" and source is None:
+    if kind == "slave" and (source is None or not source.propagation):
         fits = (*fits, set())
     if tags not in fits:
         yield Difference(field, asked or "private", " ".join(seen.propagation) or "private")
+
+
+def _peers(mount: MountPoint) -> set[str]:
+    """The numbers of the groups that it hears from or tells, which are the kernel's, whatever the namespace."""
+    return {number for _, _, number in (tag.partition(":") for tag in mount.propagation) if number}
 
 
 # -- one by one
@@ -252,14 +262,16 @@ def _own(here: _Here, asked: Mount, seen: MountPoint, flags: set[str], target: s
     outer = here.command.rootfs_propagation or ""
     if propagation is None and outer.startswith("r") and outer.lstrip("r") in ("shared", "unbindable"):
         propagation = outer  # the root's is made that of all that is in it
-    yield from _propagation(f"{field}.propagation", propagation, seen, source[2] if source is not None else None)
+    among_itself = propagation is None and not _peers(seen) & {peer for mount in here.mounts for peer in _peers(mount)}
+    if not (among_itself and "unbindable" not in seen.propagation):  # then nothing gets in or out
+        yield from _propagation(f"{field}.propagation", propagation, seen, source[2] if source is not None else None)
     mapped = "idmapped" in seen.options
     if asked.uid_mappings:
         if not mapped:
             yield Difference(f"{field}.uid_mappings", list(map(list, asked.uid_mappings)), None)
         for name in ("uid_mappings", "gid_mappings"):
             yield Unchecked(f"{field}.{name}", "mountinfo says that ids are mapped, and not which")
-    elif mapped and not here.found.namespaces["user"].own and "idmapped" not in of_source:
+    elif mapped and not here.found.has_own_users and "idmapped" not in of_source:
         yield Difference(f"{field}.uid_mappings", [], "idmapped")
     if asked.type == "tmpfs":
         yield from _tmpfs(here, asked, seen, field)
@@ -364,7 +376,7 @@ def _beyond(here: _Here) -> Iterator[Found]:
         what = f"{mount.type} {mount.source} {' '.join(_place(mount))}"
         if _hides(found, mount):
             # In a user namespace with the host's network /sys is the host's, and its cgroups have to be hidden.
-            if not (mount.target == "/sys/fs/cgroup" and found.namespaces["user"].own):
+            if not (mount.target == "/sys/fs/cgroup" and found.has_own_users):
                 yield Difference("masked_paths", None, mount.target)
         else:
             yield Difference(f"mounts.{mount.target}", None, what)

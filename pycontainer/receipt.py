@@ -277,6 +277,11 @@ class Receipt:
         """Whether its root file system is."""
         return self.covering("/").read_only
 
+    @property
+    def has_own_users(self) -> bool:
+        """Whether it is in a user namespace of its own; false on a kernel without them."""
+        return "user" in self.namespaces and self.namespaces["user"].own
+
     def covering(self, path: str) -> MountPoint:
         """The mount that *path* is on, without regard to links: the topmost one, as a lookup would find it."""
         ids = {mount.id for mount in self.mounts}
@@ -369,6 +374,7 @@ def read(pid: int, pidfd: int = -1) -> Receipt:
             _check_alive(pid, pidfd if pidfd >= 0 else own)
         except OSError:
             _check_alive(pid, pidfd if pidfd >= 0 else own)  # of a zombie most things cannot be read
+            _check_not_ending(pid, directory)
             raise
         finally:
             os.close(directory)
@@ -387,6 +393,13 @@ def _check_alive(pid: int, pidfd: int) -> None:
         raise ProcessLookupError(f"process {pid} has ended")
 
 
+def _check_not_ending(pid: int, directory: int) -> None:
+    """One that is about to be a zombie has no mounts any more, for example: EINVAL."""
+    flags = int(_text(directory, "stat").rpartition(")")[2].split()[6])
+    if flags & 0x4:  # PF_EXITING (linux/sched.h)
+        raise ProcessLookupError(f"process {pid} is ending")
+
+
 def _read(pid: int, directory: int) -> Receipt:
     status = dict(line.split(":\t", 1) for line in _text(directory, "status").splitlines() if ":\t" in line)
     ours = dict(line.split(":\t", 1) for line in _text(_SELF, "status").splitlines() if ":\t" in line)
@@ -395,6 +408,8 @@ def _read(pid: int, directory: int) -> Receipt:
     cgroups, limits, own_limits = paths_and_limits(_text(directory, "cgroup"), _text(_SELF, "cgroup"))
     limits = attrs.evolve(limits, cpuset_cpus=status["Cpus_allowed_list"], cpuset_mems=status["Mems_allowed_list"])
     namespaces = dict(_namespaces(directory))
+    if "mnt" not in namespaces:
+        raise ProcessLookupError(f"process {pid} is ending")  # it has let go of them already
     stat = _text(directory, "stat").rpartition(")")[2].split()  # from the third field on: proc_pid_stat(5)
     found = Receipt(
         pid=pid,
@@ -490,7 +505,7 @@ def _seen_inside(directory: int, namespaces: Mapping[str, Namespace]) -> dict[st
         return {"sysctls": {}}
     opened: dict[str, int] = {}
     try:
-        for name in (*names, *(["user"] if namespaces["user"].own else [])):
+        for name in (*names, *(["user"] if "user" in namespaces and namespaces["user"].own else [])):
             opened[name] = os.open(f"ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
         user = opened.pop("user", -1)
         try:
