@@ -150,9 +150,12 @@ class NativeDriver(DetachedVerbs):
 
     def _change_caller(self, now: tuple[object, ...]) -> None:
         with self._lock:
+            before, self._caller = self._caller, now
+            if not before:
+                return
             if self._launcher is not None:
-                self._former[self._caller] = self._launcher
-            self._caller, self._launcher = now, self._former.pop(now, None)
+                self._former[before] = self._launcher
+            self._launcher = self._former.pop(now, None)
             self._host = self._layout = None
             self._unlimited = ()
             self._filters.clear()

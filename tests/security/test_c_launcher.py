@@ -123,7 +123,7 @@ def test_c2_cve_2016_9962_who_comes_in_cannot_be_looked_at(start, held_exec, hel
     "K13",
     mutants=[Patch("it is joined all the same", "pycontainer_native.driver._may_trace", lambda command: False)],
 )
-def test_c2_who_could_look_at_everybody_is_joined_by_nobody(start):
+def test_c2_cve_2016_9962_who_could_look_at_everybody_is_joined_by_nobody(start):
     # That capability goes beyond PR_SET_DUMPABLE, and the launcher's memory has what others have asked for.
     box = start(["sleep", "100"], cap_add=["SYS_PTRACE"])
     with pytest.raises(pycontainer.UnsupportedError, match="CAP_SYS_PTRACE"):
