@@ -67,7 +67,7 @@ class DetachedLifecycle(Lifecycle):
         with self._verb():
             self._require(self.can_create, "started already")
             require_restore(self.driver)
-            start = self._begin()
+            start = self._begin(stdio)
         stdio = stdio or Stdio(-1, -1, -1)
         deadline = stdio.deadline
         return self._make(

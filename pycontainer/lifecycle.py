@@ -141,6 +141,7 @@ class Lifecycle:
         self._lost: ContainerLostError | SetupError | None = None
         self._seen = False  # its end: status or _lost say how
         self._start: _Start | None = None  # while it is being created or started
+        self.made_for: Stdio | None = None  #: what the one start had that was not refused for its moment
         self._news: deque[tuple[str, dict[str, object]]] = deque()  # what observers have not been told yet
         self._telling = False
         self._maker = os.getpid()
@@ -244,7 +245,7 @@ class Lifecycle:
             self._require(self.can_create, "created already")
             if Feature.CREATE not in self.driver.features():
                 raise UnsupportedError(self.driver.name, Feature.CREATE)
-            start = self._begin()
+            start = self._begin(stdio)
         return self._make(start, self.driver.create, stdio, State.CREATED)
 
     def start(self, stdio: Stdio | None = None) -> ContainerProcess:
@@ -256,7 +257,7 @@ class Lifecycle:
         """
         with self._verb():
             self._require(self.can_start, "started already")
-            start, process = self._begin(), self.process
+            start, process = self._begin(stdio), self.process
         if process is None:
             assert stdio is not None
             return self._make(start, self.driver.start, stdio, State.RUNNING)
@@ -341,8 +342,9 @@ class Lifecycle:
         self._settle()
         return process
 
-    def _begin(self) -> _Start:
-        """From here on it is being started; with the lock."""
+    def _begin(self, stdio: Stdio | None) -> _Start:
+        """From here on it is being started; with the lock. *stdio* is None after :meth:`create`."""
+        self.made_for = stdio or self.made_for
         self._start = _Start()
         return self._start
 
@@ -685,7 +687,7 @@ class ExecLifecycle(Lifecycle):
         # Without the container's lock: killing it must not wait for this.
         with self._verb():
             self._require(self.can_create, "started already")
-            start = self._begin()
+            start = self._begin(stdio)
         return self._make(
             start, lambda command, stdio: self.driver.exec(self.id, command.process, stdio), stdio, State.RUNNING
         )
