@@ -385,14 +385,19 @@ class Lifecycle:
     def _validate(self) -> None:
         driver = self.driver
         declared = driver.features()
-        problems: list[InvalidCommandError | UnsupportedError] = [
+        missing = [
             UnsupportedError(driver.name, feature)
             for feature in required_features(self.command)
             if feature not in declared
         ]
-        problems += driver.validate(self.command)
-        if problems:
-            raise combine(problems)
+        try:
+            problems = driver.validate(self.command)
+        except Exception:  # at what it never said that it could read
+            if not missing:
+                raise
+            problems = ()
+        if missing or problems:
+            raise combine(problems, missing)
 
     def _claim(self) -> None:
         key = (id(self.driver), self.id)
@@ -757,13 +762,27 @@ def _limited_features(limits: Resources) -> list[Feature]:
     return [feature for feature, values in given.items() if any(value is not None for value in values)]
 
 
-def combine(problems: Sequence[InvalidCommandError | UnsupportedError]) -> InvalidCommandError | UnsupportedError:
-    """Every problem in one error: of the fields if there is one of those, with what is unsupported as notes."""
+def combine(
+    problems: Sequence[InvalidCommandError | UnsupportedError], missing: Sequence[UnsupportedError] = ()
+) -> InvalidCommandError | UnsupportedError:
+    """Every problem in one error, what the error itself does not say being notes.
+
+    It is of the features that are *missing*, if any are, for nothing else can
+    be said with certainty then; else of the fields, if there is a problem with
+    one; else of what is unsupported here.
+    """
     invalid = [pair for problem in problems if isinstance(problem, InvalidCommandError) for pair in problem.problems]
     unsupported = [problem for problem in problems if isinstance(problem, UnsupportedError)]
     error: InvalidCommandError | UnsupportedError
-    error = InvalidCommandError(*invalid[0], invalid[1:]) if invalid else unsupported.pop(0)
-    for problem in unsupported:
+    notes: list[Exception] = []
+    if missing:
+        error, *notes = missing
+        features = {each.feature for each in missing}
+        unsupported = [problem for problem in unsupported if problem.feature not in features]
+        notes += [InvalidCommandError(*pair) for pair in invalid]
+    else:
+        error = InvalidCommandError(*invalid[0], invalid[1:]) if invalid else unsupported.pop(0)
+    for problem in (*notes, *unsupported):
         add_note(error, str(problem))
     return error
 
