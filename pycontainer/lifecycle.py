@@ -774,12 +774,12 @@ def combine(
     invalid = [pair for problem in problems if isinstance(problem, InvalidCommandError) for pair in problem.problems]
     unsupported = [problem for problem in problems if isinstance(problem, UnsupportedError)]
     error: InvalidCommandError | UnsupportedError
-    notes: list[Exception] = []
+    notes: list[ContainerError] = []
     if missing:
-        error, *notes = missing
+        error = missing[0]
         features = {each.feature for each in missing}
         unsupported = [problem for problem in unsupported if problem.feature not in features]
-        notes += [InvalidCommandError(*pair) for pair in invalid]
+        notes = [*missing[1:], *(InvalidCommandError(*pair) for pair in invalid)]
     else:
         error = InvalidCommandError(*invalid[0], invalid[1:]) if invalid else unsupported.pop(0)
     for problem in (*notes, *unsupported):
