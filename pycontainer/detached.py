@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["DetachedLifecycle", "require_restore"]
 
 
-#: What this process has started. A list only where pytest looks for what tests leave running: an object that has started
-#: one may be gone, and without that nothing may grow with their number.
+#: What this process has started. A list only where pytest looks for what tests leave running, also without an object:
+#: otherwise nothing may grow with their number.
 started: list[DetachedLifecycle] | None = [] if "pycontainer.testing.plugin" in sys.modules else None
 
 

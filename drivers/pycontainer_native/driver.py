@@ -45,6 +45,7 @@ from pycontainer.service import ServiceGoneError
 from pycontainer.spec import limits_to_oci, process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
 from pycontainer_native import namespaces, plan, trees, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
+from pycontainer_native.cgroups.limits import MEMORY_MIN
 from pycontainer_native.cgroups.live import DYING
 from pycontainer_native.client import LauncherClient
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
@@ -200,6 +201,10 @@ class NativeDriver(DetachedVerbs):
                 problems += [InvalidCommandError(*p) for p in self.layout.check(limits, command.cgroup_parent)]
             except InvalidCommandError as error:
                 problems.append(error)
+        memory = command.resources.memory
+        if memory is not None and memory < MEMORY_MIN:
+            problem = f"{memory} bytes are less than a container's set-up may take: {MEMORY_MIN >> 20}m at least"
+            problems.append(InvalidCommandError("resources.memory", problem))
         try:
             self._filter(command)
         except (InvalidCommandError, UnsupportedError) as error:

@@ -227,9 +227,7 @@ def test_a_missing_feature_comes_before_what_the_driver_says(driver: SpawnDriver
     assert caught.value.__notes__ == ["rootfs: is bad"]  # type: ignore[attr-defined]
 
 
-def test_a_driver_that_cannot_read_what_it_does_not_have(
-    driver: SpawnDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_driver_that_cannot_read_what_it_does_not_have(driver: SpawnDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "validate", lambda command: 1 / 0)
     with pytest.raises(UnsupportedError):
         Lifecycle(driver, Command.of(["true"], pids_limit=5)).start(STDIO)

@@ -160,7 +160,10 @@ def test_of_a_distribution_that_is_on_the_path_twice_the_first_counts(install: I
         (PLUGIN.replace("(name, options)", "(name, option)"), "option"),
         (PLUGIN.replace("    driver = Driver", "    import nonexistent_module\n    driver = Driver"), "nonexistent"),
         ("raise SystemExit('out of here')", "SystemExit: out of here"),
-        (PLUGIN.replace("    driver = Driver", "    raise TypeError('no such thing')\n    driver = Driver"), "no such thing"),
+        (
+            PLUGIN.replace("    driver = Driver", "    raise TypeError('no such thing')\n    driver = Driver"),
+            "no such thing",
+        ),
         (PLUGIN.replace("    driver = Driver", "    raise SystemExit(3)\n    driver = Driver"), "SystemExit: 3"),
         (PLUGIN.replace("        return frozenset({Feature.TTY})", "        return 1 / 0"), "ZeroDivisionError"),
         (
