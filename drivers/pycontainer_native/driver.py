@@ -22,6 +22,7 @@ from pycontainer.driver import (
     ContainerInfo,
     ContainerProcess,
     Feature,
+    LogLimits,
     Probe,
     State,
     Stdio,
@@ -129,7 +130,15 @@ class NativeDriver(DetachedVerbs):
     def probe(self) -> Probe:
         from pycontainer_native.probe import probe
 
-        return probe(self.name, self.layout, self.host.namespace, FEATURES)
+        return probe(self.name, self.layout, self.host.namespace, FEATURES, self._store.root)
+
+    def start_detached(self, command: Command, log: LogLimits, deadline: float | None = None) -> ContainerProcess:
+        from pycontainer_native.probe import no_place
+
+        problem = no_place(self._store.root)
+        if problem is not None:
+            raise ContainerError(f"{problem[0]} (remedy: {problem[1]})")
+        return super().start_detached(command, log, deadline)
 
     def validate(self, command: Command) -> Sequence[InvalidCommandError | UnsupportedError]:
         problems: list[InvalidCommandError | UnsupportedError] = []
