@@ -88,9 +88,17 @@ def test_the_exit_status(default: str, arguments: list[str], code: int, monkeypa
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json", "bad"]) == 1
     data = json.loads(capsys.readouterr().out)
-    assert (data["default"], data["healthy"]) == ("bad", False)
+    assert (data["default"], data["chosen"], data["healthy"]) == ("good", "bad", False)
     assert [(line["driver"], line["feature"], line["usable"]) for line in data["findings"]] == [("bad", None, False)]
     assert data["findings"][0]["remedy"] == "repair or uninstall bad 1.0"
+
+
+def test_only_the_default_one_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["good"]):
+        main(["doctor", *arguments])
+        assert "good (default) " in capsys.readouterr().out
+    main(["doctor", "bad"])
+    assert "default" not in capsys.readouterr().out
 
 
 # -- compare
