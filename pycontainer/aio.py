@@ -83,7 +83,7 @@ class AsyncContainer:
             return None
         loop = self._loop
         reader = asyncio.StreamReader(loop=loop)
-        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader, loop=loop), file)
+        transport, _ = await loop.connect_read_pipe(lambda: _OutputProtocol(reader, loop=loop), file)
         self._transports.append(transport)
         return reader
 
@@ -500,6 +500,13 @@ async def _whatever_comes(future: asyncio.Future[Any]) -> None:
         raise cancelled
 
 
+class _OutputProtocol(asyncio.StreamReaderProtocol):
+    """What a container prints: a terminal's end is EIO from its master, for nobody has its other side open."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(None if isinstance(exc, OSError) and exc.errno == errno.EIO else exc)
+
+
 def _look_at(container: weakref.ref[AsyncContainer]) -> None:
     found = container()
     if found is not None:
@@ -524,10 +531,6 @@ async def _feed(stdin: asyncio.StreamWriter, data: bytes) -> None:
 
 
 async def _drain(reader: asyncio.StreamReader, capture: Capture) -> None:
-    """Read to the end. EIO from a terminal's master: nobody has its other side open."""
-    try:
-        while data := await reader.read(_CHUNK):
-            capture.write(data)
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
+    """Read to the end."""
+    while data := await reader.read(_CHUNK):
+        capture.write(data)

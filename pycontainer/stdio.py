@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import abc
+import errno
 import fcntl
 import io
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pycontainer._exchange import Flow, pump
 from pycontainer._fields import refuse
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     Input: TypeAlias = int | HasFileno | Readable | None
     Output: TypeAlias = int | HasFileno | Writable | None
 
+T = TypeVar("T")
+
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Pipes", "Terminal", "TtyTerminal"]
 
 # The values of subprocess, so that its constants work here as well.
@@ -53,6 +56,36 @@ class Terminal(abc.ABC):
     @abc.abstractmethod
     def resize(self, height: int, width: int) -> None:
         """Set its size, in characters; the foreground process in the container gets SIGWINCH."""
+
+
+class _Screen(io.FileIO):
+    """What a terminal shows, as a file: it ends when nobody has the other side open, for which the kernel says EIO."""
+
+    def read(self, size: int | None = -1, /) -> bytes | None:  # type: ignore[override]
+        if size is None or size < 0:
+            return self.readall()
+        try:
+            return super().read(size)
+        except OSError as error:
+            return _at_end(error, b"")
+
+    def readall(self) -> bytes:
+        found = b""
+        while data := self.read(65536):
+            found += data
+        return found
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            return _at_end(error, 0)
+
+
+def _at_end(error: OSError, nothing: T) -> T:
+    if error.errno != errno.EIO:
+        raise error
+    return nothing
 
 
 class TtyTerminal(Terminal):
@@ -179,7 +212,7 @@ class Streams:
             source = stdin if isinstance(stdin, int) else stdin.read
             self.flows.append(Flow(source, master, inward=True, terminal=True))
         if stdout == PIPE:
-            self.stdout = io.FileIO(os.dup(master), "r")
+            self.stdout = _Screen(os.dup(master), "r")
         else:
             target = 1 if stdout is None else stdout
             self.flows.append(

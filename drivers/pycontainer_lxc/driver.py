@@ -163,6 +163,10 @@ class LxcDriver(ExecutionDriver):
                 refuse("cgroup_parent", f"there is no cgroup {command.cgroup_parent!r}: make it first")
         for field, problem in cgroups.missing(resources_to_oci(command.resources), self.bases):
             refuse(field, problem)
+        memory = command.resources.memory
+        if memory is not None and memory < cgroups.MEMORY_MIN:
+            least = f"{cgroups.MEMORY_MIN >> 20}m"
+            refuse("resources.memory", f"{memory} bytes are less than LXC's set-up may take: {least} at least")
         return problems
 
     def _check_process(self, process: Process) -> list[InvalidCommandError | UnsupportedError]:

@@ -22,6 +22,7 @@ from pycontainer.driver import (
     ContainerInfo,
     ContainerProcess,
     Feature,
+    LogLimits,
     Probe,
     State,
     Stdio,
@@ -45,6 +46,7 @@ from pycontainer.service import ServiceGoneError, caller
 from pycontainer.spec import limits_to_oci, process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
 from pycontainer_native import namespaces, plan, trees, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
+from pycontainer_native.cgroups.limits import MEMORY_MIN
 from pycontainer_native.cgroups.live import DYING
 from pycontainer_native.client import LauncherClient
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
@@ -130,7 +132,15 @@ class NativeDriver(DetachedVerbs):
     def probe(self) -> Probe:
         from pycontainer_native.probe import probe
 
-        return probe(self.name, self.layout, self.host.namespace, FEATURES)
+        return probe(self.name, self.layout, self.host.namespace, FEATURES, self._store.root)
+
+    def start_detached(self, command: Command, log: LogLimits, deadline: float | None = None) -> ContainerProcess:
+        from pycontainer_native.probe import no_place
+
+        problem = no_place(self._store.root)
+        if problem is not None:
+            raise ContainerError(f"{problem[0]} (remedy: {problem[1]})")
+        return super().start_detached(command, log, deadline)
 
     def _look_at_caller(self) -> None:
         """Before anything is begun: who this is by now, and what resource limits he has.
@@ -235,6 +245,10 @@ class NativeDriver(DetachedVerbs):
                 problems += [InvalidCommandError(*p) for p in self.layout.check(limits, command.cgroup_parent)]
             except InvalidCommandError as error:
                 problems.append(error)
+        memory = command.resources.memory
+        if memory is not None and memory < MEMORY_MIN:
+            problem = f"{memory} bytes are less than a container's set-up may take: {MEMORY_MIN >> 20}m at least"
+            problems.append(InvalidCommandError("resources.memory", problem))
         try:
             self._filter(command)
         except (InvalidCommandError, UnsupportedError) as error:

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 import pycontainer
-from pycontainer import ContainerLostError, LogLimits, State, cli
+from pycontainer import ContainerLostError, Feature, LogLimits, State, cli
 from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerNotFoundError, NotRunningError, SetupError
 from pycontainer_native import detached
 from pycontainer_native.cgroups import Layout
@@ -192,9 +192,13 @@ def test_a_root_that_others_can_write_to(root: str, place: str, busybox_rootfs: 
     if place == "link":
         Path(root, "link").symlink_to(directory)
     driver = NativeDriver(str(Path(root, "link", "x") if place == "link" else directory / place.strip("itself")))
-    with pytest.raises(ContainerError, match="others can write"):
+    with pytest.raises(ContainerError, match=r"others can write to .* \(remedy: name a directory that is yours"):
         pycontainer.Container(["true"], rootfs=busybox_rootfs, driver=driver, detach=True)
     driver.close()
+    assert list(directory.iterdir()) == []
+    seen = driver.probe().features[Feature.RESTORE]
+    assert (seen.usable, "others can write" in seen.cause) == (False, True)
+    assert NativeDriver(root).probe().features[Feature.RESTORE].usable
 
 
 def test_a_root_where_others_can_have_put_something(detach: Any, driver: NativeDriver, root: str) -> None:

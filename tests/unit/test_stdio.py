@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import pycontainer
-from pycontainer import _exchange, lifecycle
+from pycontainer import Container, _exchange, lifecycle
 from pycontainer._exchange import Capture, Flow, pump
 from pycontainer.command import Command
 from pycontainer.driver import ExitStatus, Stdio
@@ -430,3 +430,30 @@ def test_milliseconds_never_ends_early_and_never_overflows(monkeypatch: pytest.M
 def test_stdio_is_what_drivers_get() -> None:
     with Streams() as streams:
         assert streams.stdio == Stdio(streams.stdio.stdin, 1, 2)
+
+
+# -- the file objects of a terminal
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda file: file.read(),
+        lambda file: b"".join(iter(lambda: file.read(2), b"")),
+        lambda file: b"".join(file),
+        lambda file: b"".join(file.readlines()),
+    ],
+    ids=["all", "parts", "lines", "list"],
+)
+def test_what_a_terminal_shows_has_an_end(driver: SpawnDriver, read: Callable[[Any], bytes]) -> None:
+    box = Container(["sh", "-c", "echo one; echo two"], driver=driver, tty=True, stdout=PIPE)
+    with box:
+        assert read(box.stdout) == b"one\r\ntwo\r\n"
+        assert box.wait() == 0
+
+
+def test_what_a_terminal_shows_has_an_end_as_text(driver: SpawnDriver) -> None:
+    with Container(["sh", "-c", "echo one; echo two"], driver=driver, tty=True, stdout=PIPE, text=True) as box:
+        assert box.stdout is not None
+        assert box.stdout.readline() == "one\n"
+        assert box.stdout.read() == "two\n"
