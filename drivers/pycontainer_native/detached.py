@@ -22,6 +22,7 @@ from pycontainer.errors import (
     ContainerError,
     ContainerLostError,
     ContainerNotFoundError,
+    InvalidCommandError,
     NotRunningError,
     SetupError,
     UnsupportedError,
@@ -360,8 +361,16 @@ class DetachedVerbs(ExecutionDriver):
         if not self._store.remove(id):
             raise ContainerError(f"container {id!r} cannot be removed: its monitor does not end")
 
+    def _sweep_parents(self) -> list[str]:
+        """Remove what dead launchers have left below the cgroup_parents that their callers have written down."""
+        gone = []
+        for parent in self._store.orphaned_parents():
+            with contextlib.suppress(InvalidCommandError):  # it is gone, and with it what was below
+                gone += sweep(self.layout, cgroup_parent=parent)
+        return gone
+
     def gc(self) -> Sequence[str]:
-        gone = sweep(self.layout)
+        gone = sweep(self.layout, everywhere=True) + self._sweep_parents()
         for record in self._store.records():
             if not record.alive and not record.is_settled:
                 self._kill_rest(record)

@@ -422,6 +422,7 @@ class NativeDriver(DetachedVerbs):
             raise problems[0]
         if command.cgroup_parent is not None and command.cgroup_parent not in self._parents:
             sweep(self.layout, cgroup_parent=command.cgroup_parent)
+            self._store.note_parent(command.cgroup_parent)
             self._parents.add(command.cgroup_parent)
 
     def _begin_leased(self, command: Command, stdio: Stdio, *, hold: bool) -> NativeProcess:
@@ -595,6 +596,7 @@ class NativeDriver(DetachedVerbs):
         with self._lock:
             if self._launcher is None:
                 sweep(self.layout)
+                self._sweep_parents()
                 limits = _limits()
                 self._launcher = self._new_launcher()
                 self._launcher.limits = limits
@@ -734,9 +736,13 @@ class NativeDriver(DetachedVerbs):
         with self._lock:
             launchers = [*self._former.values(), *filter(None, [self._launcher])]
             self._former, self._launcher = {}, None
+        in_peace = True
         for launcher in launchers:
             if not launcher.close():
+                in_peace = False
                 self._sweep(launcher)
+        self._parents.clear()
+        self._store.forget_parents(keep=not in_peace)
         if self._bridges:
             from pycontainer_native.network import remove_bridges
 
@@ -755,6 +761,8 @@ class NativeDriver(DetachedVerbs):
         for theirs in self._sockets:
             theirs.close()
         self._sockets.clear()
+        self._parents = set()
+        self._store.forget_parents(keep=True)
         self._lock = threading.Lock()
         self._processes = weakref.WeakValueDictionary()
 

@@ -3,7 +3,10 @@
 ``<root>/containers/<id>`` is a container's: 0700, and exclusively flock(2)ed
 as long as its monitor lives, which inherits the lock from the maker.  So
 whoever gets the lock knows that the monitor is dead and that what is written
-there is final.  :mod:`pycontainer_native.monitor` lists the files.
+there is final.  :mod:`pycontainer_native.monitor` lists the files.  The files
+in ``<root>/parents`` are locked likewise, by processes that have attached
+containers below a cgroup_parent: nothing else tells where to look for what
+they left.
 
 A directory is made under another name, ``.new-...``, locked, filled and then
 renamed, and renamed to ``.old-...`` before it is removed: what has an id is
@@ -84,7 +87,10 @@ class Record:
 
 
 class Claim:
-    """A new state directory, locked: by this object, and from then on by the monitor that gets :attr:`fd`."""
+    """A new state directory, locked: by this object, and from then on by the monitor that gets :attr:`fd`.
+
+    Or a file, which is this process's alone.
+    """
 
     def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
@@ -107,6 +113,7 @@ class Store:
                 root = os.path.join(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}", "pycontainer")
         self.root = os.path.abspath(root)
         self._directory = os.path.join(self.root, "containers")
+        self._parents: Claim | None = None  # the file that the used cgroup_parents are in
 
     # -- making one
 
@@ -184,6 +191,48 @@ class Store:
                 if os.path.samestat(os.fstat(fd), os.stat(path)):
                     return Claim(fd, path)
             os.close(fd)
+
+    # -- cgroup_parents
+
+    def note_parent(self, parent: str) -> None:
+        """Write down that this process has containers below *parent*, for whoever comes after its death.
+
+        Where that is impossible it is left out: a collector finds them without it.
+        """
+        with contextlib.suppress(ContainerError, OSError):
+            if self._parents is None:
+                self._prepare()
+                directory = os.path.join(os.path.dirname(self._directory), "parents")
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(directory, 0o700)
+                self._parents = _locked_file(directory)
+            os.write(self._parents.fd, json.dumps(parent).encode() + b"\n")
+
+    def forget_parents(self, *, keep: bool) -> None:
+        """Close the file; *keep* it, for others to read, where there may be something left below them."""
+        parents, self._parents = self._parents, None
+        if parents is not None:
+            if not keep:
+                with contextlib.suppress(OSError):
+                    os.unlink(parents.path)
+            parents.close()
+
+    def orphaned_parents(self) -> Iterator[str]:
+        """What processes have written down that are dead, and then no more of it."""
+        try:
+            if not self._is_there():
+                return
+            directory = os.path.join(os.path.dirname(self._directory), "parents")
+            paths = [os.path.join(directory, name) for name in os.listdir(directory)]
+        except (ContainerError, OSError):
+            return
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError), open(path) as file:  # somebody else was faster
+                if _try_lock(file.fileno(), fcntl.LOCK_EX):
+                    with contextlib.suppress(ValueError):  # its writer died in the midst of a line
+                        for line in file:
+                            yield str(json.loads(line))
+                    os.unlink(path)
 
     # -- looking
 
@@ -293,6 +342,16 @@ class Store:
                     self._remove(id)
                     gone.append(record or os.path.join(self._directory, id))
         return gone
+
+
+def _locked_file(directory: str) -> Claim:
+    """A new file, to append to. Raises OSError."""
+    while True:
+        path = os.path.join(directory, os.urandom(8).hex())
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        if _try_lock(fd, fcntl.LOCK_EX) and os.path.lexists(path):
+            return Claim(fd, path)
+        os.close(fd)  # a reader came before the lock, and has taken it for a dead one's
 
 
 def _try_lock(fd: int, lock: int) -> bool:

@@ -165,6 +165,67 @@ def test_the_monitor_is_killed(detach: Any, driver: NativeDriver, until: Any, ke
         pycontainer.get(box.id, driver)
 
 
+@pytest.mark.parametrize("verb", ["gc", "start"])
+def test_what_has_a_cgroup_parent_is_found_without_naming_it(
+    caller: Any, driver: NativeDriver, root: str, busybox_rootfs: Path, until: Any, verb: str
+) -> None:
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    parents = [Path(place.base, name) for place in driver.layout.hierarchies if place.writable]
+    for parent in parents:
+        parent.mkdir()
+    marker = f"{uuid.uuid4().int % 10**8 + 10**6}"
+    try:
+        process = caller(f"""
+driver = pycontainer.get_driver("native", root={root!r})
+argv = ["sh", "-c", "sleep {marker} & echo; wait"]
+keywords = dict(rootfs=ROOTFS, driver=driver, cgroup_parent={name!r}, stdout=pycontainer.PIPE)
+box = pycontainer.Container(argv, pid="host", **keywords)
+box.stdout.readline()
+print(driver._launcher.pid, *box.pids(), flush=True)
+signal.pause()
+""")
+        launcher, *pids = map(int, process.stdout.readline().split())
+        directories = {path for pid in pids for path in cgroups_of(pid)}
+        assert len(pids) == 2
+        assert any(name in str(path) for path in directories)
+        for pid in (process.pid, launcher):  # the caller first: it would sweep
+            os.kill(pid, signal.SIGKILL)
+        process.wait(60)
+        until(lambda: not host.is_alive(launcher))
+        assert [path for path in directories if path.exists()]
+        if verb == "gc":
+            pycontainer.gc(driver)
+        else:
+            pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver)
+        assert host.running(marker) == []
+        assert not [path for path in directories if path.parent.exists()]
+        assert os.listdir(f"{root}/parents") == []
+    finally:
+        for parent in parents:
+            parent.rmdir()
+
+
+def test_what_a_cgroup_parent_holds_of_the_living_is_left_alone(driver: NativeDriver, busybox_rootfs: Path) -> None:
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    parents = [Path(place.base, name) for place in driver.layout.hierarchies if place.writable]
+    for parent in parents:
+        parent.mkdir()
+    try:
+        keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "cgroup_parent": name, "driver": driver}
+        with pycontainer.Container(["sleep", "1000"], **keywords) as box:
+            other = NativeDriver(driver._store.root)
+            assert not any(name in line for line in pycontainer.gc(other))
+            pycontainer.run(["true"], rootfs=busybox_rootfs, driver=other)
+            other.close()
+            assert box.poll() is None
+            assert len(os.listdir(f"{driver._store.root}/parents")) == 1
+        driver.close()
+        assert os.listdir(f"{driver._store.root}/parents") == []
+    finally:
+        for parent in parents:
+            parent.rmdir()
+
+
 def test_what_is_on_record_outlives_the_monitor(detach: Any, driver: NativeDriver, root: str) -> None:
     box = detach("exit 7")
     box.wait(60)
