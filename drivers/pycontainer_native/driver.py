@@ -564,7 +564,12 @@ class NativeDriver(DetachedVerbs):
     def _register(self, process: NativeProcess) -> None:
         with self._lock:
             other = self._processes.get(process.id)
-            if other is not None and other.state is not State.STOPPED:
+            if isinstance(other, DetachedProcess):  # nobody need have asked it lately: the record knows
+                record = None if isinstance(process, DetachedProcess) else self._store.find(process.id)
+                taken = record is not None and not record.has_ended
+            else:
+                taken = other is not None and other.state is not State.STOPPED
+            if taken:
                 raise AlreadyExistsError(process.id)
             self._processes[process.id] = process
 
