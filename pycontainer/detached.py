@@ -6,6 +6,7 @@ driver's.  :mod:`pycontainer.recorded` finds it again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -116,11 +117,10 @@ class DetachedLifecycle(Lifecycle):
         if force and not (self.process is None or self.ended):
             if self._let_go or self.inherited:
                 self.restore()
-            try:
+            with contextlib.suppress(ContainerLostError, NotRunningError):
                 self.kill_all()
+            with contextlib.suppress(ContainerLostError, NotRunningError):  # one that was about to end is waited for
                 self.wait()
-            except (ContainerLostError, NotRunningError):
-                pass
         self.driver.delete(self.id)
         if not self.ended:
             self.close()

@@ -176,7 +176,8 @@ class DetachedVerbs(ExecutionDriver):
             except BaseException as error:
                 stack.__exit__(*sys.exc_info())  # the lock is the monitor's alone, if there is one
                 # As long as a launcher does not even answer, its request has the lock: what stays then is collected.
-                self._store.remove(command.id, LATE if isinstance(error, WaitTimeoutError) else state.PATIENCE)
+                patience = LATE if isinstance(error, WaitTimeoutError) else state.PATIENCE
+                self._store.remove(command.id, claim.config, patience)
                 raise
 
     def _start_claimed(
@@ -350,15 +351,25 @@ class DetachedVerbs(ExecutionDriver):
 
     def logs(self, id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:
         record = self._known(id)
-        return _follow(record, tail) if follow and not record.has_ended else read_log(record.path, None, tail)
+        return _found(
+            id, _follow(record, tail) if follow and not record.has_ended else read_log(record.path, None, tail)
+        )
 
     def delete(self, id: str) -> None:
         record = self._known(id)
-        if not record.has_ended:
-            raise ContainerError(f"container {id!r} is running: stop it before it is removed")
+        if not record.has_ended:  # or another remover has its lock
+            process = self._detached(id)
+            record = self._known(id)
+            if process is not None:
+                process.close()
+            if not record.has_ended:
+                raise ContainerError(f"container {id!r} is running: stop it before it is removed")
         if not record.is_settled and not self._kill_rest(record):
             raise ContainerError(f"container {id!r} cannot be removed: something in its cgroups does not end")
-        if not self._store.remove(id):
+        removed = self._store.remove(id, record.config)
+        if removed is None:
+            raise ContainerNotFoundError(id)  # somebody else has removed it meanwhile
+        if not removed:
             raise ContainerError(f"container {id!r} cannot be removed: its monitor does not end")
 
     def _sweep_parents(self) -> list[str]:
@@ -419,6 +430,14 @@ def ask_monitor(path: str, data: bytes, fds: list[int]) -> None:
         raise ServiceGoneError from None
     finally:
         os.close(directory)
+
+
+def _found(id: str, records: Iterator[LogRecord]) -> Iterator[LogRecord]:
+    """Likewise; raises ContainerNotFoundError when it is removed before the first look."""
+    try:
+        yield from records
+    except FileNotFoundError:
+        raise ContainerNotFoundError(id) from None
 
 
 def _follow(record: Record, tail: int | None) -> Iterator[LogRecord]:

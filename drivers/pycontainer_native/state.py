@@ -38,6 +38,9 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 #: How long a monitor that has said that all is over may take to end (seconds).
 PATIENCE = 10.0
 
+#: How long who only looks has a lock, at most (seconds).
+READING = 0.05
+
 
 #: What has to be in each file, and of which types; whatever else a later version has written there does not matter.
 _SHAPES: dict[str, dict[str, tuple[type, ...]]] = {
@@ -95,6 +98,7 @@ class Claim:
     def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
         self.path = path
+        self.config: dict[str, Any] = {}  # as it is read back
 
     def close(self) -> None:
         """Leave the lock to the monitor, if there is one. Twice is no error."""
@@ -123,7 +127,9 @@ class Store:
         claim = self._locked_directory()
         target = os.path.join(self._directory, id)
         try:
-            _write(claim.fd, "config.json", json.dumps(config))
+            text = json.dumps(config)
+            claim.config = json.loads(text)
+            _write(claim.fd, "config.json", text)
             while True:
                 try:
                     os.rename(claim.path, target)
@@ -260,7 +266,7 @@ class Store:
         if files["config"] is None:
             return None
         problems = [f"{path}/{name}.json: {found}" for name, found in files.items() if isinstance(found, str)]
-        config, start, exit, death = (_UNKNOWN[n] if isinstance(found, str) else found for n, found in files.items())
+        config, start, exit, death = (_known(found, name) for name, found in files.items())
         assert config is not None
         command = None
         if config["command"] is not None:
@@ -284,43 +290,55 @@ class Store:
 
     # -- removing
 
-    def remove(self, id: str, patience: float = PATIENCE) -> bool:
-        """Remove it when its monitor has ended, waiting *patience* seconds for that; whether it is gone."""
-        with self._owned(id, patience) as owned:
+    def remove(self, id: str, config: dict[str, Any], patience: float = PATIENCE) -> bool | None:
+        """Remove the one with this *config* when its monitor has ended, waiting *patience* seconds for that.
+
+        False: it has not.  None: somebody else was faster.
+        """
+        with self._owned(id, patience, config) as owned:
             if owned:
                 self._remove(id)
         return owned
 
     def _remove_unstarted(self, id: str) -> bool:
         """Remove what a start that was never finished has left; whether the name is free now."""
-        with self._owned(id) as owned:
+        if (record := self._read(id)) is not None and record.start is not None:
+            return False
+        with self._owned(id, READING) as owned:
             if owned and ((record := self._read(id)) is None or record.start is None):
                 self._remove(id)
         return not os.path.lexists(os.path.join(self._directory, id))
 
     @contextlib.contextmanager
-    def _owned(self, name: str, patience: float = 0.0) -> Iterator[bool]:
-        """Whether nobody alive owns *name*; while inside, nobody else does either. One that is gone is owned."""
+    def _owned(self, name: str, patience: float = 0.0, config: dict[str, Any] | None = None) -> Iterator[bool | None]:
+        """Whether nobody alive owns *name*; while inside, nobody else does either. None: it is gone.
+
+        With *config* it is only that one: who has the name by now may be another.  Removers and collectors have the
+        lock as well, so who has waited for it may find it gone.
+        """
         path = os.path.join(self._directory, name)
         deadline = time.monotonic() + patience
         try:
             directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            yield True
+            yield None
             return
         try:
+            if config is not None and _known(_load(directory, "config"), "config") != config:
+                yield None
+                return
             while not (locked := _try_lock(directory, fcntl.LOCK_EX)) and time.monotonic() < deadline:
                 time.sleep(0.002)
-            yield locked and os.path.lexists(path) and os.path.samestat(os.fstat(directory), os.lstat(path))
+            yield locked if _is_at(path, directory) else None
         finally:
             os.close(directory)
 
     def _remove(self, name: str) -> None:
+        """Remove what is owned, so that nobody else can have renamed it."""
         path = os.path.join(self._directory, name)
         old = os.path.join(self._directory, f".old-{os.urandom(8).hex()}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path, old)
-            _remove(old)
+        os.rename(path, old)
+        _remove(old)
 
     def collect(self, kill: Callable[[Record], bool], lost: bool = False) -> list[Record | str]:
         """Remove what dead makers and removers left, and with *lost* containers whose end nobody recorded.
@@ -377,6 +395,18 @@ def _load(directory: int, name: str) -> dict[str, Any] | str | None:
         if key not in found or not isinstance(found[key], types):
             return f"{key!r} is {'wrong' if key in found else 'missing'}"
     return found
+
+
+def _known(found: dict[str, Any] | str | None, name: str) -> dict[str, Any] | None:
+    return _UNKNOWN[name] if isinstance(found, str) else found
+
+
+def _is_at(path: str, directory: int) -> bool:
+    """Whether what has been opened still is there."""
+    try:
+        return os.path.samestat(os.fstat(directory), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _write(directory: int, name: str, text: str) -> None:

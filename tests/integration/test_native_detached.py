@@ -751,6 +751,122 @@ def test_a_stranger_comes_before_the_makers_request(
             pycontainer.get("box", driver).remove(force=True)
 
 
+def test_an_id_is_free_again_while_its_former_object_lives(detach: Any, driver: NativeDriver, root: str) -> None:
+    former = detach("true", name="again")
+    list(former.logs(follow=True))  # so nobody has asked the object for its end
+    former.remove()
+    second = detach("true", name="again")
+    list(second.logs(follow=True))
+    pycontainer.get("again", NativeDriver(root)).remove()
+    third = detach("exit 3", name="again")
+    assert third.wait(60) == 3
+    third.remove()
+    assert pycontainer.run(["true"], rootfs=third.command.rootfs, driver=driver, name="again").returncode == 0
+
+
+def test_an_attached_container_has_no_detached_ones_id(detach: Any, driver: NativeDriver) -> None:
+    box = detach("sleep 1000", name="taken")
+    with pytest.raises(AlreadyExistsError):
+        pycontainer.Container(["true"], rootfs=box.command.rootfs, driver=driver, name="taken")
+
+
+@pytest.mark.parametrize("state", ["running", "ended"])
+def test_a_remover_that_is_late_leaves_the_next_of_that_name_alone(
+    detach: Any, driver: NativeDriver, root: str, state: str
+) -> None:
+    box = detach("true", name="name")
+    box.wait(60)
+    late = driver._known("name")
+    pycontainer.get("name", NativeDriver(root)).remove()
+    script = "sleep 1000" if state == "running" else "exit 3"
+    new = detach(script, name="name")
+    if state == "ended":
+        new.wait(60)
+    assert driver._store.remove(late.id, late.config) is None
+    assert pycontainer.get("name", driver).pid == new.pid
+
+
+def test_of_many_removers_one_removes_it(detach: Any, root: str) -> None:
+    said: list[str] = []
+
+    def remove(driver: NativeDriver) -> None:
+        try:
+            driver.delete("name")
+        except ContainerNotFoundError:
+            said.append("not found")
+        except ContainerError as error:
+            said.append(str(error))
+        else:
+            said.append("removed")
+
+    drivers = [NativeDriver(root) for _ in range(4)]
+    for _ in range(15):
+        detach("true", name="name").wait(60)
+        threads = [threading.Thread(target=remove, args=(driver,)) for driver in drivers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert sorted(said) == [*["not found"] * 3, "removed"]
+        said.clear()
+
+
+def test_a_collector_that_is_at_work_is_nobody_who_runs(
+    detach: Any, driver: NativeDriver, root: str, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = detach("sleep 1000")
+    monitor = monitor_of(box)
+    os.kill(monitor, signal.SIGKILL)
+    until(lambda: not host.is_alive(monitor))
+    other, collecting = NativeDriver(root), threading.Event()
+    kill_rest = NativeDriver._kill_rest
+
+    def slow(record: Any) -> bool:
+        collecting.set()
+        time.sleep(0.5)
+        return kill_rest(other, record)
+
+    monkeypatch.setattr(other, "_kill_rest", slow)
+    collector = threading.Thread(target=lambda: other._store.collect(other._kill_rest, lost=True))
+    collector.start()
+    collecting.wait(60)
+    try:
+        with pytest.raises(ContainerNotFoundError):
+            driver.delete(box.id)
+    finally:
+        collector.join(60)
+
+
+def test_one_that_is_about_to_end_is_removed_by_force(detach: Any, driver: NativeDriver) -> None:
+    box = detach("sleep 1000")
+
+    def too_late(id: str) -> None:
+        NativeDriver.terminate(driver, id)
+        raise ContainerLostError(id, "it is about to be")
+
+    driver.terminate = too_late  # type: ignore[method-assign]
+    box.remove(force=True)
+    assert pycontainer.containers(driver) == []
+
+
+def test_a_log_that_is_removed_before_the_first_look(detach: Any, driver: NativeDriver) -> None:
+    box = detach("echo out")
+    for follow in (False, True):
+        records = driver.logs(box.id, follow=follow)
+        box.remove(force=True)
+        with pytest.raises(ContainerNotFoundError):
+            next(records)
+        box = detach("echo out")
+
+
+def test_a_log_that_is_removed_while_it_is_read(detach: Any, driver: NativeDriver) -> None:
+    box = detach("echo one; echo two; sleep 1000")
+    records = driver.logs(box.id, follow=True)
+    assert next(records).data == b"one\n"
+    box.remove(force=True)
+    assert [record.data for record in records] == [b"two\n"]
+
+
 def test_what_is_written_while_somebody_begins_to_follow_is_not_missed(detach: Any, until: Any) -> None:
     box = detach("read line; echo begun; exec sleep 100", tty=True)
     [monitor] = {int(host.status(box.pid)["PPid"])}
