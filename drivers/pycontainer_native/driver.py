@@ -356,15 +356,15 @@ class NativeDriver(DetachedVerbs):
 
     def start_created(self, process: ContainerProcess) -> None:
         assert isinstance(process, NativeProcess)
-        if process.state is not State.CREATED:
-            raise NotRunningError(process.id, process.state.value)
+        if (state := process.state) is not State.CREATED:
+            raise NotRunningError(process.id, state.value)
         process.open_gate()
         process.wait_for_start(State.CREATED)
 
     def exec(self, id: str, process: Process, stdio: Stdio) -> ContainerProcess:
         container = self._running(id)
-        if container.state is not State.RUNNING:
-            raise NotRunningError(id, container.state.value)
+        if (state := container.state) is not State.RUNNING:
+            raise NotRunningError(id, state.value)
         self._look_at_caller()
         if container.launcher is not None and container.launcher.made_by != self._caller:
             raise ContainerError(f"container {id!r} was started with other rights than this process has by now")
@@ -696,8 +696,9 @@ class NativeDriver(DetachedVerbs):
 
     def pause(self, id: str) -> None:
         process = self._running(id)
-        if process.state is not State.RUNNING:
-            raise NotRunningError(id, process.state.value)
+        state = process.state  # looked at once: others may change it
+        if state is not State.RUNNING:
+            raise NotRunningError(id, state.value)
         if not freezer.can_freeze(process.cgroup()):
             raise UnsupportedError(self.name, Feature.PAUSE, "the container is in no cgroup that has a freezer")
         with _gone(id):
@@ -705,8 +706,9 @@ class NativeDriver(DetachedVerbs):
 
     def unpause(self, id: str) -> None:
         process = self._running(id)
-        if process.state is not State.PAUSED:
-            raise ContainerError(f"container {id!r} is not paused: it is {process.state.value}")
+        state = process.state
+        if state is not State.PAUSED:
+            raise ContainerError(f"container {id!r} is not paused: it is {state.value}")
         with _gone(id):
             process.unpause()
 

@@ -116,11 +116,12 @@ class NativeProcess(SocketProcess):
 
     def pause(self) -> None:
         """Freeze everything in it. Raises ContainerError when something in it does not stop; OSError: it is gone."""
+        deadline = time.monotonic() + freezer.TIMEOUT
         if not freezer.freeze(self.cgroup()):
-            raise ContainerError(
-                f"container {self.id!r} cannot be paused: a process in it did not stop within {freezer.TIMEOUT:g} s, "
-                "and everything goes on"
-            )
+            why = f"a process in it did not stop within {freezer.TIMEOUT:g} s"
+            if time.monotonic() < deadline:
+                why = "somebody else unpaused it meanwhile"
+            raise ContainerError(f"container {self.id!r} cannot be paused: {why}, and everything goes on")
         self.change_state(State.RUNNING, State.PAUSED)
 
     def unpause(self) -> None:
