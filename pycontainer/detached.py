@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pycontainer import _fields as check
 from pycontainer.driver import ContainerProcess, ExecutionDriver, Feature, LogLimits, State, Stdio
 from pycontainer.errors import (
     ContainerError,
@@ -41,7 +42,8 @@ class DetachedLifecycle(Lifecycle):
 
     def __init__(self, driver: ExecutionDriver, command: Command, log: LogLimits | None = None) -> None:
         super().__init__(driver, command)
-        self._log = log or LogLimits()
+        self._log = LogLimits() if log is None else log
+        check.instance("log_limits", self._log, LogLimits)
         self._let_go = False
 
     @property

@@ -68,6 +68,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
 
+from pycontainer import _fields as check
 from pycontainer.errors import InvalidCommandError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -221,12 +222,24 @@ class Stdio:
     give_up: int = -1
 
 
+def _log_size(value: int | str) -> int:
+    return check.size("log_limits.size", value)  # type: ignore[return-value]  # None is refused below
+
+
 @frozen
 class LogLimits:
-    """How much of a detached container's output is kept: docker's ``--log-opt max-size`` and ``max-file``."""
+    """How much of a detached container's output is kept: docker's ``--log-opt max-size`` and ``max-file``.
 
-    size: int = 4 << 20  #: bytes, after which another file is begun
+    Raises InvalidCommandError, for ``log_limits.<field>``.
+    """
+
+    #: bytes, or a text like ``"1m"``, after which another file is begun
+    size: int = field(default=4 << 20, converter=_log_size)
     files: int = 2  #: how many there are at most; the oldest one is dropped
+
+    def __attrs_post_init__(self) -> None:
+        check.integer("log_limits.size", self.size, 1, 2**63 - 1)
+        check.integer("log_limits.files", self.files, 1, 1000)
 
 
 class ContainerProcess(abc.ABC):

@@ -16,7 +16,7 @@ from pycontainer_native.cgroups.live import Cgroup, write
 #: How long a process may take to stop (seconds): one that waits for a disk or a network file system does not.
 TIMEOUT = 10.0
 
-#: How often it is looked at what nobody tells of: that somebody else has thawed it, or that it is being removed (seconds).
+#: How often to look at what nobody tells of: that somebody else has thawed it, or it is being removed (seconds).
 _SLICE = 0.05
 
 
