@@ -168,7 +168,10 @@ class DetachedVerbs(ExecutionDriver):
             self._has_collected = True
             self._store.collect(self._kill_rest)
         with contextlib.ExitStack() as stack:
-            claim = self._store.claim(command.id, config)
+            try:
+                claim = self._store.claim(command.id, config)
+            except OSError as error:
+                raise SetupError("record the container", error.errno or errno.EIO, error.filename) from None
             self._own(stack, claim)
             try:
                 given = self._open_given(command, compiled, stack, self._build_network(command, stack))
@@ -201,19 +204,23 @@ class DetachedVerbs(ExecutionDriver):
             return ours, theirs
 
         token, log = options
-        stdio = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)] * 3
-        stack.callback(os.close, stdio[0])
-        outputs: list[int] = []
-        if not command.process.tty:  # for a terminal that is ignored
-            for fd in (1, 2):
+        step, outputs = "open /dev/null", list[int]()
+        try:
+            stdio = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)] * 3
+            stack.callback(os.close, stdio[0])
+            step = "make a pipe for the log"
+            for fd in () if command.process.tty else (1, 2):  # for a terminal that is ignored
                 output, stdio[fd] = os.pipe2(os.O_CLOEXEC)
                 outputs.append(output)
                 stack.callback(os.close, output)
                 stack.callback(os.close, stdio[fd])
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._own(stack, listener)
-        listener.bind(f"/proc/self/fd/{claim.fd}/socket")
-        listener.listen(128)
+            step = "make the monitor's socket"
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._own(stack, listener)
+            listener.bind(f"/proc/self/fd/{claim.fd}/socket")
+            listener.listen(128)
+        except OSError as error:
+            raise SetupError(step, error.errno or errno.EIO) from None
         status, theirs = pair()
         process = DetachedProcess(
             command.id, command, status, compiled.groups, compiled.namespaces, claim.path,

@@ -379,6 +379,10 @@ class NativeDriver(DetachedVerbs):
             return self._launch(container.command, compiled, stdio, container)
         except ServiceGoneError:  # the launcher or the monitor, and the container with it
             raise NotRunningError(id) from None
+        except ContainerLostError:  # whoever took the request has ended: a monitor does with its container
+            if isinstance(container, DetachedProcess) and container.has_ended(patience=1.0):
+                raise NotRunningError(id) from None
+            raise
         except SetupError as error:
             # Its end takes the new process along, and comes a moment later itself (pid_namespaces(7)).
             ending = (errno.ESRCH, errno.EINTR, errno.ENOMEM, errno.EPIPE)

@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 import threading
@@ -865,6 +866,88 @@ def test_a_log_that_is_removed_while_it_is_read(detach: Any, driver: NativeDrive
     assert next(records).data == b"one\n"
     box.remove(force=True)
     assert [record.data for record in records] == [b"two\n"]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[Path]:
+    """A state root on a file system of 256 KiB, in a mount that ends with the test."""
+    place = tmp_path / "tiny"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=700", "tiny", place], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.fixture
+def tiny_driver(native: NativeDriver, tiny: Path) -> Iterator[NativeDriver]:
+    # The way there is not trusted, as others could change it (pytest's directories are below /tmp).
+    driver = NativeDriver(str(tiny))
+    driver._store._is_there = lambda: os.path.lexists(driver._store._directory)  # type: ignore[method-assign]
+    yield driver
+    for info in driver.containers():
+        pycontainer.get(info.id, driver).remove(force=True)
+    driver.close()
+
+
+def fill(place: Path) -> None:
+    with contextlib.suppress(OSError), open(place / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_the_end_has_its_room_where_the_log_fills_the_disk(tiny_driver: NativeDriver, busybox_rootfs: Path) -> None:
+    script = "i=0; while [ $i -lt 30000 ]; do echo line $i of many; i=$((i+1)); done; exit 5"
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": tiny_driver, "detach": True}
+    box = pycontainer.Container(["sh", "-c", script], log_limits=LogLimits(size="8m"), **keywords)
+    assert box.wait(60) == 5
+    assert "record" not in box.status.reason
+    [info] = tiny_driver.containers()
+    assert info.status == box.status
+    assert sum(len(record.data) for record in box.logs()) > 50_000
+
+
+def test_a_disk_that_is_full_already(tiny_driver: NativeDriver, tiny: Path, busybox_rootfs: Path) -> None:
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": tiny_driver, "detach": True}
+    box = pycontainer.Container(["sh", "-c", "sleep 1; exit 6"], **keywords)
+    fill(tiny)
+    with pytest.raises(SetupError) as caught:
+        pycontainer.Container(["true"], name="full", **keywords)
+    assert (caught.value.step, caught.value.errno) == ("record the container", errno.ENOSPC)
+    assert box.wait(60) == 6
+    assert [info.status for info in tiny_driver.containers()] == [box.status]
+    os.truncate(tiny / "filler", os.path.getsize(tiny / "filler") - 2 * 4096)  # for config.json, and one more
+    with pytest.raises(SetupError, match="record the start") as caught:
+        pycontainer.Container(["true"], name="full", **keywords)
+    assert caught.value.errno == errno.ENOSPC
+    assert len(tiny_driver.containers()) == 1
+
+
+def test_without_descriptors_for_a_monitor(driver: NativeDriver, busybox_rootfs: Path, monkeypatch: Any) -> None:
+    def pipe2(flags: int) -> tuple[int, int]:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(os, "pipe2", pipe2)
+    with pytest.raises(SetupError) as caught:
+        pycontainer.Container(["true"], rootfs=busybox_rootfs, driver=driver, detach=True)
+    assert (caught.value.step, caught.value.errno) == ("make a pipe for the log", errno.EMFILE)
+
+
+def test_exec_in_one_that_has_just_ended(detach: Any, driver: NativeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The monitor has taken the connection, and ends before it reads what it is asked."""
+    box = detach("sleep 1000")
+    monitor = monitor_of(box)
+    [process] = [process for process in driver._processes.values() if process.id == box.id]
+    ask = type(process).ask
+
+    def late(self: Any, data: bytes, fds: list[int]) -> None:
+        os.kill(monitor, signal.SIGSTOP)
+        ask(self, data, fds)
+        os.kill(self.pid, signal.SIGKILL)
+        os.kill(monitor, signal.SIGKILL)
+
+    monkeypatch.setattr(type(process), "ask", late)
+    with pytest.raises(NotRunningError):
+        driver.exec(box.id, box.command.process, pycontainer.driver.Stdio(0, 1, 2))
 
 
 def test_what_is_written_while_somebody_begins_to_follow_is_not_missed(detach: Any, until: Any) -> None:
