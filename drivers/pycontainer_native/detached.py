@@ -364,13 +364,11 @@ class DetachedVerbs(ExecutionDriver):
 
     def delete(self, id: str) -> None:
         record = self._known(id)
-        if not record.has_ended:  # or another remover has its lock
-            process = self._detached(id)
+        if not record.has_ended and not is_there(record.path):  # another remover or a collector has its lock
+            self._outcome(id)
             record = self._known(id)
-            if process is not None:
-                process.close()
-            if not record.has_ended:
-                raise ContainerError(f"container {id!r} is running: stop it before it is removed")
+        if not record.has_ended:
+            raise ContainerError(f"container {id!r} is running: stop it before it is removed")
         if not record.is_settled and not self._kill_rest(record):
             raise ContainerError(f"container {id!r} cannot be removed: something in its cgroups does not end")
         removed = self._store.remove(id, record.config)
@@ -422,19 +420,41 @@ def _end_first(record: Record) -> bool:
         os.close(pidfd)
 
 
+def is_there(path: str) -> bool:
+    """Whether a monitor can be asked: there is one, but it may not answer."""
+    try:
+        with _connect(path):
+            return True
+    except ServiceGoneError:
+        return False
+
+
 def ask_monitor(path: str, data: bytes, fds: list[int]) -> None:
     """Give a request to the monitor whose state directory is *path*. Raises ServiceGoneError."""
+    with _connect(path) as connection:
+        try:
+            send_request(connection, data, fds)
+        except ConnectionError:
+            raise ServiceGoneError from None
+
+
+def _connect(path: str) -> socket.socket:
     try:
         directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         raise ServiceGoneError from None
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
             # By the descriptor: a path may be longer than an address can be (unix(7)).
             connection.connect(f"/proc/self/fd/{directory}/socket")
-            send_request(connection, data, fds)
-    except (ConnectionError, FileNotFoundError):
-        raise ServiceGoneError from None
+        except (ConnectionError, FileNotFoundError):
+            connection.close()
+            raise ServiceGoneError from None
+        except BaseException:
+            connection.close()
+            raise
+        return connection
     finally:
         os.close(directory)
 
