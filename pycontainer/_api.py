@@ -163,7 +163,8 @@ def run(
     those of subprocess, the streams, *driver* and *output_limit* those of
     :class:`Container`, *fields* those of :meth:`Command.of`.  After *timeout*
     seconds every process of the container is killed, and WaitTimeoutError has
-    what was captured.  Whatever else is raised meanwhile, as by ^C, the
+    what was captured; a poststop hook without a timeout of its own has 5
+    seconds more.  Whatever else is raised meanwhile, as by ^C, the
     container is dead before it goes on.
 
     With *receipt* the result has a :class:`~pycontainer.receipt.Receipt`: the
@@ -229,7 +230,7 @@ def see_through(
     except WaitTimeoutError:
         assert timeout is not None
         assert container._exchange is not None
-        container.kill()
+        container._life.end()
         container._pump(None)
         raise WaitTimeoutError(container.id, timeout, *container._exchange.result(partial=True)) from None
     return completed(container, out, err, container.truncated, check, receipt)

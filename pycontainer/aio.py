@@ -469,7 +469,7 @@ async def _run(
             await asyncio.wait([everything], timeout=left)
             late = not everything.done()
             if late:
-                container.kill()
+                container._box._life.end()
             await everything
         finally:
             if not everything.cancel() and not everything.cancelled():
