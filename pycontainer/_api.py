@@ -688,12 +688,13 @@ class Container:
     ) -> Container:
         """A further process inside, that is not started yet."""
         own = self._life.command.process
+        place = ("/", ()) if self._life.driver.exec_starts_in_root else (own.working_dir, own.additional_groups)
         process = Process.of(
             argv,
             env=own.env if env is None else env,
-            cwd=own.working_dir if cwd is None else cwd,
+            cwd=place[0] if cwd is None else cwd,
             user=own.user if user is None else user,
-            groups=own.additional_groups if groups is None else groups,
+            groups=place[1] if groups is None else groups,
             tty=tty,
             privileged=own.privileged,
             capabilities=own.capabilities,

@@ -305,6 +305,10 @@ class ExecutionDriver(abc.ABC):
     #: Name and version, ``native-0.1``: what ``docker info`` shows as "Execution Driver".
     name: ClassVar[str]
 
+    #: Whether its exec cannot but start in "/", and without additional groups. Then that is what Container.exec asks
+    #: for where nothing else is said; a driver that has them does as the container was told.
+    exec_starts_in_root: ClassVar[bool] = False
+
     # -- what it can do ------------------------------------------------------
 
     @abc.abstractmethod
