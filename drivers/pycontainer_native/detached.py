@@ -345,7 +345,7 @@ class DetachedVerbs(ExecutionDriver):
 
     def _describe(self, record: Record) -> ContainerInfo:
         state, pid, ended, status = State.STOPPED, None, None, None
-        if record.has_ended:
+        if record.has_ended or record.exit is not None:  # while its poststop hooks run it has, too
             if record.exit is not None:
                 ended, status = record.exit["ended"], _status(record)
         elif record.start is None:
@@ -368,7 +368,10 @@ class DetachedVerbs(ExecutionDriver):
             self._outcome(id)
             record = self._known(id)
         if not record.has_ended:
-            raise ContainerError(f"container {id!r} is running: stop it before it is removed")
+            why = "is running: stop it before it is removed"
+            if record.exit is not None:
+                why = "has ended, but its poststop hooks run, or something in its cgroups does not end: wait for it"
+            raise ContainerError(f"container {id!r} {why}")
         if not record.is_settled and not self._kill_rest(record):
             raise ContainerError(f"container {id!r} cannot be removed: something in its cgroups does not end")
         removed = self._store.remove(id, record.config)

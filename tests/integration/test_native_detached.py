@@ -950,6 +950,22 @@ def test_exec_in_one_that_has_just_ended(detach: Any, driver: NativeDriver, monk
         driver.exec(box.id, box.command.process, pycontainer.driver.Stdio(0, 1, 2))
 
 
+def test_while_its_poststop_hooks_run_it_has_ended(
+    detach: Any, driver: NativeDriver, tmp_path: Path, until: Any
+) -> None:
+    script = f"while ! test -e {tmp_path}/go; do sleep 0.01; done"
+    hooks = pycontainer.Hooks(poststop=[pycontainer.Hook("/bin/sh", ["sh", "-c", script], env={"PATH": "/bin"})])
+    box = detach("exit 3", hooks=hooks)
+    until(lambda: driver._known(box.id).exit)
+    [info] = pycontainer.containers(driver)
+    assert (info.state, info.pid, info.status.exit_code) == (State.STOPPED, None, 3)
+    with pytest.raises(ContainerError, match="poststop"):
+        driver.delete(box.id)
+    assert box.poll() is None
+    (tmp_path / "go").touch()
+    assert box.wait(60) == 3
+
+
 def test_what_is_written_while_somebody_begins_to_follow_is_not_missed(detach: Any, until: Any) -> None:
     box = detach("read line; echo begun; exec sleep 100", tty=True)
     [monitor] = {int(host.status(box.pid)["PPid"])}
