@@ -439,15 +439,16 @@ class Container:
             verb(Stdio(-1, -1, -1, deadline=deadline))
             return
         streams = Streams(*self._wanted, tty=self._life.command.process.tty)
+        stdio = streams.stdio if deadline is None else evolve(streams.stdio, deadline=deadline)
         try:
-            stdio = streams.stdio
-            streams.started(verb(stdio if deadline is None else evolve(stdio, deadline=deadline)))
+            streams.started(verb(stdio))
             self._streams = streams
             for name in ("stdin", "stdout", "stderr"):
                 setattr(self, name, self._file(getattr(streams, name)))
         except BaseException:
             streams.close()
-            self._life.close()
+            if self._life.made_for is stdio:  # else it is somebody else's, whom this call came too late for
+                self._life.close()
             raise
 
     def _file(self, file: io.FileIO | None) -> IO[Any] | None:

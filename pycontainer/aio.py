@@ -83,7 +83,7 @@ class AsyncContainer:
             return None
         loop = self._loop
         reader = asyncio.StreamReader(loop=loop)
-        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader, loop=loop), file)
+        transport, _ = await loop.connect_read_pipe(lambda: _OutputProtocol(reader, loop=loop), file)
         self._transports.append(transport)
         return reader
 
@@ -378,20 +378,20 @@ async def _start(
     made: list[Container] = []
     cancelled = False
 
-    def begin() -> tuple[Container, Receipt | None]:
+    def begin() -> Receipt | None:
         box = make()
         made.append(box)
         if cancelled:
             box._life.give_up()
         try:
-            return box, box._start_within(timeout, began, look)
+            return box._start_within(timeout, began, look)
         except BaseException:
             box.close()
             raise
 
     start = loop.run_in_executor(None, begin)
     try:
-        box, receipt = await asyncio.shield(start)
+        receipt = await asyncio.shield(start)
     except asyncio.CancelledError:
         cancelled = True  # before the look at what is made, as begin() has it the other way round
         if made and not made[0]._life.give_up():
@@ -400,8 +400,9 @@ async def _start(
             await _whatever_comes(start)
         if start.exception() is None:
             with contextlib.suppress(asyncio.CancelledError):
-                await _whatever_comes(loop.run_in_executor(None, start.result()[0].close))
+                await _whatever_comes(loop.run_in_executor(None, made[0].close))
         raise
+    box = made.pop()  # the worker thread, which may hold begin() a moment longer, must not keep it alive
     if box._streams is not None and box._streams.flows:
         await _whatever_comes(loop.run_in_executor(None, box.close))
         raise ValueError("asyncio moves bytes only between descriptors: use PIPE, or a stream that has a fileno()")
@@ -499,6 +500,13 @@ async def _whatever_comes(future: asyncio.Future[Any]) -> None:
         raise cancelled
 
 
+class _OutputProtocol(asyncio.StreamReaderProtocol):
+    """What a container prints: a terminal's end is EIO from its master, for nobody has its other side open."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(None if isinstance(exc, OSError) and exc.errno == errno.EIO else exc)
+
+
 def _look_at(container: weakref.ref[AsyncContainer]) -> None:
     found = container()
     if found is not None:
@@ -523,10 +531,6 @@ async def _feed(stdin: asyncio.StreamWriter, data: bytes) -> None:
 
 
 async def _drain(reader: asyncio.StreamReader, capture: Capture) -> None:
-    """Read to the end. EIO from a terminal's master: nobody has its other side open."""
-    try:
-        while data := await reader.read(_CHUNK):
-            capture.write(data)
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
+    """Read to the end."""
+    while data := await reader.read(_CHUNK):
+        capture.write(data)

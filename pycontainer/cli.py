@@ -46,8 +46,8 @@ FORWARDED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program: *arguments* without its name (None: those of this process), its exit code."""
-    options = _parser(sys.argv[1:] if arguments is None else arguments).parse_args(arguments)
     try:
+        options = _parser(sys.argv[1:] if arguments is None else arguments).parse_args(arguments)
         return int(options.verb(options))
     except ContainerError as error:
         _complain(error)
@@ -61,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 125
     except KeyboardInterrupt:
         return 128 + 2
+    except Exception:  # a mistake of a driver's, or of ours: who is to mend it needs all of this
+        import traceback
+
+        traceback.print_exc()
+        return 125
 
 
 def exit_code(error: ContainerError) -> int:
@@ -537,12 +542,12 @@ def _driver(options: argparse.Namespace) -> ExecutionDriver:
         from pycontainer.requirements import choose_driver
 
         return choose_driver(options.require, options.driver)
-    if not any(key.startswith("option ") for key in vars(options)):
-        return get_driver(options.driver or None)
-    from pycontainer.options import given_flags
-
-    name = options.driver or default_names()[0]
     try:
+        if not any(key.startswith("option ") for key in vars(options)):
+            return get_driver(options.driver or None)
+        from pycontainer.options import given_flags
+
+        name = options.driver or default_names()[0]
         return get_driver(name, **given_flags(options, name))
     except (TypeError, ValueError) as error:
         raise ContainerError(str(error)) from None

@@ -111,7 +111,7 @@ def compare(
     for name in sorted(plugins.offers()) if drivers is None else list(drivers):
         try:
             driver = plugins.get_driver(name)
-            probe = driver.probe()
+            probe = plugins.look(name, driver)
         except ContainerError as error:
             if drivers is not None:
                 raise
@@ -135,6 +135,9 @@ def _observe(
     receipt: Receipt | None = None
     try:
         command = Command.of(argv, **fields)
+    except ContainerError as error:
+        return Observation(name, f"{type(error).__name__}: {error}")
+    try:
         with Container._of_command(command, driver, None, Plumbing(stdout=pipe, stderr=pipe)) as box:
             begin = time.monotonic()
             receipt = box._start_within(timeout, begin, Feature.CREATE in driver.features())
@@ -142,7 +145,7 @@ def _observe(
                 with contextlib.suppress(NotRunningError, PermissionError):
                     receipt = box.receipt()
             done = see_through(box, None, timeout, False, begin)
-    except ContainerError as error:
+    except Exception as error:  # whatever a driver raises, the others are compared all the same
         return Observation(name, f"{type(error).__name__}: {error}")
     status = done.status
     how = f"exit code {status.exit_code}" if status.signal is None else f"signal {status.signal}"

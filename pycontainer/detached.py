@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from pycontainer.logs import LogRecord
 
 __all__ = ["DetachedLifecycle", "require_restore"]
+
+
+#: What this process has started. A list only where pytest looks for what tests leave running, also without an object:
+#: otherwise nothing may grow with their number.
+started: list[DetachedLifecycle] | None = [] if "pycontainer.testing.plugin" in sys.modules else None
 
 
 def require_restore(driver: ExecutionDriver) -> None:
@@ -70,12 +76,15 @@ class DetachedLifecycle(Lifecycle):
         with self._verb():
             self._require(self.can_create, "started already")
             require_restore(self.driver)
-            start = self._begin()
+            start = self._begin(stdio)
         stdio = stdio or Stdio(-1, -1, -1)
         deadline = stdio.deadline
-        return self._make(
+        process = self._make(
             start, lambda command, _: self.driver.start_detached(command, self._log, deadline), stdio, State.RUNNING
         )
+        if started is not None:
+            started.append(DetachedLifecycle(self.driver, self.command))
+        return process
 
     def _undo(self) -> None:
         """Remove what has been started for nobody."""

@@ -33,6 +33,7 @@ class Diagnosis:
 
     drivers: Mapping[str, InstalledDriver]
     chosen: str  #: the driver that :attr:`healthy` is about
+    default: str  #: the one that is used where none is named
 
     @property
     def healthy(self) -> bool:
@@ -54,7 +55,8 @@ class Diagnosis:
     def to_data(self) -> dict[str, Any]:
         """The same for JSON."""
         return {
-            "default": self.chosen,
+            "default": self.default,
+            "chosen": self.chosen,
             "healthy": self.healthy,
             "findings": [
                 {
@@ -73,7 +75,7 @@ class Diagnosis:
         """The same for people."""
         for found in self.findings():
             answer = {True: "yes", False: "no", None: "?"}[found.usable]
-            default = " (default)" if found.driver == self.chosen and found.feature is None else ""
+            default = " (default)" if found.driver == self.default and found.feature is None else ""
             what = f"{found.driver}{default}" if found.feature is None else f"  {found.feature.value}"
             yield f"{what:24} {answer:4} {found.evidence if found.usable else found.cause}".rstrip()
             if not found.usable and found.remedy:
@@ -93,11 +95,14 @@ def doctor(driver: str | None = None) -> Diagnosis:
     loaded is a finding, not an error.  Raises DriverNotFoundError for a
     *driver* that is not installed.
     """
+    names = plugins.default_names()
     if driver is None:
-        found, names = plugins.drivers(), plugins.default_names()
+        found = plugins.drivers()
         usable = (name for name in names if name in found and found[name].probe.usable)
-        return Diagnosis(found, next(usable, names[0]))
+        default = next(usable, names[0])
+        return Diagnosis(found, default, default)
     offers = plugins.offers()
     if driver not in offers:
         raise DriverNotFoundError(driver, offers)
-    return Diagnosis({driver: plugins.inspect(driver, offers[driver])}, driver)
+    # Of several names it is the first usable one, and only this driver is looked at.
+    return Diagnosis({driver: plugins.inspect(driver, offers[driver])}, driver, names[0])

@@ -13,7 +13,7 @@ Rules that hold for every verb:
 * A verb whose feature is not declared raises
   :class:`~pycontainer.errors.UnsupportedError`: the base class does that, so a
   driver implements only what it has.  A Command that needs an undeclared
-  feature is refused by the core, before the driver is asked.
+  feature is refused by the core, whatever ``validate`` says, and never started.
 * A field of the Command is honoured, or ``validate`` names it as a problem;
   none is ever ignored.  Capabilities and no_new_privileges are honoured by
   every driver, their defaults as well.  The two defaults that a driver may

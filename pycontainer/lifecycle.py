@@ -141,6 +141,7 @@ class Lifecycle:
         self._lost: ContainerLostError | SetupError | None = None
         self._seen = False  # its end: status or _lost say how
         self._start: _Start | None = None  # while it is being created or started
+        self.made_for: Stdio | None = None  #: what the one start had that was not refused for its moment
         self._news: deque[tuple[str, dict[str, object]]] = deque()  # what observers have not been told yet
         self._telling = False
         self._maker = os.getpid()
@@ -244,7 +245,7 @@ class Lifecycle:
             self._require(self.can_create, "created already")
             if Feature.CREATE not in self.driver.features():
                 raise UnsupportedError(self.driver.name, Feature.CREATE)
-            start = self._begin()
+            start = self._begin(stdio)
         return self._make(start, self.driver.create, stdio, State.CREATED)
 
     def start(self, stdio: Stdio | None = None) -> ContainerProcess:
@@ -256,7 +257,7 @@ class Lifecycle:
         """
         with self._verb():
             self._require(self.can_start, "started already")
-            start, process = self._begin(), self.process
+            start, process = self._begin(stdio), self.process
         if process is None:
             assert stdio is not None
             return self._make(start, self.driver.start, stdio, State.RUNNING)
@@ -341,8 +342,9 @@ class Lifecycle:
         self._settle()
         return process
 
-    def _begin(self) -> _Start:
-        """From here on it is being started; with the lock."""
+    def _begin(self, stdio: Stdio | None) -> _Start:
+        """From here on it is being started; with the lock. *stdio* is None after :meth:`create`."""
+        self.made_for = stdio or self.made_for
         self._start = _Start()
         return self._start
 
@@ -383,14 +385,19 @@ class Lifecycle:
     def _validate(self) -> None:
         driver = self.driver
         declared = driver.features()
-        problems: list[InvalidCommandError | UnsupportedError] = [
+        missing = [
             UnsupportedError(driver.name, feature)
             for feature in required_features(self.command)
             if feature not in declared
         ]
-        problems += driver.validate(self.command)
-        if problems:
-            raise combine(problems)
+        try:
+            problems = driver.validate(self.command)
+        except Exception:  # at what it never said that it could read
+            if not missing:
+                raise
+            problems = ()
+        if missing or problems:
+            raise combine(problems, missing)
 
     def _claim(self) -> None:
         key = (id(self.driver), self.id)
@@ -692,7 +699,7 @@ class ExecLifecycle(Lifecycle):
         # Without the container's lock: killing it must not wait for this.
         with self._verb():
             self._require(self.can_create, "started already")
-            start = self._begin()
+            start = self._begin(stdio)
         return self._make(
             start, lambda command, stdio: self.driver.exec(self.id, command.process, stdio), stdio, State.RUNNING
         )
@@ -762,13 +769,27 @@ def _limited_features(limits: Resources) -> list[Feature]:
     return [feature for feature, values in given.items() if any(value is not None for value in values)]
 
 
-def combine(problems: Sequence[InvalidCommandError | UnsupportedError]) -> InvalidCommandError | UnsupportedError:
-    """Every problem in one error: of the fields if there is one of those, with what is unsupported as notes."""
+def combine(
+    problems: Sequence[InvalidCommandError | UnsupportedError], missing: Sequence[UnsupportedError] = ()
+) -> InvalidCommandError | UnsupportedError:
+    """Every problem in one error, what the error itself does not say being notes.
+
+    It is of the features that are *missing*, if any are, for nothing else can
+    be said with certainty then; else of the fields, if there is a problem with
+    one; else of what is unsupported here.
+    """
     invalid = [pair for problem in problems if isinstance(problem, InvalidCommandError) for pair in problem.problems]
     unsupported = [problem for problem in problems if isinstance(problem, UnsupportedError)]
     error: InvalidCommandError | UnsupportedError
-    error = InvalidCommandError(*invalid[0], invalid[1:]) if invalid else unsupported.pop(0)
-    for problem in unsupported:
+    notes: list[ContainerError] = []
+    if missing:
+        error = missing[0]
+        features = {each.feature for each in missing}
+        unsupported = [problem for problem in unsupported if problem.feature not in features]
+        notes = [*missing[1:], *(InvalidCommandError(*pair) for pair in invalid)]
+    else:
+        error = InvalidCommandError(*invalid[0], invalid[1:]) if invalid else unsupported.pop(0)
+    for problem in (*notes, *unsupported):
         add_note(error, str(problem))
     return error
 

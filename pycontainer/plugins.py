@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from attrs import field, frozen
 
 from pycontainer.driver import ExecutionDriver, Feature, Probe
-from pycontainer.errors import DriverConflictError, DriverNotFoundError, DriverUnavailableError
+from pycontainer.errors import ContainerError, DriverConflictError, DriverNotFoundError, DriverUnavailableError
 
 if TYPE_CHECKING:
     import pluggy
@@ -97,7 +97,7 @@ def _first_usable(names: Sequence[str], options: Mapping[str, object]) -> Execut
     for name in names:
         try:
             driver = get_driver(name, **options)
-            probe = driver.probe()
+            probe = look(name, driver)
             if probe.usable:
                 return driver
             raise DriverUnavailableError(name, probe)
@@ -123,7 +123,7 @@ def inspect(name: str, offers: Sequence[Offer]) -> InstalledDriver:
     try:
         driver = get_driver(name)
         features = driver.features()
-        probe = driver.probe()
+        probe = look(name, driver)
     except DriverUnavailableError as error:
         probe = error.probe
     except DriverConflictError as error:
@@ -137,6 +137,15 @@ def inspect(name: str, offers: Sequence[Offer]) -> InstalledDriver:
         probe=probe,
         features=features,
     )
+
+
+def look(name: str, driver: ExecutionDriver) -> Probe:
+    """The probe of *driver*, chosen as *name*; of one that raises instead, that it is unusable."""
+    try:
+        return driver.probe()
+    except Exception as error:
+        cause = f"its probe failed: {type(error).__name__}: {error}"
+        return Probe(driver=name, usable=False, version=driver.name, cause=cause)
 
 
 # -- the drivers that were made
@@ -175,17 +184,13 @@ def declared_options(name: str) -> Sequence[Option] | None:
     """The options that driver *name* declares; None when it does not say. Raises as :func:`get_driver`."""
     with _lock:
         offer = _offer(name)
-        others = _others(_plugin(offer))
-        declared: Sequence[Option] | None = _manager().subset_hook_caller("pycontainer_driver_options", others)(
-            name=name
-        )
-        return declared
+        return _declared(offer, _others(_plugin(offer)))
 
 
 def _create(offer: Offer, options: Mapping[str, object]) -> ExecutionDriver:
     # Only the chosen plugin is asked: none can answer for another's name.
     manager, others = _manager(), _others(_plugin(offer))
-    declared = manager.subset_hook_caller("pycontainer_driver_options", others)(name=offer.driver)
+    declared = _declared(offer, others)
     if declared is not None:
         from pycontainer.options import resolve
 
@@ -193,14 +198,41 @@ def _create(offer: Offer, options: Mapping[str, object]) -> ExecutionDriver:
     create = manager.subset_hook_caller("pycontainer_create_driver", others)
     try:
         driver = create(name=offer.driver, options=dict(options))
-    except ImportError as error:
-        raise _unavailable(offer, f"{offer.entry_point} cannot be loaded: {type(error).__name__}: {error}") from error
+    except (ContainerError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        # A driver that does not declare its options says itself what is wrong with one.
+        if declared is None and options and isinstance(error, (TypeError, ValueError)):
+            raise
+        raise _failed(offer, "cannot be made", error) from error
     if not isinstance(driver, ExecutionDriver):
         made = "nothing" if driver is None else repr(driver)
         raise _unavailable(
             offer, f"pycontainer_create_driver of {offer.entry_point} made {made}, not an ExecutionDriver"
         )
+    try:
+        driver.features()
+    except (ContainerError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # here, for whoever asks later would not expect it
+        raise _failed(offer, "cannot say what it can do", error) from error
     return driver
+
+
+def _declared(offer: Offer, others: Sequence[Any]) -> Sequence[Option] | None:
+    try:
+        found: Sequence[Option] | None = _manager().subset_hook_caller("pycontainer_driver_options", others)(
+            name=offer.driver
+        )
+    except (ContainerError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise _failed(offer, "cannot declare its options", error) from error
+    return found
+
+
+def _failed(offer: Offer, what: str, error: BaseException) -> DriverUnavailableError:
+    return _unavailable(offer, f"{offer.entry_point} {what}: {type(error).__name__}: {error}")
 
 
 def _unavailable(offer: Offer, cause: str) -> DriverUnavailableError:
@@ -225,8 +257,10 @@ def _plugin(offer: Offer) -> Any:
                 if manager.is_registered(plugin):  # register() may have failed half-way
                     manager.unregister(plugin)
                 raise
-    except Exception as error:
-        raise _unavailable(offer, f"{offer.entry_point} cannot be loaded: {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit as well: what a module does when it is imported is not ours to obey
+        raise _failed(offer, "cannot be loaded", error) from error
     return plugin
 
 

@@ -11,7 +11,7 @@ from pycontainer.errors import (
     DriverUnavailableError,
     RequirementError,
 )
-from pycontainer.plugins import environment_names, get_driver
+from pycontainer.plugins import environment_names, get_driver, look
 
 __all__ = ["ORDER", "as_features", "choose_driver", "shortcomings"]
 
@@ -45,7 +45,7 @@ def choose_driver(
     for name in names:
         try:
             driver = get_driver(name)
-            lacking = shortcomings(driver, features)
+            lacking = shortcomings(driver, features, name if isinstance(name, str) else None)
         except DriverNotFoundError:
             if names is not ORDER:
                 raise
@@ -74,9 +74,9 @@ def as_features(names: Iterable[Feature | str]) -> tuple[Feature, ...]:
     return tuple(feature for feature in Feature if feature in wanted)
 
 
-def shortcomings(driver: ExecutionDriver, features: Iterable[Feature]) -> list[str]:
+def shortcomings(driver: ExecutionDriver, features: Iterable[Feature], name: str | None = None) -> list[str]:
     """Why *driver* cannot serve someone who needs *features*, a sentence each; empty when it can."""
-    probe = driver.probe()
+    probe = look(name or driver.name, driver)
     if not probe.usable:
         return [_because(probe)]
     found = []

@@ -38,7 +38,9 @@ def _memory_swap(value: int | str | None) -> int | None:
 class Resources:
     """The container's limits, all of them cgroup ones; None leaves the kernel's default.
 
-    *memory* in bytes, or with a unit as Docker has it (``"64m"``, ``"1.5g"``);
+    *memory* in bytes, or with a unit as Docker has it (``"64m"``, ``"1.5g"``),
+    which the set-up counts against: ``native`` and ``lxc`` start nothing with
+    less than 2m;
     *memory_swap* is memory and swap together, in the same units: -1 is
     unlimited, None or 0 twice the memory.  *cpu_shares* 2 to 262144 (the
     kernel's default is 1024), *cpu_quota* and *cpu_period* in microseconds.

@@ -41,7 +41,7 @@ of pycontainer.  A driver has two hooks to write, and a start is a few lines::
     try:
         with theirs:
             keeper.request(data, [theirs.fileno(), stdio.stdin, stdio.stdout, stdio.stderr])
-        process.wait_for_start(deadline=stdio.deadline)
+        process.wait_for_start(deadline=stdio.deadline, give_up=stdio.give_up)
     except BaseException:
         process.close()
         raise
@@ -107,8 +107,8 @@ _RIGHTS = 64
 _FIRST_HANDED = 4
 
 
-def wait_readable(fd: int, deadline: float | None = None) -> bool:
-    """Wait until *fd* is readable, which is returned; not after *deadline*, in seconds of time.monotonic().
+def wait_readable(fd: int, deadline: float | None = None, other: int = -1) -> bool:
+    """Wait until *fd*, or *other*, is readable, which is returned; not after *deadline*, of time.monotonic().
 
     A deadline may be as far away as it likes, float("inf") too; what is beyond
     24 days comes early, and a caller that has to know looks at the clock.  One
@@ -118,6 +118,8 @@ def wait_readable(fd: int, deadline: float | None = None) -> bool:
         return True
     poll = select.poll()  # not select(2): descriptors may be beyond 1024
     poll.register(fd, select.POLLIN)
+    if other >= 0:
+        poll.register(other, select.POLLIN)
     return bool(poll.poll(milliseconds(deadline)))
 
 
@@ -285,12 +287,12 @@ class SocketProcess(WatchedProcess):
             return SetupError(f"hear from the {self.service}", error.errno or errno.EPROTO)
         return ContainerLostError(self.id, f"the {self.service} could not be heard: {error.strerror}")
 
-    def wait_for_start(self, before: State = State.CREATING, deadline: float | None = None) -> None:
+    def wait_for_start(self, before: State = State.CREATING, deadline: float | None = None, give_up: int = -1) -> None:
         """Block until its state no longer is *before*.
 
         Until then only this reads from the socket: a poll() in another thread
-        would take away what this waits for.  *deadline* is of time.monotonic().
-        Raises WaitTimeoutError, NotRunningError when it ended before it was
+        would take away what this waits for.  *deadline* and *give_up* are as in
+        :class:`~pycontainer.Stdio`.  Raises WaitTimeoutError, NotRunningError when it ended before it was
         started, and what the hooks make of a failure: SetupError,
         ContainerLostError.
         """
@@ -300,7 +302,9 @@ class SocketProcess(WatchedProcess):
                 if not self._receive(starter=True):
                     if deadline is not None and time.monotonic() >= deadline:
                         raise WaitTimeoutError(self.id, max(0.0, deadline - began))
-                    wait_readable(self._status.fileno(), deadline)
+                    if give_up >= 0 and wait_readable(give_up, 0.0):
+                        raise WaitTimeoutError(self.id, time.monotonic() - began)
+                    wait_readable(self._status.fileno(), deadline, give_up)
         finally:
             self._being_started = False
         if self._outcome is not None:

@@ -40,6 +40,9 @@ CONTROLLERS = {
     "resources.pids_limit": "pids",
 }
 
+#: As native's: with 16 KiB lxc-start hangs, with 512 KiB it works.
+MEMORY_MIN = 2 << 20
+
 _MEMSW = "memory.memsw.limit_in_bytes"
 
 

@@ -22,6 +22,7 @@ from pycontainer.driver import (
     ContainerInfo,
     ContainerProcess,
     Feature,
+    LogLimits,
     Probe,
     State,
     Stdio,
@@ -39,12 +40,13 @@ from pycontainer.errors import (
 from pycontainer.hooks import POINTS
 from pycontainer.network import named
 from pycontainer.process import capability_numbers
-from pycontainer.rootfs import Overlay
+from pycontainer.rootfs import Overlay, open_in_rootfs
 from pycontainer.seccomp_filter import Filter, compile_filter
 from pycontainer.service import ServiceGoneError, caller
 from pycontainer.spec import limits_to_oci, process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
 from pycontainer_native import namespaces, plan, trees, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
+from pycontainer_native.cgroups.limits import MEMORY_MIN
 from pycontainer_native.cgroups.live import DYING
 from pycontainer_native.client import LauncherClient
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
@@ -119,6 +121,7 @@ class NativeDriver(DetachedVerbs):
         self._all: weakref.WeakSet[NativeProcess] = weakref.WeakSet()  # further processes included
         self._sockets: set[socket.socket | Claim] = set()  # the launcher's and the monitors' ends, until they have them
         self._bridges = False  # whether any was to be made
+        self._valid: Command | None = None  # what has just been found to have no problems, and is about to be started
         _drivers.add(self)
 
     # -- what it can do
@@ -129,17 +132,40 @@ class NativeDriver(DetachedVerbs):
     def probe(self) -> Probe:
         from pycontainer_native.probe import probe
 
-        return probe(self.name, self.layout, self.host.namespace, FEATURES)
+        return probe(self.name, self.layout, self.host.namespace, FEATURES, self._store.root)
+
+    def start_detached(self, command: Command, log: LogLimits, deadline: float | None = None) -> ContainerProcess:
+        from pycontainer_native.probe import no_place
+
+        problem = no_place(self._store.root)
+        if problem is not None:
+            raise ContainerError(f"{problem[0]} (remedy: {problem[1]})")
+        return super().start_detached(command, log, deadline)
 
     def _look_at_caller(self) -> None:
-        """Whoever has other rights or namespaces than before gets another launcher, and is told of another host."""
+        """Before anything is begun: who this is by now, and what resource limits he has.
+
+        Whoever has other rights or namespaces than before gets another
+        launcher, and is told of another host.
+        """
         now = caller()
-        if now == self._caller:
-            return
+        if now != self._caller:
+            self._change_caller(now)
+        host, limits = self.host, _limits()
+        inherited = () if self._launcher is None else self._launcher.limits
+        if limits != (inherited or limits) or host.rlimits or limits[_NOFILE] != host.nofile:
+            changed = [(n, *now) for n, (now, then) in enumerate(zip(limits, inherited, strict=False)) if now != then]
+            others = tuple(limit for limit in changed if limit[0] != _NOFILE)
+            self._host = attrs.evolve(host, nofile=limits[_NOFILE], rlimits=others)
+
+    def _change_caller(self, now: tuple[object, ...]) -> None:
         with self._lock:
+            before, self._caller = self._caller, now
+            if not before:
+                return
             if self._launcher is not None:
-                self._former[self._caller] = self._launcher
-            self._caller, self._launcher = now, self._former.pop(now, None)
+                self._former[before] = self._launcher
+            self._launcher = self._former.pop(now, None)
             self._host = self._layout = None
             self._unlimited = ()
             self._filters.clear()
@@ -151,15 +177,18 @@ class NativeDriver(DetachedVerbs):
             problems.append(InvalidCommandError("config", "raw values are for other drivers: native takes none"))
         if command.network is not None:
             problems += self._check_bridges(command)
-        if type(command.rootfs) is str and not os.path.isdir(command.rootfs):
-            problems.append(InvalidCommandError("rootfs", f"{command.rootfs} is not a directory"))
-        if command.rootfs == "/":
-            problems.append(InvalidCommandError("rootfs", "is the host's own root: None gives a safe view of it"))
+        if type(command.rootfs) is str:
+            if not os.path.isdir(command.rootfs):
+                problems.append(InvalidCommandError("rootfs", f"{command.rootfs} is not a directory"))
+            elif os.path.samefile(command.rootfs, "/"):  # by whatever name
+                problems.append(InvalidCommandError("rootfs", "is the host's own root: None gives a safe view of it"))
         if isinstance(command.rootfs, Overlay):
             for path in command.rootfs.layers:
                 if not os.path.isdir(path):
                     name = "upper" if path == command.rootfs.upper else "lower"
                     problems.append(InvalidCommandError(f"rootfs.{name}", f"{path} is not a directory"))
+                elif os.path.samefile(path, "/"):
+                    problems.append(InvalidCommandError("rootfs.lower", f"{path} is the host's own root"))
         for mount in command.mounts:
             if mount.source is None:
                 continue
@@ -167,6 +196,7 @@ class NativeDriver(DetachedVerbs):
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} does not exist"))
             elif os.path.realpath(mount.source).startswith("/proc/") or os.path.realpath(mount.source) == "/proc":
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} leads into /proc"))
+        problems += _check_etc(command)
         problems += self._check_propagation(command)
         problems += _check_hooks(command)
         problems += self._unmapped(command)
@@ -215,6 +245,10 @@ class NativeDriver(DetachedVerbs):
                 problems += [InvalidCommandError(*p) for p in self.layout.check(limits, command.cgroup_parent)]
             except InvalidCommandError as error:
                 problems.append(error)
+        memory = command.resources.memory
+        if memory is not None and memory < MEMORY_MIN:
+            problem = f"{memory} bytes are less than a container's set-up may take: {MEMORY_MIN >> 20}m at least"
+            problems.append(InvalidCommandError("resources.memory", problem))
         try:
             self._filter(command)
         except (InvalidCommandError, UnsupportedError) as error:
@@ -222,6 +256,7 @@ class NativeDriver(DetachedVerbs):
         if command.pid is not None and not any(place.writable for place in self.layout.hierarchies):
             reason = f"{command.pid!r} needs a cgroup: without one its processes can get away"
             problems.append(InvalidCommandError("pid", reason))
+        self._valid = None if problems else command
         return problems
 
     def _unmapped(self, command: Command) -> Iterator[InvalidCommandError]:
@@ -281,16 +316,11 @@ class NativeDriver(DetachedVerbs):
 
     @property
     def host(self) -> Host:
-        """What plans need to know of the host, looked up once, and of this process's resource limits, looked up now."""
-        if self._host is None:
-            self._host = Host.of_caller()
-        limits = _limits()
-        inherited = () if self._launcher is None else self._launcher.limits
-        if limits != (inherited or limits) or self._host.rlimits or limits[_NOFILE] != self._host.nofile:
-            changed = [(n, *now) for n, (now, then) in enumerate(zip(limits, inherited, strict=False)) if now != then]
-            others = tuple(limit for limit in changed if limit[0] != _NOFILE)
-            self._host = attrs.evolve(self._host, nofile=limits[_NOFILE], rlimits=others)
-        return self._host
+        """What plans need to know of the host, and of this process's resource limits: see :meth:`_look_at_caller`."""
+        host = self._host
+        if host is None:
+            host = self._host = Host.of_caller()
+        return host
 
     @property
     def layout(self) -> Layout:
@@ -329,6 +359,7 @@ class NativeDriver(DetachedVerbs):
         """The steps that starting *command* takes, a line each, without taking them."""
         from pycontainer_native.explain import describe
 
+        self._look_at_caller()
         return describe(self.compile(command))
 
     def _filter(self, command: Command) -> Filter | None:
@@ -421,9 +452,10 @@ class NativeDriver(DetachedVerbs):
 
     def _check(self, command: Command) -> None:
         """Raise the first problem of *command*; and clear away what may be in its way."""
-        problems = self.validate(command)
-        if problems:
-            raise problems[0]
+        valid, self._valid = self._valid, None
+        if valid is not command:
+            for problem in self.validate(command):
+                raise problem
         if command.cgroup_parent is not None and command.cgroup_parent not in self._parents:
             sweep(self.layout, cgroup_parent=command.cgroup_parent)
             self._store.note_parent(command.cgroup_parent)
@@ -549,7 +581,7 @@ class NativeDriver(DetachedVerbs):
                     launcher = self._ask(request, fds, None if container is None else container.launcher)
                     process.launcher = launcher
                     process.on_lost = functools.partial(self._drop, launcher)
-            process.wait_for_start(State.CREATING, stdio.deadline)
+            process.wait_for_start(State.CREATING, stdio.deadline, stdio.give_up)
         except BaseException:
             process.close()
             raise
@@ -826,6 +858,27 @@ def _check_hooks(command: Command) -> Iterator[InvalidCommandError]:
     if command.hooks is not None and command.hooks.start_container and _may_trace(command):
         reason = "with CAP_SYS_PTRACE one could read the memory of what waits for it, which was the launcher's"
         yield InvalidCommandError("hooks.start_container", reason)
+
+
+def _check_etc(command: Command) -> Iterator[InvalidCommandError]:
+    """What was asked for in files of /etc that the root file system has no place for: nothing is made in it."""
+    layers = command.rootfs.layers if isinstance(command.rootfs, Overlay) else (command.rootfs,)
+    asked = (("dns", "resolv.conf"), ("dns_search", "resolv.conf"), ("extra_hosts", "hosts"))
+    for field, name in asked:
+        covered = {mount.target for mount in command.mounts} & {"/etc", f"/etc/{name}"}
+        if getattr(command, field) and not covered and not any(_has_file(layer, f"etc/{name}") for layer in layers):
+            yield InvalidCommandError(field, f"the rootfs has no file /etc/{name} to show it in (an empty one will do)")
+
+
+def _has_file(rootfs: object, path: str) -> bool:
+    """Whether it is there, or may be; what has no directory of its own has whatever it is to have."""
+    if not isinstance(rootfs, str):
+        return True
+    try:
+        os.close(open_in_rootfs(rootfs, path))
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
+    return True
 
 
 def _check_labels(command: Command) -> Iterator[InvalidCommandError]:

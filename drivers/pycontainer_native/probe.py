@@ -36,8 +36,11 @@ _CAP_SYS_ADMIN = 21
 _DELEGATE = "systemd-run --user --scope -p Delegate=yes COMMAND, or have root make a cgroup that is yours, and join it"
 
 
-def probe(name: str, layout: Layout, namespace: UserNamespace | None, features: frozenset[Feature]) -> Probe:
-    """The probe of the driver *name*, on a host with these cgroup hierarchies; an ordinary user has *namespace*."""
+def probe(name: str, layout: Layout, namespace: UserNamespace | None, features: frozenset[Feature], root: str) -> Probe:
+    """The probe of the driver *name*, on a host with these cgroup hierarchies; an ordinary user has *namespace*.
+
+    Detached containers are recorded below *root*.
+    """
     problem = next(_problems(namespace), None)
     evidence = f"Linux {os.uname().release} on {abi.MACHINE}, cgroups: {layout.mode}"
     if namespace is not None:
@@ -51,9 +54,46 @@ def probe(name: str, layout: Layout, namespace: UserNamespace | None, features: 
         cause=cause,
         remedy=remedy,
         features={
-            feature: _feature(feature, layout, namespace, cause, remedy) for feature in sorted(features, key=str)
+            feature: _restore(root)
+            if feature is Feature.RESTORE and not cause
+            else _feature(feature, layout, namespace, cause, remedy)
+            for feature in sorted(features, key=str)
         },
     )
+
+
+def _restore(root: str) -> FeatureProbe:
+    problem = no_place(root)
+    if problem is not None:
+        return FeatureProbe(False, "", *problem)
+    return FeatureProbe(True, f"they are recorded below {root}")
+
+
+def no_place(root: str) -> tuple[str, str] | None:
+    """(cause, remedy) where *root* cannot be where detached containers are recorded. Makes nothing."""
+    remedy = "name a directory that is yours alone: the option root, PYCONTAINER_NATIVE_ROOT or --native-root"
+    if os.geteuid() != 0:
+        remedy = f"'loginctl enable-linger', which makes /run/user/{os.geteuid()}; or {remedy}"
+    path = os.path.realpath(os.path.join(root, "containers"))
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    cause = ""
+    if not os.path.isdir(path):
+        cause = f"{path} is not a directory"
+    elif not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+        cause = f"nothing can be made in {path}: {os.strerror(errno.EROFS if _is_read_only(path) else errno.EACCES)}"
+    while not cause:  # as everybody checks who reads there
+        found = os.lstat(path)
+        if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+            cause = f"others can write to {path}"
+        if path == "/":
+            break
+        path = os.path.dirname(path)
+    return (f"root {root} is no place for the state of containers: {cause}", remedy) if cause else None
+
+
+def _is_read_only(path: str) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def without_user_namespace(name: str, error: SetupError) -> Probe:

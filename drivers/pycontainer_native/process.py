@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import marshal
 import signal as signals
 import time
@@ -78,6 +79,9 @@ class NativeProcess(SocketProcess):
             if isinstance(step, int) and self._plan is not None:
                 step, path = self._plan.step_at(step)
             error = SetupError(step, number, path)
+            limit = None if self._command is None else self._command.resources.memory
+            if number == errno.EINTR and limit is not None:  # killed: by whom, a process outside cannot tell any more
+                add_note(error, f"its memory limit is {limit} bytes, of which the set-up takes some as well")
             if note:
                 add_note(error, note)
             self.end(error)

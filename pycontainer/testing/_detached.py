@@ -34,6 +34,7 @@ class FakeDetached:
         self._ended: float | None = None
         self._limit = limits.size * limits.files
         self._log: deque[LogRecord] = deque()
+        self._size = 0  # bytes in the log
         self._dropped = 0  # records
         self._changed = threading.Condition()
         self._pipes: dict[int, str] = {}
@@ -82,8 +83,9 @@ class FakeDetached:
                 now, stream = time.time(), self._pipes[fd]
                 with self._changed:
                     self._log += (LogRecord(stream, now, line) for line in re.findall(rb"[^\n]*\n|[^\n]+", data))
-                    while sum(len(record.data) for record in self._log) > self._limit:
-                        self._log.popleft()
+                    self._size += len(data)
+                    while self._size > self._limit:
+                        self._size -= len(self._log.popleft().data)
                         self._dropped += 1
                     self._changed.notify_all()
 

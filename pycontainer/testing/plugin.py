@@ -23,8 +23,8 @@ Markers: ``container(argv, **fields)``, ``container_memory(limit)``,
 ``container_network(network)``, ``container_rootfs(path)``,
 ``container_driver(*names)``, ``container_require(*features)``.
 
-A test that leaves a container running fails, unless a fixture of a wider scope
-owns it.  When a test fails, its report has the containers' output, status and
+A test that leaves a container running, a detached one too, fails, unless a
+fixture of a wider scope owns it.  When a test fails, its report has the containers' output, status and
 limits.  Nothing here touches the host, or imports a driver, at collection.
 """
 
@@ -42,6 +42,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pycontainer import CompletedContainer, ExecutionDriver
+    from pycontainer.detached import DetachedLifecycle
     from pycontainer.lifecycle import Lifecycle
     from pycontainer.testing.fake import FakeDriver
     from pycontainer.testing.fixtures import ContainerFactory, LoggedContainer
@@ -216,8 +217,29 @@ def _check_requirements(item: pytest.Item, driver: ExecutionDriver) -> None:
 
 def _living() -> list[Lifecycle]:
     """The containers of this process that run. Nothing is imported for it: where no lifecycle is, there is none."""
-    module = sys.modules.get("pycontainer.lifecycle")
-    return [] if module is None else module.living()
+    lifecycle, detached = (sys.modules.get(f"pycontainer.{name}") for name in ("lifecycle", "detached"))
+    found: list[Lifecycle] = [] if lifecycle is None else lifecycle.living()
+    if detached is not None and detached.started:
+        detached.started[:] = filter(_is_running, detached.started)
+        found += detached.started
+    return found
+
+
+def _is_running(life: DetachedLifecycle) -> bool:
+    """Whether a detached container runs: no object of this process need be attached to it."""
+    try:
+        return life.driver.info(life.id).is_running
+    except Exception:  # of a driver that is closed; what cannot be asked cannot be blamed either
+        return False
+
+
+def _end(life: Lifecycle) -> None:
+    if life.detached:
+        from pycontainer import get
+
+        get(life.id, life.driver).remove(force=True)
+    else:
+        life.close()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -248,7 +270,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
         names = ", ".join(f"{life.id} ({' '.join(life.command.process.argv)})" for life in leaked)
         for life in leaked:
             with contextlib.suppress(Exception):
-                life.close()
+                _end(life)
         pytest.fail(f"this test left containers running, which are killed now: {names}", pytrace=False)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import pycontainer
-from pycontainer import PIPE, ContainerLostError, Device, Mount, Network, SetupError
+from pycontainer import PIPE, ContainerLostError, Device, InvalidCommandError, Mount, Network, SetupError
 from pycontainer.command import Resources
 from pycontainer_lxc import cgroups, client
 from pycontainer_lxc.driver import LxcDriver
@@ -296,6 +296,12 @@ def test_three_hundred_in_a_row(run: Callable[..., Any], driver: LxcDriver) -> N
     assert after[0] <= before[0]
     assert after[1] <= before[1]
     assert not [path for path in left() if "payload" in path and driver._guard.token in path]  # type: ignore[union-attr]
+
+
+def test_memory_that_a_start_cannot_do_with_is_refused(busybox_rootfs: Path, driver: LxcDriver) -> None:
+    with pytest.raises(InvalidCommandError, match="2m at least") as caught:
+        pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver, memory="16k")
+    assert caught.value.field == "resources.memory"
 
 
 @pytest.mark.parametrize("kill", [True, False])

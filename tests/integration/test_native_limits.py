@@ -209,14 +209,29 @@ def test_the_limit_of_processes_counts_from_the_first(sh: Any) -> None:
     assert sh("sleep 0 & sleep 0 & wait; echo ok", pids_limit=3).stdout == "ok\n"
 
 
-def test_a_payload_that_cannot_even_start(start: Any) -> None:
+@pytest.mark.parametrize("memory", [4096, "16k", "256k", "2047k"])
+def test_memory_that_a_start_cannot_do_with_is_refused(start: Any, memory: Any) -> None:
+    with pytest.raises(InvalidCommandError, match="less than a container's set-up may take: 2m at least") as caught:
+        start(["true"], memory=memory)
+    assert caught.value.field == "resources.memory"
+
+
+def test_the_least_memory_is_enough_for_a_start(start: Any) -> None:
+    assert [start(["true"], memory="2m").wait(60) for _ in range(5)] == [0] * 5
+
+
+def test_a_payload_that_cannot_even_start(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # Less than a process needs: an error or a kill, and no hang; and nothing is left.
+    monkeypatch.setattr("pycontainer_native.driver.MEMORY_MIN", 0)
     try:
         box = start(["sleep", "100"], memory=4096)
-    except SetupError:
+    except SetupError as error:
+        said = (error.step, getattr(error, "__notes__", [""])[0][:31])
+    else:
+        assert box.wait(60) == -9
+        assert box.status.oom_killed
         return
-    assert box.wait(60) == -9
-    assert box.status.oom_killed
+    assert said[0] != "killed during set-up" or said[1] == "its memory limit is 4096 bytes,"
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,8 @@ asked = [{}, {"rootfs": None}, {"read_only": True, "init": True}, {"network": "h
 for keywords in asked:
     with Container(["sleep", "60"], **{"rootfs": "root", **keywords}) as box:
         receipt = box.receipt()
+        unchecked = {one.field for one in receipt.unchecked(box.command)}
+        assert not {"hostname", "network"} & unchecked, unchecked
         print(*receipt.differences(box.command), bool(receipt.differences(evolve(box.command, pid="host"))))
     print(*run(["true"], receipt=True, **{"rootfs": "root", **keywords}).receipt.differences(box.command))
 """
@@ -369,3 +371,24 @@ print(shared == os.readlink(f"/proc/{first.pid}/ns/net"))
 first.close()
 """
     assert as_user(code).splitlines() == ["network True", "True"]
+
+
+def test_without_a_directory_for_records_nothing_is_detached(as_user: AsUser) -> None:
+    """As of an account that nobody has logged in to, by su(1) or a service: /run/user has nothing for it."""
+    said = as_user(
+        """
+os.environ.pop("XDG_RUNTIME_DIR", None)
+driver = get_driver("native")
+seen = driver.probe().features[Feature.RESTORE]
+print(seen.usable, seen.cause, seen.remedy)
+try:
+    Container(["true"], rootfs="root", driver=driver, detach=True)
+except ContainerError as error:
+    print(error)
+"""
+    )
+    probed, raised = said.splitlines()
+    for text in (probed, raised):
+        assert f"root /run/user/{UID}/pycontainer is no place for the state of containers" in text
+        assert "loginctl enable-linger" in text
+    assert probed.startswith("False ")

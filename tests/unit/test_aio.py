@@ -456,3 +456,14 @@ def test_what_there_is_of_container() -> None:
     sync_only = {"create", "start", "truncated"}  # it is made by a function, which starts it; communicate has no limit
     names = {name for name in vars(pycontainer.Container) if not name.startswith("_")}
     assert names - set(vars(aio.AsyncContainer)) == of_detached | sync_only
+
+
+def test_what_a_terminal_shows_has_an_end(driver: SpawnDriver) -> None:
+    async def main() -> bytes:
+        box = await aio.create_container_exec("sh", "-c", "echo one; echo two", tty=True, stdout=PIPE, driver=driver)
+        async with box:
+            assert box.stdout is not None
+            assert await box.stdout.readline() == b"one\r\n"
+            return await box.stdout.read()
+
+    assert run(main) == b"two\r\n"

@@ -13,6 +13,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import pycontainer
 from pycontainer import DEVNULL, PIPE, STDOUT, CompletedContainer, Container, ExitStatus, State, _api, lifecycle
 from pycontainer.command import COMMAND_KEYWORDS
 from pycontainer.driver import ContainerProcess, Stdio
+from pycontainer.testing.fake import FakeDriver, Outcome
 
 from .doubles import PlainDriver, SpawnDriver, members, nothing_left
 
@@ -750,3 +752,39 @@ def test_a_signal_handler_may_stop_it_while_its_thread_communicates(box: Any) ->
         finally:
             signal.signal(signal.SIGALRM, before)
     assert seen == [container.returncode] == [-signal.SIGTERM]
+
+
+# -- one container, and several who want to start it
+
+
+def test_creating_what_runs_already_leaves_it_alone() -> None:
+    driver = FakeDriver()
+    with Container(["sleep", "9"], driver=driver) as box:
+        for verb in (box.create, box.start):
+            with pytest.raises(pycontainer.ContainerError, match="already: it is running"):
+                verb()
+        assert box.poll() is None
+        assert box.pid is not None
+
+
+@pytest.mark.parametrize("verb", ["create", "start"])
+def test_of_many_who_start_it_one_does_and_the_others_break_nothing(verb: str) -> None:
+    driver = FakeDriver()
+    driver.script("slow", Outcome(start_delay=0.2, hang=True))
+    with Container(["slow"], driver=driver, stdout=PIPE, start=False) as box, ThreadPoolExecutor(4) as pool:
+        errors = list(pool.map(lambda _: _error_of(getattr(box, verb)), range(4)))
+        assert [type(error) for error in errors].count(type(None)) == 1
+        assert {type(error) for error in errors} == {type(None), pycontainer.ContainerError}
+        if verb == "create":
+            box.start()
+        assert box.poll() is None
+        assert box.stdout is not None
+        assert not box.stdout.closed
+
+
+def _error_of(verb: Any) -> Exception | None:
+    try:
+        verb()
+    except Exception as error:
+        return error
+    return None

@@ -88,9 +88,17 @@ def test_the_exit_status(default: str, arguments: list[str], code: int, monkeypa
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json", "bad"]) == 1
     data = json.loads(capsys.readouterr().out)
-    assert (data["default"], data["healthy"]) == ("bad", False)
+    assert (data["default"], data["chosen"], data["healthy"]) == ("good", "bad", False)
     assert [(line["driver"], line["feature"], line["usable"]) for line in data["findings"]] == [("bad", None, False)]
     assert data["findings"][0]["remedy"] == "repair or uninstall bad 1.0"
+
+
+def test_only_the_default_one_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["good"]):
+        main(["doctor", *arguments])
+        assert "good (default) " in capsys.readouterr().out
+    main(["doctor", "bad"])
+    assert "default" not in capsys.readouterr().out
 
 
 # -- compare
@@ -174,3 +182,30 @@ def test_the_table_of_features() -> None:
         "host-rootfs  \\-   yes",
         "===========  ===  ====",
     ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "raise SystemExit('out of here')",
+        FAKE_PLUGIN.replace("return ", "return None + "),
+        FAKE_PLUGIN.replace("FakeDriver(f", "Broken(f") + "class Broken(FakeDriver):\n    features = None\n",
+        FAKE_PLUGIN.replace("FakeDriver(f", "Broken(f") + "class Broken(FakeDriver):\n    probe = None\n",
+        FAKE_PLUGIN.replace("FakeDriver(f", "Broken(f") + "class Broken(FakeDriver):\n    start = create = None\n",
+    ],
+    ids=["exits", "is-not-made", "has-no-features", "cannot-be-probed", "cannot-start"],
+)
+def test_a_plugin_that_raises_whatever_it_likes_breaks_no_other(
+    source: str, install: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("rude", {"rude": "rude_driver"}, {"rude_driver": source})
+    assert main(["drivers"]) == 0
+    assert main(["doctor"]) == 0
+    assert main(["compare", "--json", "echo", "hello"]) in (0, 1)
+    out = capsys.readouterr().out
+    assert "hello" in out
+    assert "out of here" not in out.splitlines()
+    if "probe =" not in source:  # which nobody asks where the driver is named
+        assert main(["run", "--driver", "rude", "true"]) == 125
+    with pytest.raises(pycontainer.RequirementError):
+        pycontainer.run(["true"], driver=["rude", "good"], require={Feature.TTY})

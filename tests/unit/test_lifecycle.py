@@ -217,6 +217,24 @@ def test_every_problem_is_in_one_error(driver: SpawnDriver) -> None:
     assert driver.calls == []
 
 
+def test_a_missing_feature_comes_before_what_the_driver_says(driver: SpawnDriver) -> None:
+    """Of a driver that looks at all of a Command, also at what it has not declared that it can do."""
+    driver.problems = [InvalidCommandError("rootfs", "is bad"), UnsupportedError("spawn", Feature.PIDS)]
+    life = Lifecycle(driver, Command.of(["true"], pids_limit=5))
+    with pytest.raises(UnsupportedError) as caught:
+        life.start(STDIO)
+    assert caught.value.feature is Feature.PIDS
+    assert caught.value.__notes__ == ["rootfs: is bad"]  # type: ignore[attr-defined]
+
+
+def test_a_driver_that_cannot_read_what_it_does_not_have(driver: SpawnDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "validate", lambda command: 1 / 0)
+    with pytest.raises(UnsupportedError):
+        Lifecycle(driver, Command.of(["true"], pids_limit=5)).start(STDIO)
+    with pytest.raises(ZeroDivisionError):
+        Lifecycle(driver, Command.of(["true"])).start(STDIO)
+
+
 def test_unsupported_alone_stays_unsupported() -> None:
     first, second = UnsupportedError("x", Feature.TTY), UnsupportedError("x", Feature.INIT)
     assert combine([first, second]) is first

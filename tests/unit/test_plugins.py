@@ -159,8 +159,22 @@ def test_of_a_distribution_that_is_on_the_path_twice_the_first_counts(install: I
         (PLUGIN.replace("def pycontainer_create_driver", "def pycontainer_create_drivr"), "pycontainer_create_drivr"),
         (PLUGIN.replace("(name, options)", "(name, option)"), "option"),
         (PLUGIN.replace("    driver = Driver", "    import nonexistent_module\n    driver = Driver"), "nonexistent"),
+        ("raise SystemExit('out of here')", "SystemExit: out of here"),
+        (
+            PLUGIN.replace("    driver = Driver", "    raise TypeError('no such thing')\n    driver = Driver"),
+            "no such thing",
+        ),
+        (PLUGIN.replace("    driver = Driver", "    raise SystemExit(3)\n    driver = Driver"), "SystemExit: 3"),
+        (PLUGIN.replace("        return frozenset({Feature.TTY})", "        return 1 / 0"), "ZeroDivisionError"),
+        (
+            PLUGIN + "\n@pycontainer.hookimpl\ndef pycontainer_driver_options(name):\n    1 / 0\n",
+            "ZeroDivisionError",
+        ),
     ],
-    ids=["import", "error", "syntax", "no-hook", "no-driver", "unknown-hook", "unknown-argument", "late-import"],
+    ids=[
+        *("import", "error", "syntax", "no-hook", "no-driver", "unknown-hook", "unknown-argument", "late-import"),
+        *("exit", "hook-raises", "hook-exits", "features-raise", "options-raise"),
+    ],
 )
 def test_a_broken_plugin_is_an_unavailable_driver_and_breaks_no_other(
     source: str, cause: str, install: Install
@@ -173,6 +187,7 @@ def test_a_broken_plugin_is_an_unavailable_driver_and_breaks_no_other(
         assert cause in caught.value.probe.cause
         assert "bad 1.0" in caught.value.probe.remedy
     assert plugins.get_driver("double").name == "double-0.1"
+    assert not plugins.drivers()["broken"].probe.usable
 
 
 def test_a_wrong_option_is_a_type_error(install: Install) -> None:

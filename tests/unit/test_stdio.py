@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from pycontainer import _exchange, lifecycle
+import pycontainer
+from pycontainer import Container, _exchange, lifecycle
 from pycontainer._exchange import Capture, Flow, pump
 from pycontainer.command import Command
 from pycontainer.driver import ExitStatus, Stdio
+from pycontainer.errors import InvalidCommandError
 from pycontainer.lifecycle import Lifecycle
 from pycontainer.stdio import DEVNULL, PIPE, STDOUT, Pipes, Streams, TtyTerminal
 
@@ -138,6 +140,35 @@ def test_pipes_refuse_a_pipe_that_nobody_can_have(streams: tuple[int]) -> None:
 def test_impossible_streams(streams: tuple[int]) -> None:
     with pytest.raises(ValueError, match="is not a descriptor"):
         Streams(*streams)
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
+@pytest.mark.parametrize("flags", [os.O_RDONLY | os.O_DIRECTORY, os.O_PATH | os.O_DIRECTORY, os.O_PATH])
+def test_a_stream_that_would_lead_out(driver: SpawnDriver, tmp_path: Path, name: str, flags: int) -> None:
+    (tmp_path / "file").touch()
+    fd = os.open(tmp_path if flags & os.O_DIRECTORY else tmp_path / "file", flags)
+    try:
+        with pytest.raises(InvalidCommandError) as caught:
+            Streams(**{name: fd})
+        assert caught.value.field == name
+        assert f"descriptor {fd} is" in str(caught.value)
+        with pytest.raises(InvalidCommandError):
+            pycontainer.Container(["true"], driver=driver, **{name: fd})
+        assert driver.calls == []
+    finally:
+        os.close(fd)
+
+
+def test_a_directory_that_would_be_inherited(tmp_path: Path) -> None:
+    kept, directory = os.dup(1), os.open(tmp_path, os.O_RDONLY)
+    try:
+        os.dup2(directory, 1)
+        with pytest.raises(InvalidCommandError, match="stdout: descriptor 1 is a directory"):
+            Streams()
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(directory)
 
 
 def test_every_descriptor_is_close_on_exec() -> None:
@@ -399,3 +430,30 @@ def test_milliseconds_never_ends_early_and_never_overflows(monkeypatch: pytest.M
 def test_stdio_is_what_drivers_get() -> None:
     with Streams() as streams:
         assert streams.stdio == Stdio(streams.stdio.stdin, 1, 2)
+
+
+# -- the file objects of a terminal
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda file: file.read(),
+        lambda file: b"".join(iter(lambda: file.read(2), b"")),
+        lambda file: b"".join(file),
+        lambda file: b"".join(file.readlines()),
+    ],
+    ids=["all", "parts", "lines", "list"],
+)
+def test_what_a_terminal_shows_has_an_end(driver: SpawnDriver, read: Callable[[Any], bytes]) -> None:
+    box = Container(["sh", "-c", "echo one; echo two"], driver=driver, tty=True, stdout=PIPE)
+    with box:
+        assert read(box.stdout) == b"one\r\ntwo\r\n"
+        assert box.wait() == 0
+
+
+def test_what_a_terminal_shows_has_an_end_as_text(driver: SpawnDriver) -> None:
+    with Container(["sh", "-c", "echo one; echo two"], driver=driver, tty=True, stdout=PIPE, text=True) as box:
+        assert box.stdout is not None
+        assert box.stdout.readline() == "one\n"
+        assert box.stdout.read() == "two\n"

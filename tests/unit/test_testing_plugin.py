@@ -220,6 +220,37 @@ def test_a_leak_fails_the_test_that_leaked(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_leaks*", "*left containers running*leaked (sleep 1000)*"])
 
 
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_detached_one_is_a_leak_as_well(pytester: pytest.Pytester, driver: str) -> None:
+    pytester.makepyfile(
+        """
+        import pycontainer
+        import pytest
+
+        @pytest.fixture(scope="module")
+        def own(container_driver):
+            with pycontainer.Container(["sleep", "1000"], driver=container_driver, detach=True) as box:
+                yield box
+            box.remove(force=True)
+
+        def test_leaks(container_driver):
+            pycontainer.Container(["sleep", "1000"], driver=container_driver, name="leaked-detached", detach=True)
+
+        def test_does_not(own, container_driver):
+            assert not container_driver.info("leaked-detached").is_running
+            assert own.poll() is None
+
+        def test_removes(container_driver):
+            box = pycontainer.Container(["sleep", "1000"], driver=container_driver, detach=True)
+            box.close()
+            pycontainer.get(box.id, container_driver).remove(force=True)
+        """
+    )
+    result = pytester.runpytest_subprocess("--container-driver", driver)
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_leaks*", "*left containers running*leaked-detached*"])
+
+
 def test_the_fake_driver_fixture(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
