@@ -65,7 +65,7 @@ class ExecStop(threading.Thread, Generic[T]):
     def run(self) -> None:
         (pid,) = self._traced
         try:
-            _ptrace(_SEIZE, pid, _TRACEEXEC | _TRACEFORK | _TRACEVFORK | _TRACECLONE)
+            ptrace(_SEIZE, pid, _TRACEEXEC | _TRACEFORK | _TRACEVFORK | _TRACECLONE)
         except OSError as error:
             self._error = SetupError("trace the main process", error.errno or errno.EPERM)
             return
@@ -92,38 +92,54 @@ class ExecStop(threading.Thread, Generic[T]):
             time.sleep(INTERVAL)
 
     def _stopped(self, pid: int) -> None:
-        info = ctypes.create_string_buffer(128)  # siginfo_t: signal, errno, code
         try:
-            _ptrace(_GETSIGINFO, pid, info)
-            signal, event = (int.from_bytes(info.raw[at : at + 4], "little", signed=True) for at in (0, 8))
-            event >>= 8
+            signal, event = _event(pid)
             if event == _EVENT_EXEC:
                 try:
                     self._seen.append(self._look(pid))
                 except BaseException as error:
                     self._error = error
-                _ptrace(_DETACH, pid)
+                ptrace(_DETACH, pid)
             elif event in _NEW_PROCESS:
                 child = ctypes.c_ulong()
-                _ptrace(_GETEVENTMSG, pid, ctypes.byref(child))
+                ptrace(_GETEVENTMSG, pid, ctypes.byref(child))
                 self._traced.add(child.value)
-                _ptrace(_CONT, pid)
+                ptrace(_CONT, pid)
             elif event == _EVENT_STOP:
                 # A new process is continued; one that was stopped by a signal stays so.
-                _ptrace(_CONT if signal == 5 else _LISTEN, pid)
+                ptrace(_CONT if signal == 5 else _LISTEN, pid)
             else:
-                _ptrace(_CONT, pid, signal)
+                ptrace(_CONT, pid, signal)
         except ProcessLookupError:
             pass  # killed meanwhile
 
 
-def _ptrace(request: int, pid: int, data: object = 0) -> None:
+def ptrace(request: int, pid: int, data: object = 0, address: int = 0) -> int:
+    """ptrace(2) from this thread. Raises OSError."""
     argument = ctypes.c_long(data) if isinstance(data, int) else data
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.restype = ctypes.c_long
-    if libc.ptrace(ctypes.c_long(request), ctypes.c_long(pid), ctypes.c_long(0), argument) == -1:
+    result: int = libc.ptrace(ctypes.c_long(request), ctypes.c_long(pid), ctypes.c_long(address), argument)
+    if result == -1:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+    return result
+
+
+def is_stopped_at_exec(pid: int) -> bool:
+    """Whether this very thread traces *pid*, and has it stopped in its execve."""
+    try:
+        return _event(pid)[1] == _EVENT_EXEC
+    except OSError:  # ESRCH: somebody else traces it, or nobody
+        return False
+
+
+def _event(pid: int) -> tuple[int, int]:
+    """The signal that a traced process has stopped by, and the event of ptrace(2) if it is one."""
+    info = ctypes.create_string_buffer(128)  # siginfo_t: signal, errno, code
+    ptrace(_GETSIGINFO, pid, info)
+    signal, code = (int.from_bytes(info.raw[at : at + 4], "little", signed=True) for at in (0, 8))
+    return signal, code >> 8
 
 
 def _state(pid: int) -> tuple[str, int]:

@@ -378,20 +378,20 @@ async def _start(
     made: list[Container] = []
     cancelled = False
 
-    def begin() -> tuple[Container, Receipt | None]:
+    def begin() -> Receipt | None:
         box = make()
         made.append(box)
         if cancelled:
             box._life.give_up()
         try:
-            return box, box._start_within(timeout, began, look)
+            return box._start_within(timeout, began, look)
         except BaseException:
             box.close()
             raise
 
     start = loop.run_in_executor(None, begin)
     try:
-        box, receipt = await asyncio.shield(start)
+        receipt = await asyncio.shield(start)
     except asyncio.CancelledError:
         cancelled = True  # before the look at what is made, as begin() has it the other way round
         if made and not made[0]._life.give_up():
@@ -400,8 +400,9 @@ async def _start(
             await _whatever_comes(start)
         if start.exception() is None:
             with contextlib.suppress(asyncio.CancelledError):
-                await _whatever_comes(loop.run_in_executor(None, start.result()[0].close))
+                await _whatever_comes(loop.run_in_executor(None, made[0].close))
         raise
+    box = made.pop()  # the worker thread, which may hold begin() a moment longer, must not keep it alive
     if box._streams is not None and box._streams.flows:
         await _whatever_comes(loop.run_in_executor(None, box.close))
         raise ValueError("asyncio moves bytes only between descriptors: use PIPE, or a stream that has a fileno()")

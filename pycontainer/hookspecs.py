@@ -70,7 +70,7 @@ any driver::
 Nothing is registered by being installed: nobody watches another's containers
 unasked.  Observers are called in this process, in the thread that starts a
 container or notices its end (``poll``, ``wait``, ``close``), which waits for
-them; they hear nothing of further processes (``exec``).  What one raises is
+them, and may call any method of the container; they hear nothing of further processes (``exec``).  What one raises is
 logged by ``pycontainer.observers`` and changes nothing.  Of one container the
 order is started, oom, exited, cleaned; one whose start fails is not heard of.
 

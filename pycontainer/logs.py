@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import re
 import time
 from calendar import timegm
 from collections import deque
@@ -25,9 +26,12 @@ from collections.abc import Callable, Iterator
 
 from attrs import frozen
 
+from pycontainer.records import open_regular
+
 __all__ = ["LogRecord", "read_log"]
 
 _CHUNK = 1 << 16
+_NAME = re.compile(r"log(\.[0-9]{1,9})?")
 
 
 @frozen
@@ -136,7 +140,7 @@ class _Reader:
                 return None
             name, inode = found[index]
             try:
-                file = io.FileIO(name, opener=lambda name, flags: os.open(name, flags, dir_fd=self._directory))
+                file = io.FileIO(open_regular(name, dir_fd=self._directory))
             except FileNotFoundError:
                 continue
             if os.fstat(file.fileno()).st_ino == inode:
@@ -147,12 +151,12 @@ class _Reader:
         """(name, inode) of each file, the oldest first."""
         before: list[tuple[str, int]] = []
         while True:
-            names = [name for name in os.listdir(self._directory) if name == "log" or name.startswith("log.")]
+            names = [name for name in os.listdir(self._directory) if _NAME.fullmatch(name)]
             names.sort(key=lambda name: -int(name[4:] or 0))
             found = []
             for name in names:
                 try:
-                    found.append((name, os.stat(name, dir_fd=self._directory).st_ino))
+                    found.append((name, os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_ino))
                 except FileNotFoundError:
                     break
             else:

@@ -77,7 +77,9 @@ class Mount:
 
     The targets ``/``, ``/dev`` and everything in ``/proc`` and ``/sys`` are
     refused (CVE-2015-3631, CVE-2019-16884), and so are sources in ``/proc``
-    and ``/dev/fd``, whose links lead anywhere.
+    and ``/dev/fd``, whose links lead anywhere.  Other links of a source are
+    followed at the start: below a directory that a payload could write to, a
+    source is whatever that payload made of it.
     """
 
     source: str | None

@@ -7,6 +7,7 @@ import functools
 import os
 import stat
 import struct
+import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -378,6 +379,60 @@ class HostView:
             if name not in attrs.fields_dict(cls):
                 refuse(f"rootfs.{name}", "is not a field")
         return cls(**data)
+
+
+#: A directory that was changed this short a time before it was read (ns) may change again without another time stamp:
+#: the kernel's clock for those ticks every 1 to 10 ms.
+_TICK = 20_000_000
+
+#: How long a file of a tree may go on being shown after it was made private where it is (seconds): there are more of
+#: those than can be looked at for each start.
+_PATIENCE = 1.0
+
+
+class DetectedView:
+    """The view of this host as JSON, for as long as :meth:`holds`: to look anew takes longer than a start may."""
+
+    def __init__(self) -> None:
+        began = time.time_ns()
+        view = HostView.detect()
+        self.json = view.to_json()
+        directories, listed = ["/", "/etc"], []
+        for tree in view.trees:
+            for path, _, names in os.walk(tree):
+                directories.append(path)
+                listed += [f"{path}/{name}" for name in names]
+        self._directories = directories
+        self._stamps = _stamps(directories)
+        self._files = [path for path in view.files if _is_public(path)]
+        self._listed = [path for path in listed if not os.path.islink(path)]
+        self._looked = time.monotonic()
+        self._settled = max(self._stamps) < began - _TICK
+
+    def holds(self) -> bool:
+        """Whether a look at the host would find nothing that this shows to be private by now, and nothing new."""
+        now = time.monotonic()
+        try:
+            same = self._settled and _stamps(self._directories) == self._stamps
+            if not (same and all(map(_is_public, self._files))):
+                return False
+            if now - self._looked >= _PATIENCE:
+                if not all(map(_is_public, self._listed)):
+                    return False
+                self._looked = now
+        except OSError:  # it is not there any more
+            return False
+        return True
+
+
+def _stamps(paths: Sequence[str]) -> list[int]:
+    """When these were changed last: their names, modes and owners. Nobody can set that back. Raises OSError."""
+    return [found.st_ctime_ns for found in map(os.stat, paths)]
+
+
+def _is_public(path: str) -> bool:
+    """Whether it is, or leads to, a regular file that everybody may read. Raises OSError."""
+    return os.stat(path).st_mode & (0o170000 | 0o004) == stat.S_IFREG | 0o004
 
 
 def _is_below(path: str, directories: list[str]) -> bool:

@@ -41,7 +41,7 @@ of pycontainer.  A driver has two hooks to write, and a start is a few lines::
     try:
         with theirs:
             keeper.request(data, [theirs.fileno(), stdio.stdin, stdio.stdout, stdio.stderr])
-        process.wait_for_start(deadline=stdio.deadline)
+        process.wait_for_start(deadline=stdio.deadline, give_up=stdio.give_up)
     except BaseException:
         process.close()
         raise
@@ -55,8 +55,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import errno
 import fcntl
+import functools
 import os
 import select
 import signal as signals
@@ -85,6 +87,7 @@ __all__ = [
     "ServiceGoneError",
     "SocketProcess",
     "WatchedProcess",
+    "caller",
     "exit_status",
     "interpreter",
     "send_request",
@@ -104,8 +107,8 @@ _RIGHTS = 64
 _FIRST_HANDED = 4
 
 
-def wait_readable(fd: int, deadline: float | None = None) -> bool:
-    """Wait until *fd* is readable, which is returned; not after *deadline*, in seconds of time.monotonic().
+def wait_readable(fd: int, deadline: float | None = None, other: int = -1) -> bool:
+    """Wait until *fd*, or *other*, is readable, which is returned; not after *deadline*, of time.monotonic().
 
     A deadline may be as far away as it likes, float("inf") too; what is beyond
     24 days comes early, and a caller that has to know looks at the clock.  One
@@ -115,6 +118,8 @@ def wait_readable(fd: int, deadline: float | None = None) -> bool:
         return True
     poll = select.poll()  # not select(2): descriptors may be beyond 1024
     poll.register(fd, select.POLLIN)
+    if other >= 0:
+        poll.register(other, select.POLLIN)
     return bool(poll.poll(milliseconds(deadline)))
 
 
@@ -282,12 +287,12 @@ class SocketProcess(WatchedProcess):
             return SetupError(f"hear from the {self.service}", error.errno or errno.EPROTO)
         return ContainerLostError(self.id, f"the {self.service} could not be heard: {error.strerror}")
 
-    def wait_for_start(self, before: State = State.CREATING, deadline: float | None = None) -> None:
+    def wait_for_start(self, before: State = State.CREATING, deadline: float | None = None, give_up: int = -1) -> None:
         """Block until its state no longer is *before*.
 
         Until then only this reads from the socket: a poll() in another thread
-        would take away what this waits for.  *deadline* is of time.monotonic().
-        Raises WaitTimeoutError, NotRunningError when it ended before it was
+        would take away what this waits for.  *deadline* and *give_up* are as in
+        :class:`~pycontainer.Stdio`.  Raises WaitTimeoutError, NotRunningError when it ended before it was
         started, and what the hooks make of a failure: SetupError,
         ContainerLostError.
         """
@@ -297,7 +302,9 @@ class SocketProcess(WatchedProcess):
                 if not self._receive(starter=True):
                     if deadline is not None and time.monotonic() >= deadline:
                         raise WaitTimeoutError(self.id, max(0.0, deadline - began))
-                    wait_readable(self._status.fileno(), deadline)
+                    if give_up >= 0 and wait_readable(give_up, 0.0):
+                        raise WaitTimeoutError(self.id, time.monotonic() - began)
+                    wait_readable(self._status.fileno(), deadline, give_up)
         finally:
             self._being_started = False
         if self._outcome is not None:
@@ -333,10 +340,14 @@ class SocketProcess(WatchedProcess):
         return self._ended()
 
     def deliver(self, signal: int) -> None:
-        if self.pidfd >= 0 or signal != signals.SIGKILL:
-            super().deliver(signal)
-        else:
-            self.leave()  # the service can end what this process has no descriptor of
+        try:
+            if self.pidfd >= 0 or signal != signals.SIGKILL:
+                super().deliver(signal)
+                return
+        except PermissionError:  # it is of a user that the caller no longer is
+            if signal != signals.SIGKILL:
+                raise
+        self.leave()  # the service can end what this process has no descriptor of, or no right over
 
     def fileno(self) -> int:
         return self._status.fileno()
@@ -381,6 +392,36 @@ class ServiceGoneError(Exception):
     """The service has ended, so a request could not be given to it."""
 
 
+_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
+_PR_GET_NO_NEW_PRIVS = 39  # linux/prctl.h
+_NAMESPACES = [
+    f"/proc/thread-self/ns/{name}"
+    for name in ("cgroup", "ipc", "mnt", "net", "pid_for_children", "user", "uts")
+    if os.path.exists(f"/proc/self/ns/{name}")  # not every kernel is made with all of them
+]
+
+
+def caller() -> tuple[object, ...]:
+    """Who this thread is and where: its ids, groups, capabilities, no_new_privs, namespaces and root.
+
+    A service goes on with those of whoever started it.  Once its caller has
+    others, what it does for him would be more than he may do himself, or
+    elsewhere.
+    """
+    libc = _libc()
+    sets = (ctypes.c_uint32 * 6)()
+    libc.capget((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), sets)
+    confined = libc.prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+    root = os.stat("/")
+    ids = (os.getresuid(), os.getresgid(), tuple(os.getgroups()))
+    return (*ids, tuple(sets), confined, *map(os.readlink, _NAMESPACES), root.st_dev, root.st_ino)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 class Service:
     """One service process: started here, ended by :meth:`close`, and by itself when its caller has ended.
 
@@ -403,6 +444,7 @@ class Service:
     pidfd = -1  #: open as long as this object is there: what asks whether it lives may be in another thread
 
     def __init__(self, argv: Sequence[str], handed: Sequence[int], program: str | None = None) -> None:
+        self.made_by = caller()
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -415,6 +457,14 @@ class Service:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(self.pid, 0)
             raise
+
+    def check_caller(self) -> None:
+        """Raise ContainerError if this thread no longer is who it was when it made this process: see :func:`caller`."""
+        if caller() != self.made_by:
+            raise ContainerError(
+                "this process has changed its user, rights, namespaces or root since the driver's own process was "
+                "started, which has those of before: make another driver"
+            )
 
     def request(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send one request, see :func:`send_request`. Raises ServiceGoneError, OSError."""
@@ -441,9 +491,10 @@ class Service:
         self.control.close()
         if self.pidfd < 0:
             return False
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # of another user than it was
             signals.pidfd_send_signal(self.pidfd, signals.SIGCONT)  # stopped, it would not notice
-            if not self.ended(self.patience if patience is None else patience):
+        if not self.ended(self.patience if patience is None else patience):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 signals.pidfd_send_signal(self.pidfd, signals.SIGKILL)
         try:
             result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)

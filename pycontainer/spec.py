@@ -19,7 +19,7 @@ import attrs
 from pycontainer._fields import all_capabilities, refuse
 from pycontainer.network import RELAYS
 from pycontainer.process import DEFAULT_CAPABILITIES, DEFAULT_PATH
-from pycontainer.rootfs import HostView, Overlay, UserIds, lookup_user
+from pycontainer.rootfs import DetectedView, HostView, Overlay, UserIds, lookup_user
 from pycontainer.seccomp import default_profile
 
 if TYPE_CHECKING:
@@ -417,10 +417,11 @@ def _thermal_throttle() -> tuple[str, ...]:
 def _host_view_json(view: HostView | None) -> str:
     if view is not None:
         return view.to_json()
-    # Looking costs milliseconds. What is looked for are names in these two directories.
-    return _detected(os.stat("/").st_mtime_ns, os.stat("/etc").st_mtime_ns)
+    global _detected
+    known = _detected  # once: another thread may replace it
+    if known is None or not known.holds():
+        known = _detected = DetectedView()
+    return known.json
 
 
-@functools.lru_cache(maxsize=1)
-def _detected(*_when: int) -> str:
-    return HostView.detect().to_json()
+_detected: DetectedView | None = None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import abc
 import errno
+import fcntl
 import io
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pycontainer._exchange import Flow, pump
+from pycontainer._fields import refuse
 from pycontainer.driver import Stdio
 
 if TYPE_CHECKING:
@@ -101,7 +104,6 @@ class TtyTerminal(Terminal):
 
     def resize(self, height: int, width: int) -> None:
         """TIOCSWINSZ, ioctl_tty(2). Raises OSError; OverflowError or struct.error beyond 65535."""
-        import fcntl
         import struct
         import termios
 
@@ -161,7 +163,7 @@ class Streams:
     fileno(), or one with only read() or write().  *stderr* may be STDOUT.
     With *tty* the container has one stream, its terminal: *stderr* is ignored.
 
-    Raises OSError, ValueError; then no descriptor is left open.
+    Raises OSError, ValueError, InvalidCommandError (a stream is a directory); then no descriptor is left open.
     """
 
     stdio: Stdio
@@ -181,6 +183,9 @@ class Streams:
             else:
                 to, out = self._input(resolve(stdin)), self._output(resolve(stdout), 1, "stdout")
                 err = out if stderr == STDOUT else self._output(resolve(stderr), 2, "stderr")
+                for name, fd in (("stdin", to), ("stdout", out), ("stderr", err)):
+                    if fd not in self._theirs:
+                        refuse_ways_out(name, fd)
                 self.stdio = Stdio(to, out, err)
         except BaseException:
             self.close()
@@ -288,6 +293,21 @@ def resolve(stream: Any) -> Any:
         return stream.fileno()
     except (AttributeError, io.UnsupportedOperation):
         return stream
+
+
+def refuse_ways_out(name: str, fd: int) -> None:
+    """Raise InvalidCommandError if *fd*, which is to be the stream *name*, is a directory, or open as a path alone.
+
+    By ``/proc/self/fd/0/..`` a container would get from there to any file of the host.
+    """
+    try:
+        is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+        is_path = not is_directory and bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH)
+    except OSError:
+        return  # it is none, which whoever hands it on finds out
+    if is_directory or is_path:
+        what = "a directory, which would lead the container" if is_directory else "open as a path (O_PATH), which leads"
+        refuse(name, f"descriptor {fd} is {what} to the host's files")
 
 
 def _size_of(streams: Iterable[Any] | None) -> tuple[int, int] | None:

@@ -228,9 +228,10 @@ class LxcDriver(ExecutionDriver):
     def _start(self, command: Command, stdio: Stdio, gate: bool = False) -> LxcProcess:
         spec = self._checked(command)
         guard = self._live_guard()
+        guard.check_caller()
         with Terminal(_uid(spec), stdio.size) if command.process.tty else Borrowed(stdio) as streams:
             request = {**self._request(command, spec, guard, streams), "gate": gate}
-            process = self._begin("start", request, streams, guard, stdio.deadline)
+            process = self._begin("start", request, streams, guard, stdio.deadline, stdio.give_up)
         with self._lock:
             self._commands[process] = command
         process.cgroups = self._directories(request)
@@ -345,7 +346,13 @@ class LxcDriver(ExecutionDriver):
         return f"/proc/{self._running(network.container).pid}/ns/net"
 
     def _begin(
-        self, kind: str, request: dict[str, Any], streams: Streams, guard: GuardClient, deadline: float | None = None
+        self,
+        kind: str,
+        request: dict[str, Any],
+        streams: Streams,
+        guard: GuardClient,
+        deadline: float | None = None,
+        give_up: int = -1,
     ) -> LxcProcess:
         """Have the guard run a tool; the process once it runs. Raises as :meth:`start`."""
         try:
@@ -370,7 +377,7 @@ class LxcDriver(ExecutionDriver):
                     self._drop(guard)  # the end-of-file on the status socket tells the rest
                 except OSError as error:
                     raise SetupError("send the request", error.errno or errno.EPROTO) from None
-            process.wait_for_start(deadline=deadline)
+            process.wait_for_start(deadline=deadline, give_up=give_up)
         except BaseException:
             process.close()
             raise
@@ -483,7 +490,7 @@ class LxcDriver(ExecutionDriver):
             "monitor": monitor,
         }
         with Terminal(user["uid"], stdio.size) if process.tty else Borrowed(stdio) as streams:
-            return self._begin("attach", request, streams, guard, stdio.deadline)
+            return self._begin("attach", request, streams, guard, stdio.deadline, stdio.give_up)
 
     def pause(self, id: str) -> None:
         process = self._running(id)
@@ -536,7 +543,12 @@ class LxcDriver(ExecutionDriver):
         return process
 
     def containers(self) -> Sequence[ContainerInfo]:
-        return [found.info() for found in record.records() if found.has_started()]
+        infos = []
+        for found in record.records():
+            with contextlib.suppress(ContainerError):  # its record is damaged, which it gives whoever asks for that one
+                if found.has_started():
+                    infos.append(found.info())
+        return infos
 
     def logs(self, id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:
         process = self._detached(id)
@@ -558,9 +570,10 @@ class LxcDriver(ExecutionDriver):
     def gc(self) -> Sequence[str]:
         removed = [f"{path} and its cgroups: the guard died" for path in sweep(self.bases)]
         for found in record.records():
-            if not found.is_guarded() and found.ended() is None:
-                found.remove()
-                removed.append(f"{found.path}: its guard died")
+            with contextlib.suppress(ContainerError):
+                if not found.is_guarded() and found.ended() is None:
+                    found.remove()
+                    removed.append(f"{found.path}: its guard died")
         return removed
 
     def close(self) -> None:

@@ -70,6 +70,6 @@ class LxcProcess(SocketProcess):
 class ToolProcess(LxcProcess):
     """One of LXC's tools that does something to a container: all there is to hear of it is its end."""
 
-    def wait_for_start(self, before: State = State.CREATING, deadline: float | None = None) -> None:
+    def wait_for_start(self, before: State = State.CREATING, deadline: float | None = None, give_up: int = -1) -> None:
         with contextlib.suppress(NotRunningError):
-            super().wait_for_start(before, deadline)
+            super().wait_for_start(before, deadline, give_up)

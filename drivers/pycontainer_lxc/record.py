@@ -13,6 +13,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import select
 import shutil
 import time
@@ -23,12 +24,47 @@ from pycontainer.command import Command
 from pycontainer.driver import ContainerInfo, ExitStatus, State
 from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerLostError, InvalidCommandError
 from pycontainer.logs import LogRecord, read_log
+from pycontainer.records import fields, is_integer, is_number, is_text, load, optional
 from pycontainer.service import WatchedProcess, exit_status, wait_readable
 from pycontainer_lxc import cgroups
 
 __all__ = ["ROOT", "DetachedProcess", "Record", "claim", "find", "read", "records"]
 
 ROOT = "/run/pycontainer/lxc"
+
+_ID = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+def _is_pid(value: Any) -> bool:
+    return is_integer(value) and 0 < value < 2**31
+
+
+def _is_bool(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _are_directories(value: Any) -> bool:
+    return type(value) is dict and all(is_text(path) and path[:1] == "/" for path in value.values())
+
+
+#: The fields of ``container``. The first two are there before there is a guard.
+_CONTAINER: Mapping[str, Callable[[Any], bool]] = {
+    "command": lambda value: type(value) is str,
+    "created": is_number,
+    "guard": optional(_is_pid),
+    "token": optional(is_text),
+    "lxcpath": optional(is_text),
+    "directories": optional(_are_directories),
+    "isolated": optional(_is_bool),
+}
+#: The parts of ``ended``.
+_ENDED: Mapping[str, Callable[[Any], bool]] = {
+    "code": optional(is_integer),
+    "signal": optional(is_integer),
+    "oom_killed": _is_bool,
+    "note": lambda value: type(value) is str,
+    "when": is_number,
+}
 
 #: linux/inotify.h: IN_MODIFY, IN_MOVED_TO, IN_CREATE
 _CHANGES = 0x2 | 0x80 | 0x100
@@ -72,17 +108,20 @@ def _remove_unfinished(id: str) -> None:
 def find(id: str) -> Record | None:
     """The record of *id*, None where there is none, or nothing of it ever ran."""
     record = Record(id)
-    return record if record.has_started() else None
+    return record if _ID.fullmatch(id) and record.has_started() else None
 
 
 def records() -> list[Record]:
-    """All of them, the oldest first; also those that never ran."""
+    """All of them, the oldest first; also those that never ran. One whose record is damaged is not among them."""
     try:
         names = os.listdir(ROOT)
     except FileNotFoundError:
         return []
-    found = [Record(name) for name in names]
-    return sorted(found, key=lambda record: record.created)
+    found = []
+    for name in names:
+        with contextlib.suppress(ContainerError):  # which it gives whoever asks for that one
+            found.append((Record(name).created, name))
+    return [Record(name) for _, name in sorted(found)]
 
 
 class Record:
@@ -96,23 +135,17 @@ class Record:
     @property
     def problem(self) -> str:
         """What of what was asked for cannot be read, and why; "" as long as all could."""
-        return "; ".join(f"{self.path}/{name}: {why}" for name, why in self._problems.items())
+        return "; ".join(self._problems.values())
 
-    def _read(self, name: str, kind: type, *keys: str) -> Any:
-        """What is in that file, a *kind* with these *keys*; None when there is none, or it is of no use."""
+    def _read(self, name: str, checks: Mapping[str, Callable[[Any], bool]]) -> dict[str, Any] | None:
+        """What is in that file; None when there is none, or it is not as it was written."""
+        path = f"{self.path}/{name}"
         try:
-            found: Any = json.loads(cgroups.read(f"{self.path}/{name}"))
-        except FileNotFoundError:
+            found = load(path)
+            return None if found is None else fields(path, found, checks)
+        except ContainerError as error:
+            self._problems[name] = str(error)
             return None
-        except (OSError, ValueError, RecursionError) as error:
-            self._problems[name] = f"{type(error).__name__}: {error}"
-            return None
-        is_one = type(found) is kind
-        missing = [key for key in keys if key not in found] if is_one else [kind.__name__]
-        if missing:
-            self._problems[name] = f"{', '.join(missing)} missing"
-            return None
-        return found
 
     def describe(self, guard: int, token: str, lxcpath: str, directories: Mapping[str, str], isolated: bool) -> None:
         """Add what is known once there is a guard."""
@@ -123,23 +156,38 @@ class Record:
 
     def whereabouts(self) -> tuple[str, tuple[int, bool]]:
         """Its LXCPATH, its monitor's pid and whether that is in a network namespace of its own."""
-        content = self.content
+        content = self.described
         return content["lxcpath"], (self.started()["monitor"], content["isolated"])
 
     @property
     def content(self) -> Mapping[str, Any]:
         """What was recorded at its start: command, created, guard, token, directories, isolated."""
-        return self._read("container", dict, "command", "created") or {}
+        return self._read("container", _CONTAINER) or {}
+
+    @property
+    def described(self) -> Mapping[str, Any]:
+        """:attr:`content` of what has started. Raises ContainerError: it is not as it was written, or not all of it."""
+        content = self.content
+        for name in _CONTAINER:
+            if content.get(name) is None:
+                raise ContainerError(self.problem or f"{self.path}/container is damaged: the field {name!r} is missing")
+        return content
 
     @property
     def command(self) -> Command | None:
         """What it runs; None where that cannot be read, as a field of a later version."""
         text = self.content.get("command")
-        try:
-            return None if text is None else Command.from_json(text)
-        except (InvalidCommandError, ValueError, TypeError) as error:
-            self._problems["container"] = str(error)
+        if text is None:
             return None
+        try:
+            command = Command.from_json(text)
+        except (InvalidCommandError, RecursionError) as error:
+            self._problems["container"] = f"{self.path}/container is damaged: the field 'command': {error}"
+            return None
+        if command.id != self.id:
+            self._problems["container"] = f"{self.path}/container is damaged: it is of container {command.id!r}"
+            return None
+        return command
 
     @property
     def created(self) -> float:
@@ -151,19 +199,23 @@ class Record:
 
     def started(self) -> Mapping[str, int]:
         """The pids: its own, and its monitor's."""
-        return self._read("started", dict, "pid", "monitor") or {}
+        return self._read("started", {"pid": _is_pid, "monitor": _is_pid}) or {}
 
     def ended(self) -> tuple[ExitStatus | None, float | None] | None:
         """How and when it ended, if that is on record; None for what LXC itself did not know, or cannot be read."""
-        found = self._read("ended", list)
-        if found is None:
-            return (None, None) if "ended" in self._problems else None
+        path = f"{self.path}/ended"
         try:
+            found = load(path)
+            if found is None:
+                return None
             (kind, *values), when = found
-            return (exit_status(*values) if kind == "exited" else None), when
-        except (TypeError, ValueError) as error:
-            self._problems["ended"] = str(error)
+            code, signal, oom_killed, note = values if kind == "exited" else (0, None, False, "")
+            parts = {"code": code, "signal": signal, "oom_killed": oom_killed, "note": note, "when": when}
+            fields(path, parts, _ENDED)
+        except (ContainerError, TypeError, ValueError) as error:
+            self._problems["ended"] = str(error) if isinstance(error, ContainerError) else f"{path}: {error}"
             return None, None
+        return (exit_status(code, signal, oom_killed, note) if kind == "exited" else None), when
 
     def is_guarded(self) -> bool:
         """Whether its guard lives."""
@@ -250,7 +302,7 @@ class DetachedProcess(WatchedProcess):
     def _is_inside(self) -> bool:
         """Whether :attr:`pid` still is the container's first process: it may have ended already."""
         directory = next(iter(self.cgroups.values()))
-        return directory[directory.index(self.record.content["token"]) :] in cgroups.read(f"/proc/{self.pid}/cgroup")
+        return directory[directory.index(self.record.described["token"]) :] in cgroups.read(f"/proc/{self.pid}/cgroup")
 
     @property
     def state(self) -> State:

@@ -28,6 +28,8 @@ class LauncherClient(Service):
     DriverUnavailableError when there is no interpreter, OSError.
     """
 
+    limits: tuple[tuple[int, int], ...] = ()  #: the resource limits that it has of this process
+
     def __init__(self, namespace: UserNamespace | None = None) -> None:
         self.token = os.urandom(8).hex()
         self._start(inside=namespace is not None)

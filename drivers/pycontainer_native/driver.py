@@ -40,9 +40,9 @@ from pycontainer.errors import (
 from pycontainer.hooks import POINTS
 from pycontainer.network import named
 from pycontainer.process import capability_numbers
-from pycontainer.rootfs import Overlay
+from pycontainer.rootfs import Overlay, open_in_rootfs
 from pycontainer.seccomp_filter import Filter, compile_filter
-from pycontainer.service import ServiceGoneError
+from pycontainer.service import ServiceGoneError, caller
 from pycontainer.spec import limits_to_oci, process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
 from pycontainer_native import namespaces, plan, trees, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
@@ -109,9 +109,10 @@ class NativeDriver(DetachedVerbs):
     def __init__(self, root: str | None = None) -> None:
         self._store = Store(root)
         self._lock = threading.Lock()
+        self._caller: tuple[object, ...] = ()  # who the thread was that this driver has last worked for
         self._launcher: LauncherClient | None = None
+        self._former: dict[tuple[object, ...], LauncherClient] = {}  # those of callers with other rights or namespaces
         self._host: Host | None = None
-        self._inherited: tuple[tuple[int, int], ...] = ()  # the resource limits that the launcher has of this process
         self._layout: Layout | None = None
         self._filters: dict[object, Filter | None] = {}
         self._unlimited: tuple[Group, ...] = ()  # the cgroups of a container without limits
@@ -120,6 +121,7 @@ class NativeDriver(DetachedVerbs):
         self._all: weakref.WeakSet[NativeProcess] = weakref.WeakSet()  # further processes included
         self._sockets: set[socket.socket | Claim] = set()  # the launcher's and the monitors' ends, until they have them
         self._bridges = False  # whether any was to be made
+        self._valid: Command | None = None  # what has just been found to have no problems, and is about to be started
         _drivers.add(self)
 
     # -- what it can do
@@ -140,21 +142,53 @@ class NativeDriver(DetachedVerbs):
             raise ContainerError(f"{problem[0]} (remedy: {problem[1]})")
         return super().start_detached(command, log, deadline)
 
+    def _look_at_caller(self) -> None:
+        """Before anything is begun: who this is by now, and what resource limits he has.
+
+        Whoever has other rights or namespaces than before gets another
+        launcher, and is told of another host.
+        """
+        now = caller()
+        if now != self._caller:
+            self._change_caller(now)
+        host, limits = self.host, _limits()
+        inherited = () if self._launcher is None else self._launcher.limits
+        if limits != (inherited or limits) or host.rlimits or limits[_NOFILE] != host.nofile:
+            changed = [(n, *now) for n, (now, then) in enumerate(zip(limits, inherited, strict=False)) if now != then]
+            others = tuple(limit for limit in changed if limit[0] != _NOFILE)
+            self._host = attrs.evolve(host, nofile=limits[_NOFILE], rlimits=others)
+
+    def _change_caller(self, now: tuple[object, ...]) -> None:
+        with self._lock:
+            before, self._caller = self._caller, now
+            if not before:
+                return
+            if self._launcher is not None:
+                self._former[before] = self._launcher
+            self._launcher = self._former.pop(now, None)
+            self._host = self._layout = None
+            self._unlimited = ()
+            self._filters.clear()
+
     def validate(self, command: Command) -> Sequence[InvalidCommandError | UnsupportedError]:
+        self._look_at_caller()
         problems: list[InvalidCommandError | UnsupportedError] = []
         if command.config:
             problems.append(InvalidCommandError("config", "raw values are for other drivers: native takes none"))
         if command.network is not None:
             problems += self._check_bridges(command)
-        if type(command.rootfs) is str and not os.path.isdir(command.rootfs):
-            problems.append(InvalidCommandError("rootfs", f"{command.rootfs} is not a directory"))
-        if command.rootfs == "/":
-            problems.append(InvalidCommandError("rootfs", "is the host's own root: None gives a safe view of it"))
+        if type(command.rootfs) is str:
+            if not os.path.isdir(command.rootfs):
+                problems.append(InvalidCommandError("rootfs", f"{command.rootfs} is not a directory"))
+            elif os.path.samefile(command.rootfs, "/"):  # by whatever name
+                problems.append(InvalidCommandError("rootfs", "is the host's own root: None gives a safe view of it"))
         if isinstance(command.rootfs, Overlay):
             for path in command.rootfs.layers:
                 if not os.path.isdir(path):
                     name = "upper" if path == command.rootfs.upper else "lower"
                     problems.append(InvalidCommandError(f"rootfs.{name}", f"{path} is not a directory"))
+                elif os.path.samefile(path, "/"):
+                    problems.append(InvalidCommandError("rootfs.lower", f"{path} is the host's own root"))
         for mount in command.mounts:
             if mount.source is None:
                 continue
@@ -162,6 +196,7 @@ class NativeDriver(DetachedVerbs):
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} does not exist"))
             elif os.path.realpath(mount.source).startswith("/proc/") or os.path.realpath(mount.source) == "/proc":
                 problems.append(InvalidCommandError("mounts.source", f"{mount.source} leads into /proc"))
+        problems += _check_etc(command)
         problems += self._check_propagation(command)
         problems += _check_hooks(command)
         problems += self._unmapped(command)
@@ -221,6 +256,7 @@ class NativeDriver(DetachedVerbs):
         if command.pid is not None and not any(place.writable for place in self.layout.hierarchies):
             reason = f"{command.pid!r} needs a cgroup: without one its processes can get away"
             problems.append(InvalidCommandError("pid", reason))
+        self._valid = None if problems else command
         return problems
 
     def _unmapped(self, command: Command) -> Iterator[InvalidCommandError]:
@@ -280,17 +316,11 @@ class NativeDriver(DetachedVerbs):
 
     @property
     def host(self) -> Host:
-        """What plans need to know of the host, looked up once, and of this process's resource limits, looked up now."""
-        if self._host is None:
-            self._host = Host.of_caller()
-        limits = _limits()
-        if limits != (self._inherited or limits) or self._host.rlimits or limits[_NOFILE] != self._host.nofile:
-            changed = [
-                (n, *now) for n, (now, then) in enumerate(zip(limits, self._inherited, strict=False)) if now != then
-            ]
-            others = tuple(limit for limit in changed if limit[0] != _NOFILE)
-            self._host = attrs.evolve(self._host, nofile=limits[_NOFILE], rlimits=others)
-        return self._host
+        """What plans need to know of the host, and of this process's resource limits: see :meth:`_look_at_caller`."""
+        host = self._host
+        if host is None:
+            host = self._host = Host.of_caller()
+        return host
 
     @property
     def layout(self) -> Layout:
@@ -329,6 +359,7 @@ class NativeDriver(DetachedVerbs):
         """The steps that starting *command* takes, a line each, without taking them."""
         from pycontainer_native.explain import describe
 
+        self._look_at_caller()
         return describe(self.compile(command))
 
     def _filter(self, command: Command) -> Filter | None:
@@ -365,6 +396,9 @@ class NativeDriver(DetachedVerbs):
         container = self._running(id)
         if container.state is not State.RUNNING:
             raise NotRunningError(id, container.state.value)
+        self._look_at_caller()
+        if container.launcher is not None and container.launcher.made_by != self._caller:
+            raise ContainerError(f"container {id!r} was started with other rights than this process has by now")
         command = container.command
         self._check_further(command, process)
         spec = process_to_oci(process, command.rootfs) | standing_to_oci(command)
@@ -374,7 +408,7 @@ class NativeDriver(DetachedVerbs):
         compiled = plan.compile_exec(spec, container.joins, container.namespaces, filter, self.host, container.ids)
         try:
             return self._launch(container.command, compiled, stdio, container)
-        except ServiceGoneError:  # the monitor, and the container with it
+        except ServiceGoneError:  # the launcher or the monitor, and the container with it
             raise NotRunningError(id) from None
         except SetupError as error:
             # Its end takes the new process along, and comes a moment later itself (pid_namespaces(7)).
@@ -414,9 +448,10 @@ class NativeDriver(DetachedVerbs):
 
     def _check(self, command: Command) -> None:
         """Raise the first problem of *command*; and clear away what may be in its way."""
-        problems = self.validate(command)
-        if problems:
-            raise problems[0]
+        valid, self._valid = self._valid, None
+        if valid is not command:
+            for problem in self.validate(command):
+                raise problem
         if command.cgroup_parent is not None and command.cgroup_parent not in self._parents:
             sweep(self.layout, cgroup_parent=command.cgroup_parent)
             self._parents.add(command.cgroup_parent)
@@ -538,8 +573,10 @@ class NativeDriver(DetachedVerbs):
                     container.ask(request, fds)
                 else:
                     # This launcher, and no other: by the time that its death is noticed there may be a new one.
-                    process.on_lost = functools.partial(self._drop, self._ask(request, fds))
-            process.wait_for_start(State.CREATING, stdio.deadline)
+                    launcher = self._ask(request, fds, None if container is None else container.launcher)
+                    process.launcher = launcher
+                    process.on_lost = functools.partial(self._drop, launcher)
+            process.wait_for_start(State.CREATING, stdio.deadline, stdio.give_up)
         except BaseException:
             process.close()
             raise
@@ -562,15 +599,21 @@ class NativeDriver(DetachedVerbs):
                 raise AlreadyExistsError(process.id)
             self._processes[process.id] = process
 
-    def _ask(self, request: bytes, fds: list[int]) -> LauncherClient:
-        """Give *request* to the launcher, which is returned; one that has died meanwhile is replaced, once."""
-        step = "start the launcher"
+    def _ask(self, request: bytes, fds: list[int], owner: LauncherClient | None = None) -> LauncherClient:
+        """Give *request* to the *owner* of its container, or to the launcher, which is returned.
+
+        A launcher that has died meanwhile is replaced, once; for an owner that
+        is ServiceGoneError.
+        """
+        step = "start the launcher" if owner is None else "send the request"
         try:
-            launcher = self._live_launcher()
+            launcher = owner or self._live_launcher()
             step = "send the request"
             try:
                 launcher.request(request, fds)
             except ServiceGoneError:
+                if owner is not None:
+                    raise
                 self._forget(launcher)  # whether or not its process has ended, it listens no more
                 launcher = self._live_launcher()
                 launcher.request(request, fds)
@@ -584,8 +627,9 @@ class NativeDriver(DetachedVerbs):
         with self._lock:
             if self._launcher is None:
                 sweep(self.layout)
-                self._inherited = _limits()
+                limits = _limits()
                 self._launcher = self._new_launcher()
+                self._launcher.limits = limits
             return self._launcher
 
     def _new_launcher(self) -> LauncherClient:
@@ -611,9 +655,12 @@ class NativeDriver(DetachedVerbs):
     def _forget(self, launcher: LauncherClient) -> None:
         """End it, for good, and remove what it left."""
         with self._lock:
-            if self._launcher is not launcher:
+            if self._launcher is launcher:
+                self._launcher = None
+            elif launcher in self._former.values():
+                self._former = {who: former for who, former in self._former.items() if former is not launcher}
+            else:
                 return
-            self._launcher = None
         launcher.close()
         self._sweep(launcher)  # it may take a moment, for which others need not wait
 
@@ -717,9 +764,11 @@ class NativeDriver(DetachedVerbs):
 
     def close(self) -> None:
         with self._lock:
-            launcher, self._launcher = self._launcher, None
-        if launcher is not None and not launcher.close():
-            self._sweep(launcher)
+            launchers = [*self._former.values(), *filter(None, [self._launcher])]
+            self._former, self._launcher = {}, None
+        for launcher in launchers:
+            if not launcher.close():
+                self._sweep(launcher)
         if self._bridges:
             from pycontainer_native.network import remove_bridges
 
@@ -729,9 +778,9 @@ class NativeDriver(DetachedVerbs):
 
     def _after_fork(self) -> None:
         """In a forked child: the launcher and the containers are the parent's."""
-        if self._launcher is not None:
-            self._launcher.forget()
-            self._launcher = None
+        for launcher in (*self._former.values(), *filter(None, [self._launcher])):
+            launcher.forget()
+        self._former, self._launcher = {}, None
         # A copy of such a socket would keep the other end from noticing that the parent has closed its own.
         for process in list(self._all):
             process.close()
@@ -790,6 +839,27 @@ def _check_hooks(command: Command) -> Iterator[InvalidCommandError]:
     if command.hooks is not None and command.hooks.start_container and _may_trace(command):
         reason = "with CAP_SYS_PTRACE one could read the memory of what waits for it, which was the launcher's"
         yield InvalidCommandError("hooks.start_container", reason)
+
+
+def _check_etc(command: Command) -> Iterator[InvalidCommandError]:
+    """What was asked for in files of /etc that the root file system has no place for: nothing is made in it."""
+    layers = command.rootfs.layers if isinstance(command.rootfs, Overlay) else (command.rootfs,)
+    asked = (("dns", "resolv.conf"), ("dns_search", "resolv.conf"), ("extra_hosts", "hosts"))
+    for field, name in asked:
+        covered = {mount.target for mount in command.mounts} & {"/etc", f"/etc/{name}"}
+        if getattr(command, field) and not covered and not any(_has_file(layer, f"etc/{name}") for layer in layers):
+            yield InvalidCommandError(field, f"the rootfs has no file /etc/{name} to show it in (an empty one will do)")
+
+
+def _has_file(rootfs: object, path: str) -> bool:
+    """Whether it is there, or may be; what has no directory of its own has whatever it is to have."""
+    if not isinstance(rootfs, str):
+        return True
+    try:
+        os.close(open_in_rootfs(rootfs, path))
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
+    return True
 
 
 def _check_labels(command: Command) -> Iterator[InvalidCommandError]:

@@ -40,6 +40,8 @@ _LOCK = BRIDGES
 #: How long a claim of somebody who has died is waited for: his namespace ends only when RCU has seen its last socket.
 _PATIENCE = 2.0
 
+_ACCEPT_RA = "/proc/sys/net/ipv6/conf/default/accept_ra"
+
 _LOOPBACK = 1  # its index, in every namespace (LOOPBACK_IFINDEX)
 
 
@@ -125,6 +127,7 @@ def _new_namespace() -> Attachment:
                 raise ContainerError("threads are no threads here (gevent?): a network needs one for a moment")
             if libc.unshare(abi.CLONE_NEWNET) == -1:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            _ignore_advertisements()
             fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 result.append(Attachment(fd))
@@ -142,6 +145,20 @@ def _new_namespace() -> Attachment:
         if isinstance(made, BaseException):
             raise made
         return made
+
+
+def _ignore_advertisements() -> None:
+    """No interface to come of the calling thread's namespace takes a router advertisement (CVE-2020-13401).
+
+    Its addresses and routes are those that were asked for, and not what somebody
+    on the bridge says.  ``sysctls`` come later, and so can change it.
+    """
+    with _step("ignore router advertisements"), contextlib.suppress(FileNotFoundError):  # without IPv6
+        fd = os.open(_ACCEPT_RA, os.O_WRONLY | os.O_CLOEXEC)  # what is there is the network of who opens it
+        try:
+            os.write(fd, b"0")
+        finally:
+            os.close(fd)
 
 
 def _join(

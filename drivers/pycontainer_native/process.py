@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pycontainer.command import Command
     from pycontainer_native.cgroups import Group
+    from pycontainer_native.client import LauncherClient
     from pycontainer_native.network import Attachment
     from pycontainer_native.plan import Plan
 
@@ -29,6 +30,7 @@ class NativeProcess(SocketProcess):
     """The other end of the status socket is the launcher's; when this end closes, the container is killed."""
 
     service = "launcher"
+    launcher: LauncherClient | None = None  #: whose child its first process is
     on_lost: Callable[[], str] | None = None  #: called when the launcher is silent; its last words
 
     def __init__(
@@ -139,7 +141,7 @@ class NativeProcess(SocketProcess):
 
     def close(self) -> None:
         super().close()
-        self.on_lost = None  # it will not be asked any more, and knows the launcher
+        self.on_lost = self.launcher = None  # of no use any more, and the one knows the other
 
 
 def descendants(pids: list[int]) -> list[int]:

@@ -27,27 +27,18 @@ from attrs import frozen
 
 from pycontainer.command import Command
 from pycontainer.errors import AlreadyExistsError, ContainerError, InvalidCommandError
+from pycontainer.records import MAX_SIZE, fields, is_integer, is_number, is_text, load, optional
 
 DEFAULT_ROOT = "/run/pycontainer"
+
+#: The cgroup of a container, below its monitor's, which has a token of its own.
+_DIRECTORY = re.compile("pycontainer-[0-9a-f]{16}/1")
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 #: How long a monitor that has said that all is over may take to end (seconds).
 PATIENCE = 10.0
 
-
-#: What has to be in each file, and of which types; whatever else a later version has written there does not matter.
-_SHAPES: dict[str, dict[str, tuple[type, ...]]] = {
-    "config": {
-        "command": (dict,), "created": (int, float), "directory": (str,), "groups": (list,), "namespaces": (list,),
-    },
-    "start": {"pid": (int,)},
-    "exit": {
-        "exit_code": (int, type(None)), "signal": (int, type(None)), "oom_kills": (int,), "ended": (int, float),
-        "finished": (bool,), "note": (str,),
-    },
-    "error": {"words": (str,)},
-}  # fmt: skip
 
 #: What is taken to be there where a file cannot be read: that a program ran, or has ended, and nothing more.
 _UNKNOWN: dict[str, dict[str, Any] | None] = {
@@ -112,16 +103,19 @@ class Store:
 
     def claim(self, id: str, config: dict[str, Any]) -> Claim:
         """The state directory of a new container. Raises AlreadyExistsError, ContainerError, OSError."""
+        text = json.dumps(config)
+        if len(text) > MAX_SIZE:
+            raise ContainerError(f"the command is too long to be put on record: {len(text)} bytes, of {MAX_SIZE}")
         self._prepare()
         claim = self._locked_directory()
         target = os.path.join(self._directory, id)
         try:
-            _write(claim.fd, "config.json", json.dumps(config))
+            _write(claim.fd, "config.json", text)
             while True:
                 try:
                     os.rename(claim.path, target)
                 except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # ENOTDIR: it is none
                         raise
                     if os.path.lexists(target) and not self._remove_unstarted(id):
                         raise AlreadyExistsError(id) from None
@@ -205,20 +199,23 @@ class Store:
         try:
             # First: when the monitor is dead, all that it has written is there to be read.
             alive = not _try_lock(directory, fcntl.LOCK_SH)
-            files = {name: _load(directory, name) for name in _SHAPES}
+            files = {name: _load(directory, path, name) for name in _FILES}
         finally:
             os.close(directory)
         if files["config"] is None:
             return None
-        problems = [f"{path}/{name}.json: {found}" for name, found in files.items() if isinstance(found, str)]
+        problems = [found for found in files.values() if isinstance(found, str)]
         config, start, exit, death = (_UNKNOWN[n] if isinstance(found, str) else found for n, found in files.items())
         assert config is not None
         command = None
         if config["command"] is not None:
             try:
                 command = Command.from_json(json.dumps(config["command"]))
-            except (InvalidCommandError, ValueError, TypeError) as error:  # as of a later version's field
-                problems.append(f"{path}/config.json: {error}")
+                if command.id != id:
+                    problems.append(f"{path}/config.json is damaged: it is of container {command.id!r}")
+                    command = None
+            except (InvalidCommandError, RecursionError) as error:  # as of a later version's field
+                problems.append(f"{path}/config.json is damaged: the field 'command': {error}")
         return Record(id, path, alive, config, start, exit, death, command, "; ".join(problems))
 
     def records(self) -> list[Record]:
@@ -259,6 +256,11 @@ class Store:
         except FileNotFoundError:
             yield True
             return
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            yield False  # no driver has made that
+            return
         try:
             while not (locked := _try_lock(directory, fcntl.LOCK_EX)) and time.monotonic() < deadline:
                 time.sleep(0.002)
@@ -276,7 +278,8 @@ class Store:
     def collect(self, kill: Callable[[Record], bool], lost: bool = False) -> list[Record | str]:
         """Remove what dead makers and removers left, and with *lost* containers whose end nobody recorded.
 
-        *kill* ends what is left of one; where it cannot, the directory stays.  What is gone is returned.
+        *kill* ends what is left of one; where it cannot, or what is on record is damaged, the directory stays.  What is
+        gone is returned.
         """
         gone: list[Record | str] = []
         for name in self._names(hidden=True):
@@ -286,7 +289,7 @@ class Store:
                     _remove(path)
                     gone.append(path)
         for id in self._names():
-            with self._owned(id) as owned:
+            with self._owned(id) as owned, contextlib.suppress(ContainerError):
                 record = self._read(id) if owned else None
                 dead = record is None or record.start is None or (lost and record.exit is None)
                 if owned and dead and (record is None or kill(record)):
@@ -303,21 +306,59 @@ def _try_lock(fd: int, lock: int) -> bool:
     return True
 
 
-def _load(directory: int, name: str) -> dict[str, Any] | str | None:
-    """What is in that file, None when there is none; a text says why it is of no use."""
+def _is_group(value: Any) -> bool:
+    """Whether it is what :class:`~pycontainer_native.cgroups.Group` is made of."""
+    if type(value) is not list or len(value) != 3:
+        return False
+    base, version, controllers = value
+    above = not is_text(base) or base[:1] != "/" or ".." in base.split("/")
+    return not above and type(version) is int and version in (1, 2) and _is_texts(controllers)
+
+
+def _is_texts(value: Any) -> bool:
+    return type(value) is list and all(map(is_text, value))
+
+
+def _is_directory(value: Any) -> bool:
+    return is_text(value) and _DIRECTORY.fullmatch(value) is not None
+
+
+#: What is written, and by whom.
+_FILES: dict[str, dict[str, Callable[[Any], bool]]] = {
+    # the maker
+    "config": {
+        "command": lambda value: type(value) is dict,
+        "created": is_number,
+        "directory": _is_directory,
+        "groups": lambda value: type(value) is list and all(map(_is_group, value)),
+        "namespaces": _is_texts,
+    },
+    # the monitor
+    "start": {
+        "pid": lambda value: is_integer(value) and 0 < value < 2**31,
+        "began": optional(is_integer),
+        "started": is_number,
+    },
+    "exit": {
+        "exit_code": optional(is_integer),
+        "signal": optional(is_integer),
+        "oom_kills": is_integer,
+        "ended": is_number,
+        "finished": lambda value: type(value) is bool,
+        "note": lambda value: type(value) is str,
+    },
+    "error": {"words": lambda value: type(value) is str},
+}
+
+
+def _load(directory: int, path: str, name: str) -> dict[str, Any] | str | None:
+    """What is in that file of *path*, which is open as *directory*; None: there is none; a text says what is wrong."""
+    file = f"{path}/{name}.json"
     try:
-        with open(f"{name}.json", opener=lambda path, flags: os.open(path, flags, dir_fd=directory)) as file:
-            found: Any = json.load(file)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        return f"{type(error).__name__}: {error}"
-    if not isinstance(found, dict):
-        return "it is no object"
-    for key, types in _SHAPES[name].items():
-        if key not in found or not isinstance(found[key], types):
-            return f"{key!r} is {'wrong' if key in found else 'missing'}"
-    return found
+        found = load(file, dir_fd=directory)
+        return None if found is None else fields(file, found, _FILES[name])
+    except ContainerError as error:
+        return str(error)
 
 
 def _write(directory: int, name: str, text: str) -> None:

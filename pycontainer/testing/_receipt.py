@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from pycontainer.command import Command
@@ -33,7 +33,15 @@ def simulated(command: Command, process: Process, pid: int, features: Collection
     user, limits = mine["user"], command.resources
     filters = int(Feature.SECCOMP in features and "seccomp" in spec["linux"])
     quota = limits.cpu_quota if limits.cpu_quota != -1 else None
-    everybody = (IdMap(inside=0, outside=0, length=2**32 - 1),)
+    maps = [
+        tuple(IdMap(inside=row[0], outside=row[1], length=row[2]) for row in rows)
+        for rows in (command.uid_mappings, command.gid_mappings)
+    ]
+    if not maps[0]:
+        everybody = IdMap(inside=0, outside=0, length=2**32 - 1)
+        chosen = IdMap(inside=0, outside=100000, length=65536)
+        maps = [(everybody if command.userns is None else chosen,)] * 2
+    uid, gid = _outside(user["uid"], maps[0]), _outside(user["gid"], maps[1])
     return Receipt(
         pid=pid,
         namespaces={
@@ -43,11 +51,11 @@ def simulated(command: Command, process: Process, pid: int, features: Collection
         capabilities=CapabilitySets(**{name: tuple(sorted(mine["capabilities"][name])) for name in _SETS}),
         seccomp=SeccompState(mode="filter" if filters else "disabled", filters=filters),
         no_new_privileges=mine["noNewPrivileges"],
-        uid=Ids(**dict.fromkeys(_IDS, user["uid"])),
-        gid=Ids(**dict.fromkeys(_IDS, user["gid"])),
-        groups=tuple(user["additionalGids"]),
-        uid_map=everybody,
-        gid_map=everybody,
+        uid=Ids(**dict.fromkeys(_IDS, uid)),
+        gid=Ids(**dict.fromkeys(_IDS, gid)),
+        groups=tuple(_outside(group, maps[1]) for group in user["additionalGids"]),
+        uid_map=maps[0],
+        gid_map=maps[1],
         cgroups=(),
         limits=EffectiveLimits(
             memory=limits.memory,
@@ -63,6 +71,11 @@ def simulated(command: Command, process: Process, pid: int, features: Collection
         oom_score_adj=command.oom_score_adj or 0,
         label=command.selinux_label or (command.apparmor_profile and f"{command.apparmor_profile} (enforce)"),
     )
+
+
+def _outside(id: int, rows: Iterable[IdMap]) -> int:
+    """What it is on the host; the overflow id (user_namespaces(7)) where it is nobody."""
+    return next((id - row.inside + row.outside for row in rows if 0 <= id - row.inside < row.length), 65534)
 
 
 _SETS = ("effective", "permitted", "inheritable", "bounding", "ambient")

@@ -30,6 +30,7 @@ import fcntl
 import itertools
 import os
 import pty
+import select
 import signal as signals
 import struct
 import termios
@@ -105,10 +106,11 @@ _pids = itertools.count(2**22 + 1, 1000)
 class Outcome:
     """What becomes of a container, in this order.
 
-    *start_delay* seconds in ``start``, which then raises *start_error* if
-    there is one; *stdout* and *stderr*, bytes or str; *delay* seconds; with
-    *hang* nothing more until a signal ends it; else the end: *exit_code*,
-    *signal*, or *oom_killed*, which is SIGKILL by the kernel.
+    *start_delay* seconds in ``start``, or until its deadline or until it is
+    given up; then *start_error*, if there is one, is raised there; *stdout*
+    and *stderr*, bytes or str; *delay* seconds; with *hang* nothing more until
+    a signal ends it; else the end: *exit_code*, *signal*, or *oom_killed*,
+    which is SIGKILL by the kernel.
     """
 
     stdout: bytes | str = b""
@@ -153,6 +155,7 @@ class FakeProcess(ContainerProcess):
         self.terminal = terminal
         self.box = box
         self.started = False
+        self.starting: Stdio | None = None  # until when, and what gives it up
         self._driver = driver
         self._status: ExitStatus | None = None
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -341,6 +344,7 @@ class FakeDriver(ExecutionDriver):
     def start(self, command: Command, stdio: Stdio) -> ContainerProcess:
         self._note("start", command.id, command=command)
         process = self._make(command, stdio)
+        process.starting = stdio
         return self._begin(process)
 
     def create(self, command: Command, stdio: Stdio) -> ContainerProcess:
@@ -365,6 +369,7 @@ class FakeDriver(ExecutionDriver):
             main.others.append(box)
             made = FakeProcess(self, box, self._connect(box, stdio))
             self._execs.append(made)
+        made.starting = stdio
         return self._begin(made)
 
     def kill(self, id: str, signal: int) -> None:
@@ -429,6 +434,7 @@ class FakeDriver(ExecutionDriver):
             self._detached[command.id] = made
         made.watch()
         try:
+            made.process.starting = Stdio(-1, -1, -1, deadline=deadline)
             self._begin(made.process)
         except BaseException:
             del self._detached[command.id]
@@ -543,7 +549,7 @@ class FakeDriver(ExecutionDriver):
             if isinstance(program, _InTurn):
                 program = program.next()
             if isinstance(program, Outcome):
-                time.sleep(program.start_delay)
+                _delay(process.id, program.start_delay, process.starting)
                 if program.start_error is not None:
                     raise program.start_error
             if not process.box.is_directory(process.box.cwd):
@@ -573,6 +579,19 @@ class _InTurn:
 
     def __call__(self, box: FakeContainer) -> int | None:
         return self.next()(box)
+
+
+def _delay(id: str, seconds: float, stdio: Stdio | None) -> None:
+    """A start that takes its time. Raises WaitTimeoutError when its deadline comes first, or it is given up."""
+    if not seconds:
+        return
+    began = time.monotonic()
+    poll = select.poll()
+    if stdio is not None and stdio.give_up >= 0:
+        poll.register(stdio.give_up, select.POLLIN)
+    left = seconds if stdio is None or stdio.deadline is None else min(seconds, stdio.deadline - began)
+    if poll.poll(max(0, round(left * 1000 + 0.5))) or left < seconds:
+        raise WaitTimeoutError(id, time.monotonic() - began)
 
 
 def _limit(value: int | None) -> int | None:

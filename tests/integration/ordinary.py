@@ -30,7 +30,8 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
 
 def locked(path: Path) -> Path | None:
     """The first directory above *path* that an ordinary user may not enter."""
-    return next((p for p in reversed(path.parents) if not p.stat().st_mode & stat.S_IXOTH), None)
+    there = (p for p in reversed(path.parents) if p.exists())  # what lies over it may have no such directory
+    return next((p for p in there if not p.stat().st_mode & stat.S_IXOTH), None)
 
 
 def show(paths: list[Path]) -> None:

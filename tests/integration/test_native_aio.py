@@ -106,7 +106,7 @@ def test_a_timeout_is_for_the_start_as_well(flags: dict[str, Any], run: Any, pid
 def test_cancelled_while_it_starts(
     flags: dict[str, Any], run: Any, pid_file: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    flags["hooks"] = slow(pid_file, 2)
+    flags["hooks"] = slow(pid_file, 43210)
     todo = aio.run(["sleep", "1000"], **flags) if how == "run" else aio.create_container_exec("sleep", "1000", **flags)
 
     async def main() -> None:
@@ -116,7 +116,7 @@ def test_cancelled_while_it_starts(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert not is_there(pid_file)
+        wait_for(lambda: not is_there(pid_file))
 
     run(main())
     assert caplog.records == []
@@ -206,7 +206,7 @@ def test_a_receipt_has_the_time_of_the_whole(flags: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("verb", ["kill", "terminate", "close"])
 def test_a_start_can_be_given_up(flags: dict[str, Any], pid_file: Path, verb: str) -> None:
-    box = Container(["sleep", "1000"], start=False, hooks=slow(pid_file, 2), **flags)
+    box = Container(["sleep", "1000"], start=False, hooks=slow(pid_file, 43210), **flags)
     errors: list[BaseException] = []
 
     def start() -> None:
@@ -220,12 +220,9 @@ def test_a_start_can_be_given_up(flags: dict[str, Any], pid_file: Path, verb: st
     wait_for(pid_file.exists)
     began = time.monotonic()
     getattr(box, verb)()
-    if verb == "close":
-        assert not is_there(pid_file)
-    else:
-        assert time.monotonic() - began < 1
     thread.join(60)
+    assert time.monotonic() - began < 10
     assert len(errors) == 1
-    assert not is_there(pid_file)
+    wait_for(lambda: not is_there(pid_file))
     assert box.state is pycontainer.State.STOPPED
     box.close()

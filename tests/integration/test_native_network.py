@@ -254,6 +254,38 @@ def test_the_files_of_etc(bridge: str, sh: Any, busybox_rootfs: Path, tmp_path: 
     assert sh("cat /etc/hosts", rootfs=rootfs).stdout == "the rootfs's\n"  # nobody asked for anything
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "name"),
+    [
+        ("dns", ["192.0.2.53"], "resolv.conf"),
+        ("dns_search", ["example.org"], "resolv.conf"),
+        ("extra_hosts", {"db": "192.0.2.7"}, "hosts"),
+    ],
+)
+def test_what_has_no_place_in_the_rootfs_is_refused(
+    sh: Any, busybox_rootfs: Path, tmp_path: Path, field: str, value: Any, name: str
+) -> None:
+    rootfs = tmp_path / "rootfs"
+    shutil.copytree(busybox_rootfs, rootfs, symlinks=True)
+    file = rootfs / "etc" / name
+    for target in (None, "../run/nothing", name):
+        file.unlink(missing_ok=True)
+        if target is not None:
+            file.symlink_to(target)
+        with pytest.raises(InvalidCommandError, match=f"no file /etc/{name}") as caught:
+            sh("true", rootfs=rootfs, **{field: value})
+        assert caught.value.field == field
+    file.unlink()
+    (tmp_path / "mine").touch()
+    assert (
+        sh("true", rootfs=rootfs, mounts=[Mount(str(tmp_path / "mine"), f"/etc/{name}")], **{field: value}).returncode
+        == 0
+    )
+    file.unlink(missing_ok=True)
+    file.touch()
+    assert sh(f"wc -l < /etc/{name}", rootfs=rootfs, **{field: value}).stdout != "0\n"
+
+
 def test_a_link_of_the_rootfs_leads_none_of_them_elsewhere(
     bridge: str, sh: Any, busybox_rootfs: Path, tmp_path: Path
 ) -> None:

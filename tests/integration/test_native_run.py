@@ -17,10 +17,18 @@ from typing import Any
 import pytest
 
 import pycontainer
+import pycontainer.rootfs
 from pycontainer import PIPE, STDOUT
 from pycontainer.command import Command
 from pycontainer.driver import State
-from pycontainer.errors import AlreadyExistsError, ContainerExitError, NotRunningError, SetupError, WaitTimeoutError
+from pycontainer.errors import (
+    AlreadyExistsError,
+    ContainerExitError,
+    InvalidCommandError,
+    NotRunningError,
+    SetupError,
+    WaitTimeoutError,
+)
 from pycontainer.stdio import Pipes
 
 from . import host
@@ -425,3 +433,12 @@ def test_kill_and_terminate_by_id(native: Any, start: Any) -> None:
     box = start(["sleep", "100"], name="by-id")
     native.terminate("by-id")
     assert box.wait(30) == -9
+
+
+def test_the_hosts_own_root_by_another_name(native: Any, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/")
+    (tmp_path / "links").symlink_to("link")
+    layers = pycontainer.rootfs.overlay(tmp_path / "link")
+    for rootfs in (tmp_path / "link", tmp_path / "links", "/../", "/usr/..", "/proc/../", layers):
+        with pytest.raises(InvalidCommandError, match="own root"):
+            pycontainer.run(["true"], rootfs=rootfs, driver=native)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import tempfile
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 import pycontainer
@@ -92,11 +94,18 @@ def test_signals(drivers: Any, busybox_rootfs: Path, number: int, caught: bool) 
     assert results[0] == results[1]
 
 
+NOT_FOUND, DENIED, NO_DIRECTORY = ((SetupError, "execve", number) for number in (2, 13, 20))
+
+
 @pytest.mark.parametrize(
-    "argv", [["/no/such"], ["no-such"], ["/etc/passwd"], ["/etc"], ["/etc/passwd/x"], ["true"], ["busybox", "true"]]
+    ("argv", "expected"),
+    [
+        *((["/no/such"], NOT_FOUND), (["no-such"], NOT_FOUND), (["/etc/passwd"], DENIED), (["/etc"], DENIED)),
+        *((["/etc/passwd/x"], NO_DIRECTORY), (["true"], (0, b"", b"")), (["busybox", "true"], (0, b"", b""))),
+    ],
 )
-def test_what_can_be_executed(both: Both, argv: list[str]) -> None:
-    both(argv)
+def test_what_can_be_executed(both: Both, argv: list[str], expected: Any) -> None:
+    assert both(argv, lambda done: (done.returncode, done.stdout, done.stderr)) == expected
 
 
 def test_output_is_binary_and_separate(both: Both) -> None:
@@ -110,74 +119,187 @@ def test_stdin(both: Both, data: bytes) -> None:
     assert both(["cat"], input=data)[1] == data
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "id -u; id -g; id -G",
-        "pwd",
-        "umask",
-        "echo $$",
-        "ls -A /proc/self/fd | tr '\\n' ' '",
-        "grep -E '^(Sig(Blk|Ign|Cgt)|Cap|NoNewPrivs|Seccomp|Uid|Gid|Groups)' /proc/self/status",
-        "ip -o addr | sed 's/ *valid_lft.*//'",
-        "stat -c '%n %F %a %t:%T' /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty",
-        "readlink /dev/fd /dev/stdin /dev/stdout /dev/stderr",
-        "cut -d: -f3 /proc/self/cgroup | sort -u",
-        "grep -E ' /(proc|sys|proc/sys|proc/irq|proc/bus|dev/shm|dev/mqueue) ' /proc/self/mounts |"
-        "cut -d' ' -f2,3,4 | sort",
-        "for f in /proc/kcore /proc/keys /proc/timer_list /proc/interrupts; do [ -e $f ] && wc -c < $f; done",
-        "ls -A /proc/acpi /sys/firmware 2>/dev/null | wc -l",
-        "for f in /proc/sysrq-trigger /proc/sys/kernel/core_pattern /sys/kernel/uevent_seqnum; do "
-        "(echo x > $f) 2>/dev/null && echo $f; done",
-        "mknod /tmp/n b 8 0 2>&1 | sed 's/.*: //'",
-        "umount /proc/sys 2>&1 | sed 's/.*: //'",
-        "mount -t tmpfs x /tmp 2>&1 | sed 's/.*: //'",
-        "cat /proc/net/unix | wc -l",
-        "stat -c '%a %u:%g' /dev/shm /dev/mqueue",
-        "nproc; cat /proc/self/oom_score_adj; ulimit -n; ulimit -c",
+#: capabilities(7): the bits of the twelve defaults, and of those that a test asks for.
+DEFAULT, NET_RAW, MKNOD = 0xA00405FB, 1 << 13, 1 << 27
+SETS = ("Inh", "Prm", "Eff", "Bnd", "Amb")
+
+
+def status(uid: int, gid: int, groups: str, cap: int, bound: int, nnp: int = 1, mode: int = 2, ids: bool = True) -> str:
+    """Lines of /proc/self/status, as proc_pid_status(5) has them."""
+    who = [f"{name}:\t" + "\t".join([str(id)] * 4) for name, id in (("Uid", uid), ("Gid", gid))] if ids else []
+    signals = [f"Sig{name}:\t{0:016x}" for name in ("Blk", "Ign", "Cgt")] if ids else []
+    sets = [f"Cap{name}:\t{bits:016x}" for name, bits in zip(SETS, (0, cap, cap, bound, 0), strict=True)]
+    filters = [f"Seccomp:\t{mode}", f"Seccomp_filters:\t{mode // 2}"]
+    return "".join(
+        f"{line}\n" for line in [*who, f"Groups:\t{groups} ", *signals, *sets, f"NoNewPrivs:\t{nnp}", *filters]
+    )
+
+
+def there(*paths: str) -> list[str]:
+    """Those that this kernel has."""
+    return [path for path in paths if os.path.exists(path)]
+
+
+DEVICES = (("null", "1:3"), ("zero", "1:5"), ("full", "1:7"), ("random", "1:8"), ("urandom", "1:9"), ("tty", "5:0"))
+FLAGS = "nosuid,nodev,noexec,relatime"
+MOUNTS = [
+    *(f"/dev/mqueue mqueue rw,{FLAGS}", f"/dev/shm tmpfs rw,{FLAGS},size=65536k", f"/proc proc rw,{FLAGS}"),
+    *(f"{path} proc ro,{FLAGS}" for path in there("/proc/bus", "/proc/irq", "/proc/sys")),
+    f"/sys sysfs ro,{FLAGS}",
+]
+HIDDEN = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/interrupts")
+LOOPBACK = ["1: lo    inet 127.0.0.1/8 scope host lo\\", "1: lo    inet6 ::1/128 scope host \\"]
+
+#: What is printed, by whomever; None: see WHO.
+SURROUNDINGS: dict[str, list[str] | None] = {
+    "id -u; id -g; id -G": None,
+    "grep -E '^(Sig(Blk|Ign|Cgt)|Cap|NoNewPrivs|Seccomp|Uid|Gid|Groups)' /proc/self/status": None,
+    "pwd": ["/"],
+    "umask": ["0022"],
+    "echo $$": ["1"],
+    "ls -A /proc/self/fd | tr '\\n' ' '; echo": ["0 1 2 3 "],  # the last one is that of ls
+    "ip -o addr | sed 's/ *valid_lft.*//'": LOOPBACK[: 2 if os.path.exists("/proc/net/if_inet6") else 1],
+    "stat -c '%n %F %a %t:%T' /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty": [
+        f"/dev/{name} character special file 666 {number}" for name, number in DEVICES
     ],
-)
-@pytest.mark.parametrize("keywords", [{}, {"user": "alice", "groups": ["extra"]}, {"user": "1234:5678"}], ids=str)
-def test_surroundings(both: Both, script: str, keywords: dict[str, Any]) -> None:
-    both(sh(script + " || true"), **keywords)
+    "for f in fd stdin stdout stderr; do readlink /dev/$f; done": [
+        *("/proc/self/fd", "/proc/self/fd/0", "/proc/self/fd/1", "/proc/self/fd/2")
+    ],
+    "cut -d: -f3 /proc/self/cgroup | sort -u": ["/"],
+    "grep -E ' /(proc|sys|proc/sys|proc/irq|proc/bus|dev/shm|dev/mqueue) ' /proc/self/mounts |"
+    "cut -d' ' -f2,3,4 | sort": MOUNTS,
+    f"for f in {' '.join(HIDDEN)}; do [ -e $f ] && wc -c < $f; done": ["0"] * len(there(*HIDDEN)),
+    "for d in /proc/acpi /sys/firmware; do ls -A $d 2>/dev/null; done": [],
+    "for f in /proc/sysrq-trigger /proc/sys/kernel/core_pattern /sys/kernel/uevent_seqnum; do "
+    "(echo x > $f) 2>/dev/null && echo $f; done": [],
+    "mknod /tmp/n b 8 0 2>&1 | sed 's/.*: //'": ["Operation not permitted"],
+    "umount /proc/sys 2>&1 | sed 's/.*: //'": ["Operation not permitted"],
+    "mount -t tmpfs x /tmp 2>&1 | sed 's/.*: //'": ["permission denied (are you root?)"],
+    "cat /proc/net/unix | wc -l": ["1"],
+    "stat -c '%a %u:%g' /dev/shm /dev/mqueue": ["1777 0:0", "1777 0:0"],
+    "nproc; cat /proc/self/oom_score_adj; ulimit -n; ulimit -c": [
+        *(str(os.cpu_count()), "0"),
+        *(str(resource.getrlimit(limit)[0]) for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)),
+    ],
+}
+#: uid, gid, groups, capabilities
+WHO: list[tuple[dict[str, Any], tuple[int, int, str, int]]] = [
+    ({}, (0, 0, "0", DEFAULT)),
+    ({"user": "alice", "groups": ["extra"]}, (1000, 1000, "1000 2000", 0)),
+    ({"user": "1234:5678"}, (1234, 5678, "5678", 0)),
+]
+
+
+@pytest.mark.parametrize("script", SURROUNDINGS)
+@pytest.mark.parametrize(("keywords", "who"), WHO, ids=str)
+def test_surroundings(both: Both, script: str, keywords: dict[str, Any], who: tuple[int, int, str, int]) -> None:
+    expected = SURROUNDINGS[script]
+    uid, gid, groups, held = who
+    if expected is None:
+        ids = [str(uid), str(gid), groups]
+        expected = ids if script.startswith("id") else status(uid, gid, groups, held, DEFAULT).splitlines()
+    done, out, err = both(sh(script + " || true"), **keywords)
+    assert (done.exit_code, out.decode(), err) == (0, "".join(f"{line}\n" for line in expected), b"")
 
 
 ALLOW = {"defaultAction": "SCMP_ACT_ALLOW"}
+NOTHING_OWN = (
+    "stat: can't stat '/dev/own/*': No such file or directory\nhead: /dev/own/zero: No such file or directory\n"
+)
+NO_NODE = "mknod: /tmp/kmsg: Operation not permitted\n"
+IN_DEV = "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
+
+
+@attrs.frozen
+class Shown:
+    """What test_keywords' script prints."""
+
+    hostname: str = "box"
+    cwd: str = "/"
+    nofile: str = str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    core: str = str(resource.getrlimit(resource.RLIMIT_CORE)[0])
+    id: str = "uid=0(root) gid=0(root) groups=0(root)"
+    groups: str = "0"
+    held: int | None = DEFAULT
+    bound: int | None = DEFAULT
+    nnp: int = 1
+    mode: int = 2
+    cpus: str | None = None
+    root_written: str = "0"  #: the exit code
+    oom: str = "0"
+    dev: str = IN_DEV
+    own: str = "0\n"
+    err: str = NOTHING_OWN + NO_NODE
+
+    def text(self) -> str:
+        everything = int(Path("/proc/self/status").read_text().split("CapBnd:\t")[1].split()[0], 16)
+        held, bound = (everything if bits is None else bits for bits in (self.held, self.bound))
+        cpus = self.cpus or Path("/proc/self/status").read_text().split("Cpus_allowed_list:\t")[1].split()[0]
+        hierarchies = len(Path("/proc/self/cgroup").read_text().splitlines())
+        facts = status(0, 0, self.groups, held, bound, self.nnp, self.mode, ids=False)
+        lines = [self.hostname, self.cwd, self.nofile, self.core, self.id, str(hierarchies)]
+        after = [f"Cpus_allowed_list:\t{cpus}", self.root_written, self.oom, *self.dev.split()]
+        return "\n".join(lines) + "\n" + facts + "\n".join(after) + "\n" + self.own
+
+
+ALICE, NOBODY = (
+    "uid=1000(alice) gid=1000(alice) groups=1000(alice)",
+    "uid=65534(nobody) gid=65534(nogroup) groups=65534(nogroup)",
+)
+WITH_NODES = (
+    "sh: can't open /tmp/kmsg: Operation not permitted\n",
+    "sh: can't create /tmp/kmsg: Operation not permitted\n",
+)
 
 
 @pytest.mark.parametrize(
-    "keywords",
+    ("keywords", "expected"),
     [
-        {"hostname": "some.box"},
-        {"cwd": "/home/alice"},
-        {"cwd": "/no/such"},
-        {"cap_add": ["NET_RAW"]},
-        {"cap_drop": ["ALL"]},
-        {"cap_drop": ["ALL"], "user": "alice"},
-        {"no_new_privileges": False, "seccomp": "unconfined"},
-        {"seccomp": "unconfined"},
-        {"seccomp": {**ALLOW, "syscalls": [{"names": ["chdir"], "action": "SCMP_ACT_ERRNO"}]}},
-        {"seccomp": {**ALLOW, "syscalls": [{"names": ["raed"], "action": "SCMP_ACT_ERRNO"}]}},
-        {"rlimits": {"nofile": (100, 200), "core": 0}},
-        {"user": "nobody"},
-        {"user": "no-such-user"},
-        {"user": "4294967296"},
-        {"groups": ["no-such-group"]},
-        {"memory": "12q"},
-        {"privileged": True},
-        {"oom_score_adj": 123},
-        {"devices": ["/dev/zero:/dev/own/zero:r"], "cap_add": ["MKNOD"]},
-        {"device_cgroup_rules": ["c 1:11 r"], "cap_add": ["MKNOD"]},
-        {"devices": ["/dev/no-such"]},
-        {"network": "none"},
-        {"rootfs": "/no/such"},
-        {"rootfs": "/"},
-        {"name": "../x"},
-        {"cpuset_cpus": "0"},
+        ({"hostname": "some.box"}, Shown(hostname="some.box")),
+        ({"cwd": "/home/alice"}, Shown(cwd="/home/alice")),
+        ({"cwd": "/no/such"}, (SetupError, "enter /no/such", 2)),
+        ({"cap_add": ["NET_RAW"]}, Shown(held=DEFAULT | NET_RAW, bound=DEFAULT | NET_RAW)),
+        ({"cap_drop": ["ALL"]}, Shown(held=0, bound=0)),
+        ({"cap_drop": ["ALL"], "user": "alice"}, Shown(held=0, bound=0, id=ALICE, groups="1000", root_written="1")),
+        ({"no_new_privileges": False, "seccomp": "unconfined"}, Shown(nnp=0, mode=0)),
+        ({"seccomp": "unconfined"}, Shown(mode=0)),
+        (
+            {"seccomp": {**ALLOW, "syscalls": [{"names": ["chdir"], "action": "SCMP_ACT_ERRNO"}]}},
+            Shown(err="sh: cd: line 0: can't cd to /tmp: Operation not permitted\n" + NOTHING_OWN + NO_NODE),
+        ),
+        (
+            {"seccomp": {**ALLOW, "syscalls": [{"names": ["raed"], "action": "SCMP_ACT_ERRNO"}]}},
+            (InvalidCommandError, "seccomp.syscalls[0]"),
+        ),
+        ({"rlimits": {"nofile": (100, 200), "core": 0}}, Shown(nofile="100", core="0")),
+        ({"user": "nobody"}, Shown(held=0, id=NOBODY, groups="65534", root_written="1")),
+        ({"user": "no-such-user"}, (InvalidCommandError, "process.user")),
+        ({"user": "4294967296"}, (InvalidCommandError, "process.user")),
+        ({"groups": ["no-such-group"]}, (InvalidCommandError, "process.additional_groups")),
+        ({"memory": "12q"}, (InvalidCommandError, "resources.memory")),
+        ({"privileged": True}, Shown(held=None, bound=None, mode=0, err=NOTHING_OWN)),
+        ({"oom_score_adj": 123}, Shown(oom="123")),
+        (
+            {"devices": ["/dev/zero:/dev/own/zero:r"], "cap_add": ["MKNOD"]},
+            Shown(
+                held=DEFAULT | MKNOD, bound=DEFAULT | MKNOD, err="".join(WITH_NODES), own="666 0:0 1:5\n3\n",
+                dev=IN_DEV.replace("null", "null own"),
+            ),
+        ),
+        (
+            {"device_cgroup_rules": ["c 1:11 w"], "cap_add": ["MKNOD"]},
+            Shown(held=DEFAULT | MKNOD, bound=DEFAULT | MKNOD, err=NOTHING_OWN + WITH_NODES[0]),
+        ),
+        ({"devices": ["/dev/no-such"]}, (InvalidCommandError, "devices.path")),
+        ({"network": "none"}, Shown()),
+        ({"rootfs": "/no/such"}, (InvalidCommandError, "rootfs")),
+        ({"rootfs": "/"}, (InvalidCommandError, "rootfs")),
+        ({"name": "../x"}, (InvalidCommandError, "id")),
+        ({"cpuset_cpus": "0"}, Shown(cpus="0")),
     ],
     ids=str,
-)
-def test_keywords(both: Both, keywords: dict[str, Any]) -> None:
+)  # fmt: skip
+def test_keywords(both: Both, keywords: dict[str, Any], expected: Any) -> None:
     script = (
         "hostname; pwd; ulimit -n; ulimit -c; id; cut -c1-99 /proc/self/cgroup | wc -l;"
         "grep -E '^(Cap|NoNewPrivs|Seccomp|Groups|Cpus_allowed_list)' /proc/self/status; (cd /tmp);"
@@ -186,7 +308,12 @@ def test_keywords(both: Both, keywords: dict[str, Any]) -> None:
         "mknod /tmp/kmsg c 1 11 && { (: </tmp/kmsg); (: >/tmp/kmsg); }; rm -f /tmp/kmsg"
     )
     keywords = {"name": None, "hostname": "box", **keywords}
-    both(sh(script), **keywords)
+    found = both(sh(script), **keywords)
+    if not isinstance(expected, Shown):
+        assert found == expected
+        return
+    done, out, err = found
+    assert (done.exit_code, out.decode(), err.decode()) == (0, expected.text(), expected.err)
 
 
 def test_environment(both: Both) -> None:

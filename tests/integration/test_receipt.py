@@ -98,7 +98,9 @@ def test_with_an_init_it_is_that_of_the_program(flags: dict[str, Any]) -> None:
     assert done.returncode == 0
     assert done.stdout == b"2\n"
     assert done.receipt is not None
-    assert done.receipt.differences(Command.of(["x"], rootfs=flags["rootfs"])) == ()
+    assert done.receipt.differences(Command.of(["x"], rootfs=flags["rootfs"], init=True)) == ()
+    without = done.receipt.differences(Command.of(["x"], rootfs=flags["rootfs"]))
+    assert {one.field for one in without} == {"init", "session"}
 
 
 def test_the_program_does_not_notice(flags: dict[str, Any]) -> None:

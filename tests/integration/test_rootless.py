@@ -144,6 +144,8 @@ asked = [{}, {"rootfs": None}, {"read_only": True, "init": True}, {"network": "h
 for keywords in asked:
     with Container(["sleep", "60"], **{"rootfs": "root", **keywords}) as box:
         receipt = box.receipt()
+        unchecked = {one.field for one in receipt.unchecked(box.command)}
+        assert not {"hostname", "network"} & unchecked, unchecked
         print(*receipt.differences(box.command), bool(receipt.differences(evolve(box.command, pid="host"))))
     print(*run(["true"], receipt=True, **{"rootfs": "root", **keywords}).receipt.differences(box.command))
 """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 import pycontainer
 from pycontainer.driver import ContainerProcess, ExecutionDriver, Stdio
+from pycontainer.errors import ContainerNotFoundError
 from pycontainer.process import Process
 from pycontainer_native.driver import NativeDriver
 
@@ -202,3 +205,41 @@ def hostile(tmp_path: Path, busybox_rootfs: Path, request: pytest.FixtureRequest
     rootfs = Rootfs(tmp_path / "hostile", busybox_rootfs, tmp_path / "canary")
     request.node.stash.setdefault(_canaries, []).append(Canary(rootfs, tmp_path))
     return rootfs
+
+
+@pytest.fixture
+def state_root(native: NativeDriver) -> Iterator[Path]:
+    """Where a test's detached containers are on record. None of them may be left there."""
+    with tempfile.TemporaryDirectory(prefix="pycontainer-test-", dir="/run") as root:
+        yield Path(root)
+        driver = NativeDriver(root)
+        try:
+            for path in Path(root).glob("containers/[!.]*"):
+                pycontainer.get(path.name, driver).remove(force=True)
+        finally:
+            driver.close()
+
+
+@pytest.fixture
+def keeper(case: Case | None, state_root: Path) -> Iterator[NativeDriver]:
+    """A native driver with a launcher, and a place for detached containers, of its own."""
+    driver = NativeDriver(str(state_root))
+    yield driver
+    driver.close()
+
+
+@pytest.fixture
+def detach(keeper: NativeDriver, busybox_rootfs: Path) -> Iterator[Callable[..., pycontainer.Container]]:
+    """Starts a detached container of busybox, which is removed at the end of the test."""
+    boxes = []
+
+    def detach(argv: list[str], **keywords: Any) -> pycontainer.Container:
+        keywords = {"rootfs": busybox_rootfs, "driver": keeper, "detach": True, **keywords}
+        boxes.append(pycontainer.Container(argv, **keywords))
+        return boxes[-1]
+
+    yield detach
+    for box in boxes:
+        with contextlib.suppress(ContainerNotFoundError):
+            pycontainer.get(box.id, keeper).remove(force=True)
+        box.close()

@@ -6,6 +6,8 @@ launcher that imports a changed copy of the package.  A mutant that changes noth
 
 from __future__ import annotations
 
+import functools
+import importlib
 import mmap
 import shutil
 import struct
@@ -17,6 +19,8 @@ import pytest
 
 from pycontainer_native import abi, capabilities, client, plan
 from pycontainer_native.syscalls import Step
+
+_FUTURE = "from __future__ import annotations\n"
 
 Edit = Callable[[Step], "Step | None"]
 
@@ -59,7 +63,7 @@ class PlanMutant(Mutant):
                 super().call(call, *arguments, **keywords)
                 for number, edit in enumerate(mutant.edits):
                     changed = edit(self.steps[-1])
-                    if changed is not None:
+                    if changed is not None and changed != self.steps[-1]:
                         self.steps[-1] = changed
                         used.add(number)
                         mutant.used = len(used) == len(mutant.edits)
@@ -69,7 +73,7 @@ class PlanMutant(Mutant):
 
 
 class Patch(Mutant):
-    """Replaces what *target* names ("package.module.attribute") by *value*."""
+    """Replaces what *target* names ("package.module.attribute") by *value*, which is another, and called if it can."""
 
     def __init__(self, name: str, target: str, value: object, *, own_launcher: bool = False) -> None:
         super().__init__(name)
@@ -78,19 +82,52 @@ class Patch(Mutant):
         self.own_launcher = own_launcher
 
     def apply(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
-        monkeypatch.setattr(self.target, self.value)
+        self.used = False
+        before = _named(self.target)
+        value = self.value
+        if callable(value):
+            monkeypatch.setattr(self.target, self._noting(value))
+        else:
+            monkeypatch.setattr(self.target, value)
+            self.used = value != before
         monkeypatch.setattr(plan, "_sections", {})
-        self.used = True
+
+    def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def noting(*arguments: Any, **keywords: Any) -> Any:
+            self.used = True
+            return function(*arguments, **keywords)
+
+        return noting
+
+
+def _named(target: str) -> object:
+    """What a dotted name is that of."""
+    parts = target.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        return functools.reduce(getattr, parts[end:], found)
+    raise ModuleNotFoundError(target)
 
 
 class LauncherMutant(Mutant):
-    """Starts a launcher in whose *module* the text *old* is *new*, and so on for *more*."""
+    """Starts a launcher in whose *module* the text *old* is *new*, and so on for *more*.
+
+    It is used once a process has each of those modules or, where a test *reads* them, at once.
+    """
 
     own_launcher = True
+    _loaded: tuple[Path, ...] = ()  #: by each changed module when it is
 
-    def __init__(self, name: str, module: str, old: str, new: str, *more: tuple[str, str, str]) -> None:
+    def __init__(
+        self, name: str, module: str, old: str, new: str, *more: tuple[str, str, str], reads: bool = False
+    ) -> None:
         super().__init__(name)
         self.changes = ((module, old, new), *more)
+        self.reads = reads
 
     def apply(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
         package = directory / "mutant" / "pycontainer_native"
@@ -99,9 +136,22 @@ class LauncherMutant(Mutant):
             path = package / f"{module}.py"
             text = path.read_text()
             assert text.count(old) == 1, f"{module} has {text.count(old)} times {old!r}"
+            assert old != new
             path.write_text(text.replace(old, new))
+        self._loaded = tuple(directory / f"mutant/{module}" for module in {module for module, _, _ in self.changes})
+        for marker in self._loaded:
+            path = package / f"{marker.name}.py"
+            note = f"open({str(marker)!r}, 'w').close()\n"
+            path.write_text(path.read_text().replace(_FUTURE, _FUTURE + note, 1))
         monkeypatch.setattr(client, "__file__", str(package / "client.py"))  # its launcher's home
-        self.used = True
+
+    @property
+    def used(self) -> bool:
+        return bool(self._loaded) and all(self.reads or marker.exists() for marker in self._loaded)
+
+    @used.setter
+    def used(self, value: bool) -> None:
+        raise NotImplementedError
 
 
 class Several(Mutant):

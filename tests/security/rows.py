@@ -206,11 +206,10 @@ ROWS = _parsed()
 #: Rows with N or P that cannot be tested here: why not.
 UNTESTABLE: dict[str, str] = {
     "A18": "there are no volumes with a first content: nothing of an image is copied",
-    "E16": "a root file system is a directory of the caller's; what is written to a view of the host has no path there",
     "J5": "limits are the caller's to set, as with Docker: there is no default that could be missing",
     "C12": "nothing is unpacked or compressed, and no program looked up for it: there is no copy, export or commit",
     "H10": "netlink messages are pyroute2's: no length is packed here",
-    "H17": "the source of a bind mount is the caller's own path, followed as it is at the start; see A14",
+    "H17": "the source of a bind mount is the caller's own path, followed as it is at the start (README); see A14",
     "H18": "there are no projected volumes: nothing is written into a container's files",
     "H19": "nothing is copied into or out of a container",
     "H20": "no archive is read",
@@ -229,10 +228,13 @@ NEEDS_ROOT: dict[str, str] = {
     "D6": "the terminal is looked at from the host, where it is closed to the user himself",
     "E12": "the test becomes an ordinary user itself",
     "E13": "the maps are root's to choose: an ordinary user's are his lines in /etc/subuid",
+    "E16": "a user namespace beside one's own takes root of the host",
     "G4": "the test makes cgroups beside the user's own",
     "G5": "only root of the host may change a devices cgroup: elsewhere there is none, or it is an error",
+    "G6": "only root of the host may change a devices cgroup: elsewhere there is none, or it is an error",
     "G7": "the trap is a device node, which only root can make",
     "G11": "the test makes cgroups beside the user's own",
-    "H2": "only root keeps compiled filters on disk",
-    "H3": "only root keeps compiled filters on disk",
+    "H2": "others than root have to be kept out; and only root keeps compiled filters on disk",
+    "H3": "others than root have to be kept out; and only root keeps compiled filters on disk",
+    "H4": "the test becomes another user",
 }

@@ -256,6 +256,16 @@ def test_a14_cve_2024_42472_a_source_through_a_magic_link(start, sh, tmp_path):
             start(["true"], mounts=[Mount(str(shared / str(number)), "/v")])
 
 
+def test_a_link_in_a_source_is_followed_as_the_readme_says(sh, hostile, source):
+    # A14 and H17: no defence, but what is promised instead.
+    hostile.link("planted", source)
+    planted = str(hostile.path / "planted")
+    assert sh("ls /v", mounts=[Mount(planted, "/v")]).stdout == "file\ngiven\n"
+    # The directory itself, as the README has it, leads nowhere: its links are the container's.
+    done = sh("ls /v/planted", mounts=[Mount(str(hostile.path), "/v")])
+    assert (done.stdout, "No such file" in done.stderr) == ("", True)
+
+
 @row("A15", mutants=[PlanMutant("links are refused altogether", resolving("mount /", STRICT))])
 def test_a15_links_that_stay_inside_work(start, hostile, source):
     (hostile.path / "run").mkdir()
@@ -283,28 +293,73 @@ def _writing(*names):
     return root_directory
 
 
+#: What a container on a bridge has of its own.
+ETC = {f"/etc/{name}": "its own\n" for name in ("hosts", "hostname", "resolv.conf")}
+
+followed = PlanMutant("its own files are shown where the host's path leads", resolving("provide /etc/", 0))
+
+
+@pytest.fixture
+def bridged(monkeypatch):
+    """Containers have the files of one on a bridge, which only root could give them."""
+    monkeypatch.setattr("pycontainer.etc.etc_files", lambda command: {**ETC, "/etc/file": "its own\n"})
+    return {"network": "none"}
+
+
+def only_in_its_root(box, hostile):
+    """Nothing is mounted where the links led; it is about to change its root."""
+    return [mount for mount in host.mounts(box.pid) if mount.path.startswith(str(hostile.canary))] == []
+
+
 @row(
     "A16",
-    mutants=[Patch("etc/hostname is written", "pycontainer_native.mounts.root_directory", _writing("etc/hostname"))],
+    mutants=[
+        Patch("etc/hostname is written", "pycontainer_native.mounts.root_directory", _writing("etc/hostname")),
+        followed,
+    ],
 )
-def test_a16_cve_2025_24965_nothing_is_written_into_the_rootfs(start, hostile):
+def test_a16_cve_2025_24965_nothing_is_written_into_the_rootfs(start, held, sh, hostile, bridged):
     for name in FILES:
         hostile.link(name, hostile.canary / "file")
     for name in (".dockerenv", "etc/hostname"):
         hostile.link(name, hostile.canary / "new")
     before = {path: path.lstat() for path in hostile.path.rglob("*")}
     assert start(["true"], rootfs=hostile, hostname="other").wait(30) == 0
+    for keywords in ({}, {"read_only": True}, {"user": "1000"}, {"hostname": "other"}):
+        box = held("pivot_root", rootfs=hostile, **bridged, **keywords)
+        assert only_in_its_root(box, hostile)
+        box.start()
+        box.close()
     after = {path: path.lstat() for path in hostile.path.rglob("*")}
     assert {path: (at.st_ino, at.st_mode) for path, at in after.items()} == {
         path: (at.st_ino, at.st_mode) for path, at in before.items()
     }
 
 
-@row("A17", mutants=[Patch("etc/mtab is made", "pycontainer_native.mounts.root_directory", _writing("etc/mtab"))])
-def test_a17_cve_2024_5154_etc_is_a_link(start, hostile):
-    hostile.link("etc", hostile.canary)
-    assert start(["true"], rootfs=hostile).wait(30) == 0
-    assert start(["true"], rootfs=hostile, user="1000", hostname="other").wait(30) == 0
+@row("A16", mutants=[followed])
+def test_a16_cve_2025_24965_a_link_that_stays_inside_is_where_its_own_files_are(sh, hostile, bridged):
+    for name in ETC:
+        hostile.file(f"inside{name}", "the image's\n")
+        hostile.link(name[1:], f"/inside{name}")
+    for keywords in ({}, {"read_only": True}):
+        assert sh(f"cat {' '.join(ETC)}", rootfs=hostile, **bridged, **keywords).stdout == "its own\n" * 3
+    assert {(hostile.path / f"inside{name}").read_text() for name in ETC} == {"the image's\n"}
+
+
+@row(
+    "A17",
+    mutants=[Patch("etc/mtab is made", "pycontainer_native.mounts.root_directory", _writing("etc/mtab")), followed],
+)
+def test_a17_cve_2024_5154_etc_is_a_link(start, held, hostile, bridged):
+    for link in (hostile.canary, f"{'../' * 30}{hostile.canary}"):
+        hostile.link("etc", link)
+        assert start(["true"], rootfs=hostile).wait(30) == 0
+        assert start(["true"], rootfs=hostile, user="1000", hostname="other").wait(30) == 0
+        for keywords in ({}, {"read_only": True}, {"user": "1000"}):
+            box = held("pivot_root", rootfs=hostile, **bridged, **keywords)
+            assert only_in_its_root(box, hostile)
+            box.start()
+            box.close()
 
 
 @row("A21", mutants=[PlanMutant("mounts are not made private", left_out("make mounts private"))])

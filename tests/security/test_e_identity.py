@@ -339,6 +339,31 @@ def test_e13_id_maps_are_as_they_were_asked_for():
     in_own_mounts(body)
 
 
+@row("E16", mutants=[PlanMutant("its root stays writable", left_out("make rootfs read-only", "mount_setattr"))])
+def test_e16_cve_2021_21284_what_a_payload_leaves_on_the_disk(sh, hostile):
+    # Its root's files are the host's root's. So: none where that is asked for, and for nobody who cannot get there.
+    leave = "cp /bin/busybox /left && chmod 4755 /left; ls /left"
+    for remapped in ({}, {"userns": "auto"}):
+        done = sh(leave, rootfs=hostile, read_only=True, **remapped)
+        assert "Read-only file system" in done.stderr
+        assert not (hostile.path / "left").exists()
+        assert sh(leave, rootfs=hostile, **remapped).stdout == "/left\n"
+        at = (hostile.path / "left").stat()
+        assert (at.st_uid, at.st_mode & 0o4777) == (0, 0o4755)  # as the README says
+        closed = hostile.path.parent
+        closed.chmod(0o700)
+
+        def try_it(path=hostile.path / "left"):
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            with pytest.raises(PermissionError):
+                os.execv(path, ["busybox", "true"])
+
+        in_child(try_it)
+        (hostile.path / "left").unlink()
+
+
 def test_an_id_that_is_not_mapped_is_nobody():
     namespace = userns.UserNamespace(((0, 1000, 1),), ((0, 1000, 1),), setgroups=False)
     for user in ({"uid": 1, "gid": 0}, {"uid": 0, "gid": 5}, {"uid": 0, "gid": 0, "additionalGids": [7]}):

@@ -210,7 +210,8 @@ def test_every_call_of_the_caller_until_it_runs(
             own.close()
         with monkeypatch.context() as patch:
             for module in (service, client, driver, process):
-                patch.setattr(module, "os", faults.Counting(module.os, faults.OS, fault))
+                if hasattr(module, "os"):
+                    patch.setattr(module, "os", faults.Counting(module.os, faults.OS, fault))
                 if hasattr(module, "socket"):
                     patch.setattr(module, "socket", faults.counting_sockets(module.socket, fault))
             fault.arm(number)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
+import time
 from pathlib import Path
 
 import attrs
 import pytest
 
+from pycontainer import PIPE, Device
 from pycontainer.command import Command
-from pycontainer.errors import InvalidCommandError, UnsupportedError, WaitTimeoutError
-from pycontainer_native.cgroups import detect, freezer, sweep
+from pycontainer.errors import InvalidCommandError, NotRunningError, UnsupportedError, WaitTimeoutError
+from pycontainer_native.cgroups import detect, devices, freezer, sweep
 from pycontainer_native.cgroups.layout import Layout
 
 from ..integration import host
@@ -208,7 +211,7 @@ def test_g11_only_what_is_dead_is_removed(native):
                 directory.rmdir()
 
 
-@row("G5", "G6", mutants=[with_capability(27, "CAP_MKNOD")])
+@row("G5", mutants=[with_capability(27, "CAP_MKNOD")])
 def test_g5_devices_are_denied_unless_asked_for(start, sh):
     assert sh("mknod /tmp/node b 8 0").returncode != 0
     try:
@@ -222,3 +225,50 @@ def test_g5_devices_are_denied_unless_asked_for(start, sh):
     done = sh(script, cap_add=["MKNOD"])
     assert done.stdout == "on\n"
     assert sh("echo x >/dev/null && head -c 1 /dev/zero | wc -c", cap_add=["MKNOD"]).stdout == "1\n"
+
+
+_replace = devices.replace
+
+
+def _denied_first(present, rules):
+    return [("devices.deny", "a", "devices.allow"), *(("devices.allow", line, "") for line in devices.lines(rules))]
+
+
+def _nothing_first(cgroup, rules):
+    _replace(cgroup, ())
+    _replace(cgroup, rules)
+
+
+_flapping = (
+    Patch("all is denied first", "pycontainer_native.cgroups.devices.changes", _denied_first)
+    if any("devices" in place.controllers for place in HIERARCHIES if place.version == 1)
+    else Patch("all is denied first", "pycontainer_native.cgroups.devices.replace", _nothing_first)
+)
+
+
+@row("G6", mutants=[_flapping])
+def test_g6_an_update_of_rules_has_no_gap(start):
+    # /dev/null is among what is allowed before and after.
+    script = "echo ready; while (: >/dev/null); do :; done; echo denied"
+    box = start(["sh", "-c", script], cap_add=["MKNOD"], device_cgroup_rules=["c 1:11 r"], stdout=PIPE, stderr=PIPE)
+    assert box.stdout.readline() == b"ready\n"
+    deadline = time.monotonic() + 3  # the mutant's gap is short
+    number = 0
+    with contextlib.suppress(NotRunningError):
+        while box.poll() is None and (number < 300 or time.monotonic() < deadline):
+            number += 1
+            box.update(device_cgroup_rules=[f"c 1:{number % 2 + 11} r"])
+    assert box.poll() is None
+    box.kill()
+    assert box.stdout.read() == b""
+
+
+@row("G6", mutants=[Patch("it stays as it was", "pycontainer_native.cgroups.update.update", lambda *_: None)])
+def test_g6_an_update_of_rules_is_one(start):
+    # What is no longer allowed is denied, or an update would have no gap because it does nothing.
+    kmsg = Device("/dev/kmsg", type="c", major=1, minor=11, access="m")
+    box = start(["sleep", "100"], devices=[kmsg], device_cgroup_rules=["c 1:11 w"])
+    opens = "(: >/dev/kmsg) && echo yes"
+    assert box.exec(["sh", "-c", opens], capture_output=True, text=True).stdout == "yes\n"
+    box.update(device_cgroup_rules=["c 1:12 w"])
+    assert box.exec(["sh", "-c", opens], capture_output=True, text=True).stdout == ""

@@ -6,10 +6,12 @@ import ctypes
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from pycontainer import Mount
 from pycontainer.errors import ContainerError
 from pycontainer_native.driver import NativeDriver
 
-from .stages import in_child
+from .stages import MS_BIND, in_child, in_own_mounts, libc, mount_tmpfs
 
 #: Looks around, as root of a default container; everything that it finds is told.
 LOOK = r"""
@@ -129,7 +131,9 @@ def _add_key(secret):
     return key
 
 
-def test_ways_through_proc_never_reach_host_files(native, hostile, start):
+def test_ways_through_proc_never_reach_host_files(native, hostile, start, monkeypatch):
+    monkeypatch.setattr("pycontainer.stdio.refuse_ways_out", lambda *_: None)  # what stands behind it is tried
+
     def interpreter():
         return hashlib.sha256(Path(os.path.realpath(sys.executable)).read_bytes()).hexdigest()
 
@@ -154,3 +158,32 @@ def test_ways_through_proc_never_reach_host_files(native, hostile, start):
     finally:
         os.close(outside)
     assert interpreter() == before
+
+
+def test_what_is_made_private_while_the_caller_runs_is_not_shown(native):
+    def body():
+        own = "/run/etc-of-a-test"  # in this child's mounts alone
+        mount_tmpfs(Path("/run"))
+        shutil.copytree("/etc", own, symlinks=True, ignore_dangling_symlinks=True)
+        Path(own, "java-0").mkdir(mode=0o755)
+        assert libc.mount(own.encode(), b"/etc", None, MS_BIND, None) == 0
+        driver = NativeDriver()
+
+        def shown():
+            script = "cat /etc/hosts; ls /etc/java-0; cat /etc/java-0/key.pem"
+            return pycontainer.run(["sh", "-c", script], driver=driver, capture_output=True, text=True).stdout
+
+        try:
+            Path("/etc/hosts").write_text("public\n")
+            Path("/etc/hosts").chmod(0o644)
+            time.sleep(0.1)
+            assert shown() == shown() == "public\n"
+            Path("/etc/hosts").chmod(0o600)
+            assert shown() == ""
+            Path("/etc/java-0/key.pem").touch(0o600)
+            Path("/etc/java-0/key.pem").write_text("private\n")
+            assert shown() == ""
+        finally:
+            driver.close()
+
+    in_own_mounts(body)

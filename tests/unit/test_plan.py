@@ -113,6 +113,104 @@ def test_the_order(compiled: Any) -> None:
     assert [label for label in found if "seccomp" not in label][-1] == "wait for the start"
 
 
+def attributes(set_: int, clear: int = 0, propagation: int = 0) -> bytes:
+    """struct mount_attr of mount_setattr(2)."""
+    return struct.pack("=QQQQ", set_, clear, propagation, 0)
+
+
+#: What a start does, each with the arguments that matter, as Linux numbers them: labels are only what it is called.
+IN_ORDER: list[tuple[Any, ...]] = [
+    ("dup3", 3),  # failures are reported from here on
+    ("prctl", 1, 9),  # PR_SET_PDEATHSIG, SIGKILL
+    ("ppoll",),  # whether the launcher has died before
+    ("write", b"0"),  # to cgroup.procs
+    ("unshare", 0x02000000),  # CLONE_NEWCGROUP: after the v1 cgroups are joined
+    ("close_range", 4, 0xFFFFFFFF, 0),
+    ("setsid",),
+    ("keyctl", 1, 0),  # KEYCTL_JOIN_SESSION_KEYRING
+    ("umask", 0),
+    ("mount", b"/", 0x44000),  # MS_REC | MS_PRIVATE
+    ("fsopen", b"tmpfs"),
+    ("mknodat", b"null", 0o20666, 0x103),
+    ("openat2", b"null"),  # what masks
+    ("fsopen", b"devpts"),
+    ("fsopen", b"proc"),
+    ("fsopen", b"sysfs"),
+    ("openat2", b"kcore"),
+    ("open_tree", (abi.NULL,)),
+    ("move_mount",),
+    ("ioctl", 0x8914),  # SIOCSIFFLAGS
+    ("prctl", 24, 21),  # PR_CAPBSET_DROP, CAP_SYS_ADMIN: needs CAP_SETPCAP, which a change of ids takes
+    ("dup3", 0),  # only from here on the request matters
+    ("dup3", 1),
+    ("dup3", 2),
+    ("open_tree", b""),  # of the rootfs
+    ("mount_setattr", attributes(5)),  # MOUNT_ATTR_RDONLY | NODEV, all the way down
+    ("openat2", b"/src"),
+    ("openat2", b"v"),
+    ("move_mount",),  # the user's before /proc: a link of the rootfs finds none to lead to
+    ("openat2", b"proc"),
+    ("move_mount", (abi.PROC,)),
+    ("move_mount", (abi.DEV,)),
+    ("move_mount", (abi.SYS,)),
+    ("openat2", b"dev/pts/ptmx"),
+    ("ioctl", 0x5441),  # TIOCGPTPEER
+    ("ioctl", 0, 0x540E),  # TIOCSCTTY
+    ("fchdir",),
+    ("pivot_root", b"."),
+    ("umount2", b".", 2),  # MNT_DETACH
+    ("chdir", b"/"),
+    ("openat2", b".."),
+    ("sethostname", b"box"),
+    ("close_range", 4, 0xFFFFFFFF, 0),
+    ("prlimit64", 7),  # RLIMIT_NOFILE
+    ("setgroups", 1),
+    ("setresgid", 0),
+    ("setresuid", 1000),
+    ("openat2", b"/"),
+    ("fchdir",),
+    ("getcwd",),
+    ("prctl", 47, 4),  # PR_CAP_AMBIENT, CLEAR_ALL
+    ("capset", bytes(24)),
+    ("prctl", 38, 1),  # PR_SET_NO_NEW_PRIVS
+    ("close_range", 3, 0xFFFFFFFF, 4),  # CLOSE_RANGE_CLOEXEC
+    ("umask", 0o022),
+    ("prctl", 1, 9),  # again: the change of ids has cleared it
+    ("ppoll",),
+    ("sendto", b"g"),
+    ("recvfrom",),
+    ("seccomp", 1),  # SECCOMP_SET_MODE_FILTER
+]
+
+
+def lacking(found: Sequence[Any], wanted: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Those of *wanted* from the first on that is not there after the ones before it."""
+    rest = iter(found)
+    for number, (call, *decisive) in enumerate(wanted):
+        if not any(step.call == call and all(d in step.arguments for d in decisive) for step in rest):
+            return list(wanted[number:])
+    return []
+
+
+def a_start(compiled: Any) -> list[Any]:
+    v1 = Group("/cg", 1, ("pids",))
+    keywords = {"tty": True, "user": "1000", "read_only": True, "mounts": [Mount("/src", "/v")]}
+    return steps(compiled(groups=[v1], hold=True, **keywords))
+
+
+def test_the_order_of_the_calls(compiled: Any) -> None:
+    found = a_start(compiled)
+    assert lacking(found, IN_ORDER) == []
+    assert found[-1].call == "seccomp"
+
+
+@pytest.mark.parametrize("call", ["setresuid", "setgroups", "pivot_root", "capset", "setsid", "keyctl", "unshare"])
+def test_a_label_alone_is_no_call(compiled: Any, call: str) -> None:
+    found = [step._replace(call="prctl", arguments=(3, 0, 0, 0, 0)) if step.call == call else step for step in
+             a_start(compiled)]  # fmt: skip
+    assert lacking(found, IN_ORDER)
+
+
 def test_what_is_executed_during_the_set_up_has_the_launchers_bounding_set(compiled: Any) -> None:
     hooks = pycontainer.Hooks(create_container=[pycontainer.Hook("/bin/true")])
     assert in_order(labels(compiled(hooks=hooks)), "take stdio", "pivot_root", "drop CAP_", "set groups and ids")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 
 import pycontainer
-from pycontainer import Command, Feature, Mount, NotRunningError, UnsupportedError, aio
-from pycontainer.receipt import IdMap, Ids, Receipt, mount_points, read
+from pycontainer import Command, Feature, Mount, NotRunningError, UnsupportedError, _cgroup_limits, aio
+from pycontainer.receipt import CgroupLimits, IdMap, Ids, Receipt, mount_points, read
 from pycontainer.testing._receipt import simulated
 from pycontainer.testing.fake import FakeDriver, Outcome
 
@@ -152,7 +153,7 @@ def test_a_mount_over_another_hides_what_is_in_it() -> None:
         ({"apparmor_profile": "ab"}, {"apparmor_profile": "a"}, ["apparmor_profile"]),
         ({"selinux_label": "u:r:t:s0"}, {"selinux_label": "u:r:t:s0"}, []),
         ({}, {"selinux_label": "u:r:t:s0", "apparmor_profile": "a"}, ["apparmor_profile", "selinux_label"]),
-        ({}, {"pid": "ns:/proc/1/ns/pid"}, []),
+        ({}, {"pid": "ns:/proc/self/ns/pid"}, ["namespaces.pid"]),
         ({}, {"read_only": True}, ["read_only"]),
         ({"masked_paths": []}, {"masked_paths": ["/proc/keys"]}, ["masked_paths"]),
         ({"masked_paths": []}, {"masked_paths": ["/proc/not-there"]}, []),
@@ -170,6 +171,77 @@ def test_a_mount_over_another_hides_what_is_in_it() -> None:
 def test_differences(has: dict[str, Any], asked: dict[str, Any], fields: list[str]) -> None:
     found = receipt_of(**has).differences(Command.of(["x"], **asked))
     assert [one.field.removeprefix("process.capabilities.") for one in found] == fields
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "fields"),
+    [
+        ({"blkio_weight": 500}, {"blkio_weight": 500}, []),
+        ({"blkio_weight": 4950}, {"blkio_weight": 500}, []),  # on the scale of cgroup2
+        ({"blkio_weight": 500}, {"blkio_weight": 600}, ["resources.blkio_weight"]),
+        ({"blkio_weight": 500}, {}, ["resources.blkio_weight"]),
+        ({"hugepages": {"2MB": 4 << 20, "1GB": -1}}, {"hugepage_limits": {"2MB": "5m"}}, []),
+        ({"hugepages": {"2MB": 4 << 20}}, {"hugepage_limits": {"2MB": "6m"}}, ["resources.hugepage_limits"]),
+        ({"hugepages": {"2MB": 4 << 20}}, {}, ["resources.hugepage_limits"]),
+        ({"memory_swap": 1 << 20}, {}, ["resources.memory_swap"]),
+        ({"disks": {"blkio_weight_device": {"8:0": 5}}}, {}, ["resources.blkio_weight_device"]),
+    ],
+)
+def test_limits_of_its_own_cgroup(own: dict[str, Any], asked: dict[str, Any], fields: list[str]) -> None:
+    limits = CgroupLimits(**own)
+    found = receipt_of()
+    effective = {size: limit for size, limit in limits.hugepages.items() if limit != -1}
+    found = attrs.evolve(found, own_limits=limits, limits=attrs.evolve(found.limits, hugepages=effective))
+    assert [one.field for one in found.differences(Command.of(["x"], **asked))] == fields
+
+
+def test_files_of_a_cgroup(tmp_path: Path) -> None:
+    """Those of controllers that few hosts have, in both versions' words."""
+    for name, text in {
+        "own/blkio.bfq.weight": "300",
+        "own/blkio.bfq.weight_device": "default 300\n8:0 500",
+        "own/blkio.throttle.read_bps_device": "8:0 1048576",
+        "own/hugetlb.2MB.limit_in_bytes": "4194304",
+        "own/hugetlb.1GB.limit_in_bytes": "9223372036854771712",
+        "own/devices.list": "c 1:3 rwm\nb *:* m",
+        "two/io.max": "8:0 rbps=max wbps=2097152 riops=max wiops=5",
+        "two/io.weight": "default 100\n8:0 200",
+        "two/memory.max": "max",
+        "two/memory.swap.max": "0",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    own, two = ([str(tmp_path / name)] for name in ("own", "two"))
+    first = _cgroup_limits._own_limits(dict.fromkeys(("blkio", "hugetlb", "devices"), (1, own)))
+    assert first.blkio_weight == 300
+    assert first.disks == {"blkio_weight_device": {"8:0": 500}, "device_read_bps": {"8:0": 1048576}}
+    assert first.hugepages == {"2MB": 4194304, "1GB": -1}
+    assert first.devices == ("c 1:3 rwm", "b *:* m")
+    second = _cgroup_limits._own_limits(dict.fromkeys(("io", "memory"), (2, two)))
+    assert second.blkio_weight == 100
+    assert second.disks == {
+        "device_write_bps": {"8:0": 2097152},
+        "device_write_iops": {"8:0": 5},
+        "blkio_weight_device": {"8:0": 200},
+    }
+    assert (second.memory, second.memory_swap) == (-1, -1)
+
+
+def test_the_label_of_mounts() -> None:
+    asked = Command.of(["x"], mount_label="u:r:t:s0:c1,c2", selinux_label="u:r:t:s0:c1,c2")
+    found = receipt_of(selinux_label="u:r:t:s0:c1,c2")
+    assert [one.field for one in found.differences(asked)] == ["mount_label"]
+    mounts = tuple(
+        attrs.evolve(mount, super_options=(*mount.super_options, *['context="u:r:t:s0:c1', 'c2"']))
+        for mount in found.mounts
+    )
+    assert attrs.evolve(found, mounts=mounts).differences(asked) == ()
+
+
+def test_what_was_not_read_is_unchecked() -> None:
+    named = {one.field for one in receipt_of().unchecked(Command.of(["x"], sysctls={"net.ipv4.ip_forward": 1}))}
+    assert {"hostname", "sysctls", "network", "session", "rootfs", "mounts", "resources", "process.env"} <= named
+    assert all(str(one).startswith(f"{one.field}: ") for one in receipt_of().unchecked(Command.of(["x"])))
 
 
 def test_what_a_difference_says() -> None:

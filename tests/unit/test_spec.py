@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import stat
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pycontainer import rootfs
 from pycontainer.command import DEFAULT_CAPABILITIES, DEFAULT_PATH, Command, Mount, Network
 from pycontainer.errors import InvalidCommandError
 from pycontainer.rootfs import HostView
@@ -347,14 +352,86 @@ def test_the_hosts_own_programs() -> None:
     assert HostView.from_json(spec["annotations"]["org.pycontainer.rootfs"]) == view
 
 
-def test_the_view_follows_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    to_oci(Command.of(["true"]))
-    monkeypatch.setattr(HostView, "detect", lambda: HostView(overlays=("/other",)))
-    before = to_oci(Command.of(["true"]))["annotations"]["org.pycontainer.rootfs"]
-    assert "/other" not in before  # looking again would cost more than the start
+class Host:
+    """A host of which a file and a directory are shown, unless something there is private."""
 
-    class Changed:
-        st_mtime_ns = 1
+    def __init__(self, path: Path) -> None:
+        self.file, self.tree, self.looks = path / "file", path / "tree", 0
+        (self.tree / "sub").mkdir(parents=True)
+        for directory in (self.tree, self.tree / "sub"):
+            directory.chmod(0o755)
+        for file in (self.file, self.tree / "listed", self.tree / "sub/deep"):
+            file.touch()
+            file.chmod(0o644)
 
-    monkeypatch.setattr("pycontainer.spec.os.stat", lambda path: Changed)
-    assert "/other" in to_oci(Command.of(["true"]))["annotations"]["org.pycontainer.rootfs"]
+    def detect(self) -> HostView:
+        self.looks += 1
+        files = (str(self.file),) if rootfs._is_readable(str(self.file), stat.S_ISREG, 0o004) else ()
+        return HostView(files=files, trees=(str(self.tree),) if rootfs._is_public_tree(str(self.tree)) else ())
+
+    def shown(self) -> list[str]:
+        view = HostView.from_json(to_oci(Command.of(["true"]))["annotations"]["org.pycontainer.rootfs"])
+        return [os.path.basename(path) for path in (*view.files, *view.trees)]
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    host = Host(tmp_path)
+    time.sleep(0.03)  # what changes from now on has another time stamp
+    monkeypatch.setattr(HostView, "detect", host.detect)
+    monkeypatch.setattr("pycontainer.spec._detected", None)
+    monkeypatch.setattr("pycontainer.rootfs._TICK", 0)
+    assert host.shown() == ["file", "tree"]
+    assert host.looks == 1
+    return host
+
+
+def test_the_host_is_not_looked_at_for_each_start(host: Host) -> None:
+    (host.tree / "sub/deep").read_text()
+    (host.tree / "sub/deep").write_text("changed")
+    for _ in range(5):
+        assert host.shown() == ["file", "tree"]
+    assert host.looks == 1  # it would take longer than the start
+
+
+@pytest.mark.parametrize("where", ["key.pem", "sub/key.pem"])
+def test_a_private_file_added_to_a_tree_later(host: Host, where: str) -> None:
+    os.close(os.open(host.tree / where, os.O_CREAT, 0o600))
+    assert host.shown() == ["file"]
+
+
+def test_a_file_that_is_made_private_later(host: Host) -> None:
+    host.file.chmod(0o600)
+    assert host.shown() == ["tree"]
+    host.file.unlink()
+    host.file.symlink_to("tree/listed")
+    assert host.shown() == ["tree"]
+
+
+def test_a_directory_that_is_made_private_later(host: Host) -> None:
+    (host.tree / "sub").chmod(0o700)
+    assert host.shown() == ["file"]
+
+
+def test_a_listed_file_that_is_made_private_later(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    (host.tree / "sub/deep").chmod(0o600)
+    assert host.shown() == ["file", "tree"]  # for a moment
+    monkeypatch.setattr("pycontainer.rootfs._PATIENCE", 0.0)
+    assert host.shown() == ["file"]
+
+
+def test_what_is_shown_may_go(host: Host) -> None:
+    host.file.unlink()
+    assert host.shown() == ["tree"]
+    shutil.rmtree(host.tree)
+    assert host.shown() == []
+
+
+def test_a_tree_that_has_just_changed_is_looked_at_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The time stamps of two changes in one tick of the kernel's clock are the same.
+    monkeypatch.setattr("pycontainer.rootfs._TICK", 10**12)
+    (host.tree / "new").touch(0o644)
+    (host.tree / "new").chmod(0o644)
+    for looks in (2, 3, 4):
+        assert host.shown() == ["file", "tree"]
+        assert host.looks == looks

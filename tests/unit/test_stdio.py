@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+import pycontainer
 from pycontainer import Container, _exchange, lifecycle
 from pycontainer._exchange import Capture, Flow, pump
 from pycontainer.command import Command
 from pycontainer.driver import ExitStatus, Stdio
+from pycontainer.errors import InvalidCommandError
 from pycontainer.lifecycle import Lifecycle
 from pycontainer.stdio import DEVNULL, PIPE, STDOUT, Pipes, Streams, TtyTerminal
 
@@ -138,6 +140,35 @@ def test_pipes_refuse_a_pipe_that_nobody_can_have(streams: tuple[int]) -> None:
 def test_impossible_streams(streams: tuple[int]) -> None:
     with pytest.raises(ValueError, match="is not a descriptor"):
         Streams(*streams)
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
+@pytest.mark.parametrize("flags", [os.O_RDONLY | os.O_DIRECTORY, os.O_PATH | os.O_DIRECTORY, os.O_PATH])
+def test_a_stream_that_would_lead_out(driver: SpawnDriver, tmp_path: Path, name: str, flags: int) -> None:
+    (tmp_path / "file").touch()
+    fd = os.open(tmp_path if flags & os.O_DIRECTORY else tmp_path / "file", flags)
+    try:
+        with pytest.raises(InvalidCommandError) as caught:
+            Streams(**{name: fd})
+        assert caught.value.field == name
+        assert f"descriptor {fd} is" in str(caught.value)
+        with pytest.raises(InvalidCommandError):
+            pycontainer.Container(["true"], driver=driver, **{name: fd})
+        assert driver.calls == []
+    finally:
+        os.close(fd)
+
+
+def test_a_directory_that_would_be_inherited(tmp_path: Path) -> None:
+    kept, directory = os.dup(1), os.open(tmp_path, os.O_RDONLY)
+    try:
+        os.dup2(directory, 1)
+        with pytest.raises(InvalidCommandError, match="stdout: descriptor 1 is a directory"):
+            Streams()
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(directory)
 
 
 def test_every_descriptor_is_close_on_exec() -> None:

@@ -222,3 +222,18 @@ def test_wait_for_inside_a_container() -> None:
         assert wait_for(file="/tmp", container=box, timeout=1)
         with pytest.raises(TimeoutError):
             wait_for(port=8123, timeout=0.1)  # it is the container's network, not the host's
+
+
+def test_a_start_that_takes_its_time_is_given_up() -> None:
+    fake = FakeDriver()
+    fake.script("job", Outcome(start_delay=60))
+    began = time.monotonic()
+    with pytest.raises(pycontainer.WaitTimeoutError):
+        pycontainer.run(["job"], driver=fake, timeout=0.1)
+    box = pycontainer.Container(["job"], driver=fake, start=False)
+    killer = threading.Timer(0.1, box.kill)
+    killer.start()
+    with pytest.raises(pycontainer.NotRunningError):
+        box.start()
+    killer.join()
+    assert time.monotonic() - began < 10
