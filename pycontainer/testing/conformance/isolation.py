@@ -96,6 +96,7 @@ class Isolation(Area):
         with os.fdopen(reader, "rb") as file:
             found = json.load(file)
         os.waitpid(maker, 0)
+        assert isinstance(found, dict), found  # else what the child has failed with
         if os.geteuid() != 0:  # who may not take a niceness back (setpriority(2), EPERM)
             found["nice"] = 0
         usual = {"oom_score_adj": 0, "nice": 0, "umask": "0022"}
