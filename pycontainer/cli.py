@@ -557,6 +557,8 @@ def _add_driver_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> 
     """The flags ``--x-option`` of those drivers whose flags are among *words*."""
     known = parser._option_string_actions
     strange = [word for word in words if word[:2] == "--" and "-" in word[2:] and word.partition("=")[0] not in known]
+    if words[-1:] == ["--help"]:
+        strange.append("--help")
     if strange:
         from pycontainer.options import add_flags
 
