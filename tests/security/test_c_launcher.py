@@ -118,6 +118,7 @@ def test_c2_cve_2016_9962_who_comes_in_cannot_be_looked_at(start, held_exec, hel
     assert done.stdout == "there\n"
 
 
+@pytest.mark.root
 @row(
     "C2",
     "K13",

@@ -160,6 +160,7 @@ def test_ways_through_proc_never_reach_host_files(native, hostile, start, monkey
     assert interpreter() == before
 
 
+@pytest.mark.root
 def test_what_is_made_private_while_the_caller_runs_is_not_shown(native):
     def body():
         own = "/run/etc-of-a-test"  # in this child's mounts alone
