@@ -174,6 +174,7 @@ def run(
     Raises ContainerExitError with *check*, and what :class:`Container` raises.
     """
     begin = time.monotonic()
+    checked_timeout(timeout)
     command = Command.of(argv, **fields)  # pyright: ignore[reportArgumentType]  # a TypedDict may hold more
     plumbing = plumb(input, stdin, stdout, stderr, capture_output, text, encoding, errors, output_limit)
     with Container._of_command(command, driver, require, plumbing) as container:
@@ -474,6 +475,7 @@ class Container:
         it still runs, NotRunningError before the start, ContainerLostError.
         """
         streams = self._streams
+        checked_timeout(timeout)
         return self._life.wait(timeout, streams.pump if streams is not None and streams.flows else None).returncode
 
     def communicate(self, input: str | bytes | None = None, timeout: float | None = None) -> tuple[Any, Any]:
@@ -486,6 +488,7 @@ class Container:
         TypeError for a str without *text*; ContainerError in a signal handler
         in the midst of another call.
         """
+        checked_timeout(timeout)
         if self._life.is_interrupted:
             raise ContainerError(f"container {self.id!r}: communicate() cannot go on within a wait of the same thread")
         if self._exchange is None:
@@ -544,6 +547,7 @@ class Container:
 
         Raises as :meth:`wait`, but no WaitTimeoutError.
         """
+        checked_timeout(timeout)
         self.terminate()
         try:
             return self.wait(timeout)
@@ -672,6 +676,7 @@ class Container:
         raises.
         """
         begin = time.monotonic()
+        checked_timeout(timeout)
         plumbing = plumb(input, stdin, stdout, stderr, capture_output, text, encoding, errors, output_limit)
         with self._further(argv, plumbing, env, cwd, user, groups, tty) as further:
             further._start_within(timeout, begin)
@@ -787,6 +792,13 @@ def _driver(
     from pycontainer.requirements import choose_driver
 
     return choose_driver(require or (), driver)
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """*timeout*, if it is a time that can pass. Raises ValueError."""
+    if timeout is not None and timeout != timeout:  # which is what no other number is (IEEE 754)
+        raise ValueError(f"timeout must be a number of seconds, or None, not {timeout!r}")
+    return timeout
 
 
 def checked_interval(interval: float) -> float:

@@ -92,6 +92,9 @@ FEATURES = frozenset(
 
 
 _NOFILE = resource.RLIMIT_NOFILE
+#: What is left of the set-up when the limit is set: stdio, the channel, with an init its report, and two of the working
+#: directory's.
+NOFILE_MIN = 7
 _CAP_SYS_RESOURCE = 24
 
 
@@ -242,9 +245,17 @@ class NativeDriver(DetachedVerbs):
         if asked or command.devices or "CAP_MKNOD" in held:
             try:
                 limits = limits_to_oci(command)
-                problems += [InvalidCommandError(*p) for p in self.layout.check(limits, command.cgroup_parent)]
+                found = self.layout.check(limits, command.cgroup_parent)
+                if not command.resources.memory_swap and any(field == "resources.memory" for field, _ in found):
+                    # Nobody asked for it: it is made of the memory limit, about which all is said.
+                    found = [problem for problem in found if problem[0] != "resources.memory_swap"]
+                problems += [InvalidCommandError(*problem) for problem in found]
             except InvalidCommandError as error:
                 problems.append(error)
+        for limit in command.process.rlimits:
+            if limit.type == "RLIMIT_NOFILE" and 0 <= limit.soft < NOFILE_MIN:
+                problem = f"{limit.soft} open files are less than the set-up takes: {NOFILE_MIN} at least"
+                problems.append(InvalidCommandError("process.rlimits", problem))
         memory = command.resources.memory
         if memory is not None and memory < MEMORY_MIN:
             problem = f"{memory} bytes are less than a container's set-up may take: {MEMORY_MIN >> 20}m at least"

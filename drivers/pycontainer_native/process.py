@@ -82,6 +82,8 @@ class NativeProcess(SocketProcess):
             limit = None if self._command is None else self._command.resources.memory
             if number == errno.EINTR and limit is not None:  # killed: by whom, a process outside cannot tell any more
                 add_note(error, f"its memory limit is {limit} bytes, of which the set-up takes some as well")
+            if number == errno.EINVAL and step == "make mounts private":
+                add_note(error, "/ is no mount point, as after a chroot(2) to DIR: 'mount --bind DIR DIR' before that")
             if note:
                 add_note(error, note)
             self.end(error)
