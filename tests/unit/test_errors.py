@@ -52,9 +52,12 @@ def test_pickle(error: Exception) -> None:
 
 
 def test_subprocess_is_imported_only_for_the_one_that_needs_it() -> None:
-    program = "import sys, pycontainer; pycontainer.run; pycontainer.ContainerError; print('subprocess' in sys.modules)"
+    # Not by us: on Python 3.10 attrs imports platform, which does.
+    program = "import sys, attrs; print('subprocess' in sys.modules); import pycontainer; pycontainer.run"
+    program += "; pycontainer.ContainerError; print('subprocess' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert done.stdout == "False\n"
+    before, after = done.stdout.split()
+    assert before == after
 
 
 def test_errors_has_no_other_names_than_it_has() -> None:
