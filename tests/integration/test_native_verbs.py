@@ -138,6 +138,7 @@ def test_pause_again_and_again(driver, counting):
     assert advances(count)
 
 
+@pytest.mark.parametrize("driver", ["host"], indirect=True)
 @pytest.mark.parametrize("meanwhile", ["unpaused", "ended"])
 def test_a_pause_that_something_comes_in_between(driver, counting, monkeypatch, meanwhile):
     box, _ = counting
@@ -165,6 +166,7 @@ def test_a_pause_that_something_comes_in_between(driver, counting, monkeypatch, 
         assert driver.info(box.id).state is State.RUNNING
 
 
+@pytest.mark.parametrize("driver", ["host"], indirect=True)
 def test_what_the_freezer_waits_for_is_looked_at_again(driver, start, monkeypatch):
     """A process that does not stop, and an unpause some time later."""
     box = start(["sleep", "1000"], driver=driver)

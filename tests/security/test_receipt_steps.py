@@ -26,7 +26,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "hostname": "asked",
         "sysctls": {"net.ipv4.ip_forward": "1"},
         "devices": ["/dev/null:/dev/other"],
-        "rlimits": {"core": 0},
+        "rlimits": {"fsize": 1 << 30},  # sudo sets that of core files to 0
         "mounts": [Mount("/etc", "/data", read_only=True), Mount.tmpfs("/small", size="1m", mode=0o700)],
         "oom_score_adj": 5,
         "cpu_affinity": "0",
