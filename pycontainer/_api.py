@@ -163,7 +163,8 @@ def run(
     those of subprocess, the streams, *driver* and *output_limit* those of
     :class:`Container`, *fields* those of :meth:`Command.of`.  After *timeout*
     seconds every process of the container is killed, and WaitTimeoutError has
-    what was captured.  Whatever else is raised meanwhile, as by ^C, the
+    what was captured; a poststop hook without a timeout of its own has 5
+    seconds more.  Whatever else is raised meanwhile, as by ^C, the
     container is dead before it goes on.
 
     With *receipt* the result has a :class:`~pycontainer.receipt.Receipt`: the
@@ -173,6 +174,7 @@ def run(
     Raises ContainerExitError with *check*, and what :class:`Container` raises.
     """
     begin = time.monotonic()
+    checked_timeout(timeout)
     command = Command.of(argv, **fields)  # pyright: ignore[reportArgumentType]  # a TypedDict may hold more
     plumbing = plumb(input, stdin, stdout, stderr, capture_output, text, encoding, errors, output_limit)
     with Container._of_command(command, driver, require, plumbing) as container:
@@ -229,7 +231,7 @@ def see_through(
     except WaitTimeoutError:
         assert timeout is not None
         assert container._exchange is not None
-        container.kill()
+        container._life.end()
         container._pump(None)
         raise WaitTimeoutError(container.id, timeout, *container._exchange.result(partial=True)) from None
     return completed(container, out, err, container.truncated, check, receipt)
@@ -473,6 +475,7 @@ class Container:
         it still runs, NotRunningError before the start, ContainerLostError.
         """
         streams = self._streams
+        checked_timeout(timeout)
         return self._life.wait(timeout, streams.pump if streams is not None and streams.flows else None).returncode
 
     def communicate(self, input: str | bytes | None = None, timeout: float | None = None) -> tuple[Any, Any]:
@@ -485,6 +488,7 @@ class Container:
         TypeError for a str without *text*; ContainerError in a signal handler
         in the midst of another call.
         """
+        checked_timeout(timeout)
         if self._life.is_interrupted:
             raise ContainerError(f"container {self.id!r}: communicate() cannot go on within a wait of the same thread")
         if self._exchange is None:
@@ -543,6 +547,7 @@ class Container:
 
         Raises as :meth:`wait`, but no WaitTimeoutError.
         """
+        checked_timeout(timeout)
         self.terminate()
         try:
             return self.wait(timeout)
@@ -671,6 +676,7 @@ class Container:
         raises.
         """
         begin = time.monotonic()
+        checked_timeout(timeout)
         plumbing = plumb(input, stdin, stdout, stderr, capture_output, text, encoding, errors, output_limit)
         with self._further(argv, plumbing, env, cwd, user, groups, tty) as further:
             further._start_within(timeout, begin)
@@ -688,12 +694,13 @@ class Container:
     ) -> Container:
         """A further process inside, that is not started yet."""
         own = self._life.command.process
+        place = ("/", ()) if self._life.driver.exec_starts_in_root else (own.working_dir, own.additional_groups)
         process = Process.of(
             argv,
             env=own.env if env is None else env,
-            cwd=own.working_dir if cwd is None else cwd,
+            cwd=place[0] if cwd is None else cwd,
             user=own.user if user is None else user,
-            groups=own.additional_groups if groups is None else groups,
+            groups=place[1] if groups is None else groups,
             tty=tty,
             privileged=own.privileged,
             capabilities=own.capabilities,
@@ -785,6 +792,13 @@ def _driver(
     from pycontainer.requirements import choose_driver
 
     return choose_driver(require or (), driver)
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """*timeout*, if it is a time that can pass. Raises ValueError."""
+    if timeout is not None and timeout != timeout:  # which is what no other number is (IEEE 754)
+        raise ValueError(f"timeout must be a number of seconds, or None, not {timeout!r}")
+    return timeout
 
 
 def checked_interval(interval: float) -> float:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pycontainer.errors import ContainerError, ContainerLostError
+from pycontainer.errors import ContainerError, ContainerLostError, ContainerNotFoundError
 
 if TYPE_CHECKING:
     from pycontainer import Container
@@ -157,7 +157,14 @@ def _gc(options: argparse.Namespace, driver: ExecutionDriver) -> int:
 def _logs(options: argparse.Namespace, driver: ExecutionDriver) -> int:
     outputs = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
     begins = dict.fromkeys(outputs, True)  # a line
-    for record in driver.logs(options.ids, options.follow, options.tail):
+    try:
+        records = driver.logs(options.ids, options.follow, options.tail)
+    except ContainerNotFoundError as error:
+        from pycontainer.cli import _complain
+
+        _complain(error)
+        return 1
+    for record in records:
         output = outputs[record.stream]
         if options.timestamps and begins[record.stream]:
             fraction = f"{record.time % 1:.6f}"[1:]
@@ -170,13 +177,19 @@ def _logs(options: argparse.Namespace, driver: ExecutionDriver) -> int:
 
 def _exec(options: argparse.Namespace, driver: ExecutionDriver) -> int:
     from pycontainer import get
-    from pycontainer.cli import _environment
+    from pycontainer.cli import _complain, _environment, check_terminal
     from pycontainer.spec import process_to_oci
 
     argv = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
     if not argv:
         raise ContainerError("what is to be run? There is no COMMAND")
-    with get(options.ids, driver) as box:
+    check_terminal(options)
+    try:
+        found = get(options.ids, driver)
+    except ContainerNotFoundError as error:
+        _complain(error)
+        return 1
+    with found as box:
         command = driver.info(box.id).command
         env = None
         if options.env and command is not None:

@@ -100,10 +100,10 @@ def integer(field: str, value: object, low: int, high: int) -> None:
         refuse(field, f"{value} is not in {low} to {high}")
 
 
-def instance(field: str, value: object, cls: type) -> None:
-    """A *cls*."""
+def instance(field: str, value: object, cls: type, what: str = "") -> None:
+    """A *cls*, which is called *what*."""
     if type(value) is not cls:
-        _wrong_type(field, value, f"a {cls.__name__}")
+        _wrong_type(field, value, what or f"a {cls.__name__}")
 
 
 def instances(field: str, values: Iterable[object], cls: type) -> None:

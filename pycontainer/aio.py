@@ -17,7 +17,15 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from pycontainer._api import CompletedContainer, Container, Plumbing, checked_interval, completed, plumb
+from pycontainer._api import (
+    CompletedContainer,
+    Container,
+    Plumbing,
+    checked_interval,
+    checked_timeout,
+    completed,
+    plumb,
+)
 from pycontainer._exchange import Capture, decoded, encoded
 from pycontainer.command import Command
 from pycontainer.driver import ExitStatus, State
@@ -219,6 +227,7 @@ class AsyncContainer:
 
     async def stop(self, timeout: float | None = 10) -> int:
         """As docker stop: SIGTERM, after *timeout* seconds SIGKILL to everything; its :attr:`returncode`."""
+        checked_timeout(timeout)
         self.terminate()
         await asyncio.wait([self._ended], timeout=timeout)
         if not self._ended.done():
@@ -340,6 +349,7 @@ class AsyncContainer:
         When it is cancelled, the process is dead before it goes on.
         """
         began = time.monotonic()
+        checked_timeout(timeout)
         plumbing = plumb(input, stdin, stdout, stderr, capture_output, text, encoding, errors, output_limit)
         further = self._box._further(argv, _raw(plumbing), env, cwd, user, groups, tty)
         return await _run(lambda: further, plumbing, timeout, began, check)
@@ -443,6 +453,7 @@ async def run(
     A start that goes on then is given up.
     """
     began = time.monotonic()
+    checked_timeout(timeout)
     command = Command.of(argv, **fields)  # pyright: ignore[reportArgumentType]  # a TypedDict may hold more
     plumbing = plumb(input, stdin, stdout, stderr, capture_output, text, encoding, errors, output_limit)
 
@@ -470,7 +481,7 @@ async def _run(
             await asyncio.wait([everything], timeout=left)
             late = not everything.done()
             if late:
-                container.kill()
+                container._box._life.end()
             await everything
         finally:
             if not everything.cancel() and not everything.cancelled():

@@ -15,7 +15,8 @@ Exit codes of ``run``: the payload's own; 128+N when signal N ended it; 127
 when the command does not exist; 126 when it cannot be executed; 125 for any
 other error before it ran, a wrong flag included (those are Docker's); 124
 when ``--timeout`` ended it, as with timeout(1).  ``exec`` has the same; the
-other verbs about detached containers exit with 1 when one of them failed.
+other verbs about detached containers exit with 1 when one of them failed, and
+so does ``exec`` where there is no such container.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
     from pycontainer.mount import Mount
     from pycontainer.network import Network
     from pycontainer.plugins import InstalledDriver
+
+#: Seconds within which a third SIGINT or SIGTERM kills.
+PATIENCE = 5.0
 
 FORWARDED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 
@@ -90,6 +95,7 @@ def _complain(error: Exception) -> None:
 def _run(options: argparse.Namespace) -> int:
     from pycontainer import Container
 
+    check_terminal(options)
     # Without a terminal the payload gets our own descriptors: nothing is copied.
     if options.detach:
         return run_detached(options, _driver(options), command_keywords(options))
@@ -108,13 +114,20 @@ def _run(options: argparse.Namespace) -> int:
     return box.status.shell_code
 
 
+def check_terminal(options: argparse.Namespace) -> None:
+    """Raise ContainerError, as docker, for ``-it`` where there is nobody to type."""
+    if options.interactive and getattr(options, "tty", False) and not os.isatty(0):
+        raise ContainerError("--interactive and --tty: the input device is not a TTY")
+
+
 @contextmanager
 def _signal_proxy() -> Iterator[Callable[[Container], None]]:
     """Docker's ``--sig-proxy``: catches signals, and sends them to the container that it is called with.
 
     Those that come before there is one wait for it; the same one again ends
     the start.  What nohup(1), or a shell for a background job, has ignored
-    stays ignored.
+    stays ignored.  Of a container that takes no notice of SIGINT and SIGTERM,
+    as PID 1 does without a handler, the third within a few seconds is the end.
 
     Once there is one a thread does it, which the interpreter's own handler
     wakes: a handler in Python would have to wait for the main thread, which may
@@ -139,10 +152,17 @@ def _signal_proxy() -> Iterator[Callable[[Container], None]]:
             os.set_blocking(writer, False)
 
             def forward() -> None:
+                asked: list[float] = []  # to end, and when
                 while numbers := os.read(reader, 64):
                     for number in numbers:
-                        if number in before:
-                            box.send_signal(number)
+                        if number not in before:
+                            continue
+                        if number in (signal.SIGINT, signal.SIGTERM):
+                            asked = [*(then for then in asked if then > time.monotonic() - PATIENCE), time.monotonic()]
+                            if len(asked) == 3:
+                                _complain(ContainerError("the third SIGINT or SIGTERM: the container is killed"))
+                                box.kill()
+                        box.send_signal(number)
 
             thread = threading.Thread(target=forward, daemon=True)
             thread.start()
@@ -151,9 +171,8 @@ def _signal_proxy() -> Iterator[Callable[[Container], None]]:
             signal.pthread_sigmask(signal.SIG_BLOCK, before)
             undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer, warn_on_full_buffer=False))
             started, earlier = True, waiting[:]  # from here on what is noted was written as well
+            os.write(writer, bytes(earlier))
             signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
-            for number in earlier:
-                box.send_signal(number)
 
         before: dict[int, Any] = {}
         for number in (signal.Signals[name] for name in FORWARDED_SIGNALS):
@@ -306,14 +325,17 @@ def _networks(options: argparse.Namespace) -> list[Network]:
 
 
 def _hooks(path: str) -> Hooks:
-    """The hooks in the file *path*, which is OCI's ``hooks`` as JSON. Raises OSError, InvalidCommandError."""
+    """The hooks in the file *path*, which is OCI's ``hooks`` as JSON. Raises ContainerError."""
     import json
 
     from pycontainer.errors import InvalidCommandError
     from pycontainer.hooks import Hooks
 
-    with open(path, "rb") as file:
-        text = file.read()
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except OSError as error:
+        raise ContainerError(f"--hooks-file {path}: {error.strerror}") from None
     try:
         return Hooks.from_oci(json.loads(text))
     except (ValueError, RecursionError) as error:
@@ -346,11 +368,14 @@ def _environment(given: Sequence[tuple[str, str]], ours: Mapping[str, str]) -> I
 
 
 def _lines(path: str) -> Iterator[str]:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            text = line.lstrip().rstrip("\r\n")
-            if text and not text.startswith("#"):
-                yield text
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                text = line.lstrip().rstrip("\r\n")
+                if text and not text.startswith("#"):
+                    yield text
+    except OSError as error:
+        raise ContainerError(f"--env-file {path}: {error.strerror}") from None
 
 
 def _checked(convert: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -483,8 +508,11 @@ def _seconds(text: str) -> float:
 
 
 class _Parser(argparse.ArgumentParser):
+    chosen: str | None = None  # the verb, where there is one: what is left over is complained of by the whole program
+
     def error(self, message: str) -> NoReturn:
-        self.exit(125, f"pycontainer: {message} ('{self.prog} --help' lists the flags)\n")
+        prog = f"{self.prog} {self.chosen}" if self.chosen else self.prog
+        self.exit(125, f"pycontainer: {message} ('{prog} --help' lists the flags)\n")
 
 
 class _Version(argparse.Action):
@@ -521,6 +549,7 @@ def _parser(words: Sequence[str] = ()) -> _Parser:
     drivers.set_defaults(verb=_drivers)
     add_verbs(verbs, _add_flags)
     add_container_verbs(verbs, _driver, words)
+    parser.chosen = words[0] if words and words[0] in verbs.choices else None
     return parser
 
 
@@ -528,6 +557,8 @@ def _add_driver_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> 
     """The flags ``--x-option`` of those drivers whose flags are among *words*."""
     known = parser._option_string_actions
     strange = [word for word in words if word[:2] == "--" and "-" in word[2:] and word.partition("=")[0] not in known]
+    if words[-1:] == ["--help"]:
+        strange.append("--help")
     if strange:
         from pycontainer.options import add_flags
 

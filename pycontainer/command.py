@@ -139,7 +139,7 @@ class Command:
             from pycontainer.rootfs import HostView, Overlay
 
             if type(self.rootfs) is not Overlay:
-                check.instance("rootfs", self.rootfs, HostView)
+                check.instance("rootfs", self.rootfs, HostView, "a path, None, or a value of pycontainer.rootfs")
         if self.hostname is not None:
             check.matching("hostname", self.hostname, _HOSTNAME)
             if self.uts is not None:

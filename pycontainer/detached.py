@@ -6,12 +6,14 @@ driver's.  :mod:`pycontainer.recorded` finds it again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pycontainer import _fields as check
 from pycontainer.driver import ContainerProcess, ExecutionDriver, Feature, LogLimits, State, Stdio
 from pycontainer.errors import (
     ContainerError,
@@ -46,7 +48,8 @@ class DetachedLifecycle(Lifecycle):
 
     def __init__(self, driver: ExecutionDriver, command: Command, log: LogLimits | None = None) -> None:
         super().__init__(driver, command)
-        self._log = log or LogLimits()
+        self._log = LogLimits() if log is None else log
+        check.instance("log_limits", self._log, LogLimits)
         self._let_go = False
 
     @property
@@ -125,11 +128,10 @@ class DetachedLifecycle(Lifecycle):
         if force and not (self.process is None or self.ended):
             if self._let_go or self.inherited:
                 self.restore()
-            try:
+            with contextlib.suppress(ContainerLostError, NotRunningError):
                 self.kill_all()
+            with contextlib.suppress(ContainerLostError, NotRunningError):  # one that was about to end is waited for
                 self.wait()
-            except (ContainerLostError, NotRunningError):
-                pass
         self.driver.delete(self.id)
         if not self.ended:
             self.close()

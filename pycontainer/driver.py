@@ -15,11 +15,24 @@ Rules that hold for every verb:
   driver implements only what it has.  A Command that needs an undeclared
   feature is refused by the core, whatever ``validate`` says, and never started.
 * A field of the Command is honoured, or ``validate`` names it as a problem;
-  none is ever ignored.  Capabilities and no_new_privileges are honoured by
+  none is ever ignored.  What a feature covers needs no mention there where
+  that is not declared.  The core calls ``validate`` before ``start``; but
+  ``start`` is also called directly, as by the conformance kit, so it calls
+  ``validate`` itself, and raises what that has found.  Capabilities and no_new_privileges are honoured by
   every driver, their defaults as well.  The two defaults that a driver may
   leave out are a ``seccomp`` of None without Feature.SECCOMP, which then is
   no filter, and ``masked_paths`` and ``readonly_paths`` of None where it
   refuses paths that are given.
+* A container has namespaces of its own for mounts, pids, ipc, uts, cgroups
+  and the network, but for those that the Command shares; ``/proc``, of that
+  pid namespace; ``/sys``, read-only; in ``/dev`` null, zero, full, random,
+  urandom, tty, ptmx, pts, shm, mqueue and the links stdin, stdout, stderr and
+  fd; what :func:`pycontainer.spec.to_oci` has.  A driver that brings no
+  ``/dev`` leaves the root's, and says so.
+* Its program begins with no signal ignored or blocked, umask 022, and the
+  kernel's defaults for what a process is scheduled by and inherits:
+  oom_score_adj 0, niceness 0, every processor.  The caller may have others,
+  and so may a helper process that was started by it.
 * Any verb may be called from any thread.  For one container the core
   serialises the verbs, but not ``poll``, ``wait``, ``info`` and
   ``get_pids_for_container``; and during a ``start_created`` it may be killed.
@@ -54,9 +67,19 @@ stopped    restore, logs, info (with its status), delete               (removed)
 
 Anywhere else they raise :class:`~pycontainer.errors.NotRunningError`.
 ``pytest --pyargs pycontainer.testing.conformance --container-driver NAME``
-tests all of this (:mod:`pycontainer.testing.conformance`).  What an attached
-container takes, a helper process that ends with its caller, and a
-ContainerProcess that hears from it, is in :mod:`pycontainer.service`.
+tests all of this (:mod:`pycontainer.testing.conformance`).
+
+Traps, each of which somebody has fallen into:
+
+* PR_SET_PDEATHSIG is about the *thread* that forked, and is cleared by a
+  change of ids and by the execve of a setuid program (prctl(2)).
+* A pidfd is taken before anybody can reap the child, or it may be another
+  process's: in the parent, right after the fork, with SIGCHLD not ignored.
+* A PID namespace ends with its PID 1, and what has joined it from outside
+  too; what shares the host's does not end by that.
+
+What an attached container takes, a helper process that ends with its caller,
+and a ContainerProcess that hears from it, is in :mod:`pycontainer.service`.
 """
 
 from __future__ import annotations
@@ -68,6 +91,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
 
+from pycontainer import _fields as check
 from pycontainer.errors import InvalidCommandError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -221,12 +245,24 @@ class Stdio:
     give_up: int = -1
 
 
+def _log_size(value: int | str) -> int:
+    return check.size("log_limits.size", value)  # type: ignore[return-value]  # None is refused below
+
+
 @frozen
 class LogLimits:
-    """How much of a detached container's output is kept: docker's ``--log-opt max-size`` and ``max-file``."""
+    """How much of a detached container's output is kept: docker's ``--log-opt max-size`` and ``max-file``.
 
-    size: int = 4 << 20  #: bytes, after which another file is begun
+    Raises InvalidCommandError, for ``log_limits.<field>``.
+    """
+
+    #: bytes, or a text like ``"1m"``, after which another file is begun
+    size: int = field(default=4 << 20, converter=_log_size)
     files: int = 2  #: how many there are at most; the oldest one is dropped
+
+    def __attrs_post_init__(self) -> None:
+        check.integer("log_limits.size", self.size, 1, 2**63 - 1)
+        check.integer("log_limits.files", self.files, 1, 1000)
 
 
 class ContainerProcess(abc.ABC):
@@ -280,9 +316,12 @@ class ContainerProcess(abc.ABC):
     def close(self) -> None:
         """Give back descriptors. A container that still runs is killed, for it is attached to this object.
 
-        A detached one goes on.
+        A detached one goes on.  Twice is no error.
 
-        A finalizer may call it from anywhere: it takes no locks and waits for nothing.
+        The core calls it after the end, and a finalizer from anywhere, in the
+        midst of any method of this driver too: so it takes no lock that such
+        a method may hold.  It may reap the process that it has just killed,
+        which takes moments, and waits for nothing else.
         """
 
 
@@ -291,6 +330,10 @@ class ExecutionDriver(abc.ABC):
 
     #: Name and version, ``native-0.1``: what ``docker info`` shows as "Execution Driver".
     name: ClassVar[str]
+
+    #: Whether its exec cannot but start in "/", and without additional groups. Then that is what Container.exec asks
+    #: for where nothing else is said; a driver that has them does as the container was told.
+    exec_starts_in_root: ClassVar[bool] = False
 
     # -- what it can do ------------------------------------------------------
 
@@ -303,7 +346,10 @@ class ExecutionDriver(abc.ABC):
         return Probe(driver=self.name.rpartition("-")[0], usable=True, version=self.name)
 
     def validate(self, command: Command) -> Sequence[InvalidCommandError | UnsupportedError]:
-        """Everything about *command* that this driver or this host cannot do, all at once. Creates nothing."""
+        """Everything about *command* that this driver or this host cannot do, all at once. Creates nothing.
+
+        Not what needs a feature that is not declared: the core has said that.
+        """
         return ()
 
     # -- the verbs every driver has ------------------------------------------

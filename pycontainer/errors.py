@@ -226,7 +226,7 @@ class SetupError(ContainerError, OSError):
 
     :attr:`step` names it in the kernel's terms (``"mount proc on /proc"``,
     ``"execve"``), :attr:`errno` is the kernel's answer, :attr:`path` the path
-    it was about, or None.  A missing command is step ``execve`` with ENOENT,
+    it was about, or None, as is OSError's ``filename``.  A missing command is step ``execve`` with ENOENT,
     a file that is not executable step ``execve`` with EACCES.
     """
 
@@ -236,7 +236,7 @@ class SetupError(ContainerError, OSError):
     # OSError builds itself in __new__ from its positional arguments, so errno
     # and strerror go there and the rest is ours.
     def __new__(cls, step: str, errno: int, path: str | None = None) -> SetupError:
-        self = super().__new__(cls, errno, os.strerror(errno))
+        self = super().__new__(cls, errno, os.strerror(errno), path)
         self.step = step
         self.path = path
         return self

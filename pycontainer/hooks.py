@@ -59,7 +59,10 @@ class Hook:
 
     After *timeout* seconds it is killed, with its process group; None waits,
     but not for poststart, and for poststop no longer than 5 seconds, once the
-    container was closed or its caller has died.
+    container was closed, or was killed at the timeout of ``run``, or its
+    caller has died.  The group is all that is known of a hook's children: those
+    that it leaves running live on, also when the caller or its launcher is
+    killed, and no collector finds them.
     Raises InvalidCommandError, for ``hooks.<field>``.
     """
 

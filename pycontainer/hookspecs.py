@@ -35,8 +35,8 @@ Rules of the group:
   its top; what only some calls need should not be.
 * Two distributions that offer the same name are both refused
   (:exc:`~pycontainer.errors.DriverConflictError`) until one is uninstalled.
-* A plugin that cannot be imported, or that pluggy refuses, is an
-  unavailable driver (:exc:`~pycontainer.errors.DriverUnavailableError`, with
+* A plugin that cannot be imported, that raises or exits, or that pluggy
+  refuses, is an unavailable driver (:exc:`~pycontainer.errors.DriverUnavailableError`, with
   the cause in its probe) and disturbs no other.
 
 Observers
@@ -124,7 +124,9 @@ def pycontainer_create_driver(name: str, options: Mapping[str, object]) -> Execu
     cheap: nothing is started before the driver's first container.
 
     A driver that cannot work on this host is made nevertheless: its ``probe``
-    says why, and its ``start`` raises DriverUnavailableError.
+    says why, and its ``start`` raises DriverUnavailableError.  Whatever this
+    raises, but for the TypeError or ValueError of an option, makes it an
+    unavailable driver.
     """
 
 
@@ -134,7 +136,8 @@ def pycontainer_driver_options(name: str) -> Sequence[Option] | None:
 
     With this hook the core checks what :func:`pycontainer.get_driver` is
     given, fills in ``PYCONTAINER_<DRIVER>_<OPTION>`` of the environment and
-    the defaults, and makes flags ``--<driver>-<option>`` of them; so
+    the defaults, and makes flags ``--<driver>-<option>`` of them, which
+    ``--help`` shows; so
     ``pycontainer_create_driver`` gets exactly the declared options, each with
     a value of its type::
 

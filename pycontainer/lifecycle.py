@@ -454,6 +454,13 @@ class Lifecycle:
                 with contextlib.suppress(NotRunningError):  # it ended by itself in the meantime
                     self.driver.terminate(self.id)
 
+    def end(self) -> None:
+        """:meth:`kill_all`, and nothing that runs on for it, as hooks do, may keep its end back for long."""
+        self.kill_all()
+        process = self.process
+        if process is not None and not self.ended:
+            process.leave()
+
     def pause(self) -> None:
         """Feature.PAUSE. Raises NotRunningError, also when it is paused already."""
         with self._verb():

@@ -151,7 +151,10 @@ class _Reader:
         """(name, inode) of each file, the oldest first."""
         before: list[tuple[str, int]] = []
         while True:
-            names = [name for name in os.listdir(self._directory) if _NAME.fullmatch(name)]
+            try:
+                names = [name for name in os.listdir(self._directory) if _NAME.fullmatch(name)]
+            except FileNotFoundError:  # the directory has been removed: what has been opened of it can be read on
+                return []
             names.sort(key=lambda name: -int(name[4:] or 0))
             found = []
             for name in names:

@@ -93,18 +93,30 @@ def resolve(
 
 
 def add_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """Teach *parser* the flags of those drivers whose flags are among *words*, and import no other driver."""
+    """Teach *parser* the flags of those drivers whose flags are among *words*, and import no other driver.
+
+    With ``--help`` those of every driver that can be asked.
+    """
     unknown = [word for word in words if re.match(r"--[A-Za-z]\w*-", word)]
-    if not unknown:
+    everything = "--help" in words
+    if not (unknown or everything):
         return
+    from pycontainer.errors import ContainerError
     from pycontainer.plugins import declared_options, installed_names
 
     for name in installed_names():
         prefix = f"--{name}-"
-        if not any(word.startswith(prefix) for word in unknown):
+        named = any(word.startswith(prefix) for word in unknown)
+        if not (named or everything):
+            continue
+        try:
+            declared = declared_options(name) or ()
+        except ContainerError:
+            if named:
+                raise
             continue
         group = parser.add_argument_group(f"options of the driver {name}")
-        for option in declared_options(name) or ():
+        for option in declared:
             flag = prefix + option.name.replace("_", "-")
             group.add_argument(flag, dest=f"option {name} {option.name}", metavar="VALUE", help=option.help)
 

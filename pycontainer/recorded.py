@@ -22,6 +22,8 @@ def get(id: str, driver: str | ExecutionDriver | None = None) -> Container:
     ContainerNotFoundError, UnsupportedError, and what
     :func:`pycontainer.get_driver` raises.
     """
+    if not isinstance(id, str):
+        raise TypeError(f"a container is found by its id, a str, not by {id!r}")
     chosen = get_driver(driver)
     require_restore(chosen)
     info = chosen.info(id)

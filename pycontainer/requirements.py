@@ -38,7 +38,10 @@ def choose_driver(
     if isinstance(among, ExecutionDriver):
         names: Sequence[str | ExecutionDriver] = (among,)
     elif among is not None:
-        names = (among,) if isinstance(among, str) else tuple(among)
+        try:
+            names = (among,) if isinstance(among, str) else tuple(among)
+        except TypeError:
+            raise TypeError(f"a driver is chosen by its name, by several, or by an object, not by {among!r}") from None
     else:
         names = environment_names() or ORDER
     reasons: dict[str, tuple[str, ...]] = {}

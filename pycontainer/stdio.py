@@ -176,6 +176,9 @@ class Streams:
         self.flows: list[Flow] = []  #: what is to be moved without being asked
         self._theirs: list[int] = []
         self._outside = (resolve(stdin), resolve(stdout)) if tty else None
+        for name, stream, verb in (("stdin", stdin, "read"), ("stdout", stdout, "write"), ("stderr", stderr, "write")):
+            if not ((tty and name == "stderr") or (name == "stderr" and stream == STDOUT)):
+                _check(name, resolve(stream), verb)
         try:
             if tty:
                 null = self._null(os.O_RDWR)
@@ -295,6 +298,20 @@ def resolve(stream: Any) -> Any:
         return stream
 
 
+def _check(name: str, stream: Any, verb: str) -> None:
+    """Raise InvalidCommandError if *stream*, as :func:`resolve` has it, cannot be the stream *name*."""
+    if isinstance(stream, int) and stream >= 0:
+        try:
+            os.fstat(stream)
+        except OSError as error:
+            refuse(name, f"descriptor {stream} cannot be used: {error.strerror}")
+    elif stream is not None and not isinstance(stream, int):
+        if not callable(getattr(stream, verb, None)):
+            refuse(name, f"{stream!r} is no descriptor, nor has it fileno() or {verb}()")
+        if isinstance(stream, io.TextIOBase):
+            refuse(name, f"{stream!r} is a text file, and what goes through is bytes: use io.BytesIO, or PIPE and text")
+
+
 def refuse_ways_out(name: str, fd: int) -> None:
     """Raise InvalidCommandError if *fd*, which is to be the stream *name*, is a directory, or open as a path alone.
 
@@ -303,8 +320,8 @@ def refuse_ways_out(name: str, fd: int) -> None:
     try:
         is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
         is_path = not is_directory and bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH)
-    except OSError:
-        return  # it is none, which whoever hands it on finds out
+    except OSError as error:  # as of the caller's own stdout, where that is closed
+        refuse(name, f"descriptor {fd} cannot be used: {error.strerror}")
     if is_directory or is_path:
         what = "a directory, which would lead the container" if is_directory else "open as a path (O_PATH), which leads"
         refuse(name, f"descriptor {fd} is {what} to the host's files")

@@ -224,6 +224,13 @@ def pids(directory: str) -> list[int]:
     return sorted(found - {0})
 
 
+def let_die(directories: Mapping[str, str]) -> None:
+    """Thaw a container that a SIGKILL was sent to: what v1 has frozen takes none, what cgroup2 has does."""
+    if "freezer" in directories:
+        with contextlib.suppress(OSError):  # it is gone already
+            write(f"{directories['freezer']}/freezer.state", "THAWED")
+
+
 def update(resources: Mapping[str, Any], where: Mapping[str, str], directories: Mapping[str, str]) -> None:
     """Write the limits of a live container; when one is refused, all are as they were.
 

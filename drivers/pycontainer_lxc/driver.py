@@ -77,6 +77,7 @@ class LxcDriver(ExecutionDriver):
     """Debian's lxc tools, run by a guard process; Docker 0.9's ``lxc``."""
 
     name = "lxc-0.1"
+    exec_starts_in_root = True
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -257,6 +258,7 @@ class LxcDriver(ExecutionDriver):
             raise
         finally:
             os.close(lock)  # the guard's copy keeps it
+        record.note_child(guard.pid)
         guard.forget()
         return self.restore(command.id)
 
@@ -442,12 +444,7 @@ class LxcDriver(ExecutionDriver):
         self._running(id).send_signal(signal)
 
     def terminate(self, id: str) -> None:
-        process = self._running(id)
-        process.send_signal(signals.SIGKILL)
-        if process.state is State.PAUSED:
-            # frozen by cgroup v1 it would not die before it is thawed
-            with contextlib.suppress(ContainerError):
-                self.unpause(id)
+        self._running(id).send_signal(signals.SIGKILL)
 
     def info(self, id: str) -> ContainerInfo:
         process = self._processes.get(id)
@@ -496,13 +493,13 @@ class LxcDriver(ExecutionDriver):
         process = self._running(id)
         self._tool("lxc-freeze", process)
         if isinstance(process, LxcProcess):
-            process.state = State.PAUSED
+            process.change_state(State.RUNNING, State.PAUSED)
 
     def unpause(self, id: str) -> None:
         process = self._running(id)
         self._tool("lxc-unfreeze", process)
         if isinstance(process, LxcProcess):
-            process.state = State.RUNNING
+            process.change_state(State.PAUSED, State.RUNNING)
 
     def _tool(self, name: str, container: LxcProcess | DetachedProcess) -> None:
         """Run one of LXC's tools on *container*. Raises ContainerError with what it says."""

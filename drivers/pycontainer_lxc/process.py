@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import marshal
+import signal as signals
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from pycontainer.errors import (
     add_note,
 )
 from pycontainer.service import SocketProcess, exit_status
+from pycontainer_lxc import cgroups
 
 __all__ = ["LxcProcess", "ToolProcess"]
 
@@ -61,6 +63,11 @@ class LxcProcess(SocketProcess):
             self.end(error)
         else:
             self.end(ExitStatus(values[0] if values[0] >= 0 else None, None, reason=values[1]))
+
+    def deliver(self, signal: int) -> None:
+        super().deliver(signal)
+        if signal == signals.SIGKILL:
+            cgroups.let_die(self.cgroups)
 
     def close(self) -> None:
         super().close()

@@ -16,6 +16,7 @@ import os
 import re
 import select
 import shutil
+import signal as signals
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -68,6 +69,14 @@ _ENDED: Mapping[str, Callable[[Any], bool]] = {
 
 #: linux/inotify.h: IN_MODIFY, IN_MOVED_TO, IN_CREATE
 _CHANGES = 0x2 | 0x80 | 0x100
+
+#: The pids of guards that are children of this process and have not been reaped.
+_children: set[int] = set()
+
+
+def note_child(pid: int) -> None:
+    """This process has made that guard: whoever sees its end is to reap it."""
+    _children.add(pid)
 
 
 def claim(command: Command) -> tuple[Record, int]:
@@ -282,6 +291,7 @@ class DetachedProcess(WatchedProcess):
         with contextlib.suppress(OSError):
             self._fd = os.pidfd_open(self._guard)  # readable when the guard has ended
         if self._fd < 0 or not record.is_guarded():  # then the pid may be anybody's
+            self._reap()
             self.close()
             self._fd, theirs = os.pipe2(os.O_CLOEXEC)
             os.close(theirs)  # readable
@@ -312,9 +322,7 @@ class DetachedProcess(WatchedProcess):
         if self._exit is None and not self._is_over():
             return None
         if self._exit is None:
-            if self._guard > 0:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(self._guard, os.WNOHANG)  # if it was this process that made it
+            self._reap()
             ended = self.record.ended()
             if ended is None or ended[0] is None:
                 self._sweep()
@@ -322,10 +330,22 @@ class DetachedProcess(WatchedProcess):
             self._exit = ended[0]
         return self._exit
 
+    def _reap(self) -> None:
+        """Let its guard go, if that has ended and is this process's child: by the pidfd, its pid may be another's."""
+        if self._guard in _children:
+            with contextlib.suppress(OSError):  # ECHILD, after somebody's waitpid(-1); EINVAL of the pipe
+                if os.waitid(os.P_PIDFD, self._fd, os.WEXITED | os.WNOHANG) is not None:
+                    _children.discard(self._guard)
+
     def _is_over(self) -> bool:
         if self._fd < 0:
             raise ContainerError(f"container {self.id!r}: this process has let go of it")
         return wait_readable(self._fd, 0.0)
+
+    def deliver(self, signal: int) -> None:
+        super().deliver(signal)
+        if signal == signals.SIGKILL:
+            cgroups.let_die(self.cgroups)
 
     def fileno(self) -> int:
         return self._fd

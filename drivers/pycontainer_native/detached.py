@@ -22,6 +22,7 @@ from pycontainer.errors import (
     ContainerError,
     ContainerLostError,
     ContainerNotFoundError,
+    InvalidCommandError,
     NotRunningError,
     SetupError,
     UnsupportedError,
@@ -167,7 +168,10 @@ class DetachedVerbs(ExecutionDriver):
             self._has_collected = True
             self._store.collect(self._kill_rest)
         with contextlib.ExitStack() as stack:
-            claim = self._store.claim(command.id, config)
+            try:
+                claim = self._store.claim(command.id, config)
+            except OSError as error:
+                raise SetupError("record the container", error.errno or errno.EIO, error.filename) from None
             self._own(stack, claim)
             try:
                 given = self._open_given(command, compiled, stack, self._build_network(command, stack))
@@ -175,7 +179,8 @@ class DetachedVerbs(ExecutionDriver):
             except BaseException as error:
                 stack.__exit__(*sys.exc_info())  # the lock is the monitor's alone, if there is one
                 # As long as a launcher does not even answer, its request has the lock: what stays then is collected.
-                self._store.remove(command.id, LATE if isinstance(error, WaitTimeoutError) else state.PATIENCE)
+                patience = LATE if isinstance(error, WaitTimeoutError) else state.PATIENCE
+                self._store.remove(command.id, claim.config, patience)
                 raise
 
     def _start_claimed(
@@ -199,19 +204,23 @@ class DetachedVerbs(ExecutionDriver):
             return ours, theirs
 
         token, log = options
-        stdio = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)] * 3
-        stack.callback(os.close, stdio[0])
-        outputs: list[int] = []
-        if not command.process.tty:  # for a terminal that is ignored
-            for fd in (1, 2):
+        step, outputs = "open /dev/null", list[int]()
+        try:
+            stdio = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)] * 3
+            stack.callback(os.close, stdio[0])
+            step = "make a pipe for the log"
+            for fd in () if command.process.tty else (1, 2):  # for a terminal that is ignored
                 output, stdio[fd] = os.pipe2(os.O_CLOEXEC)
                 outputs.append(output)
                 stack.callback(os.close, output)
                 stack.callback(os.close, stdio[fd])
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._own(stack, listener)
-        listener.bind(f"/proc/self/fd/{claim.fd}/socket")
-        listener.listen(128)
+            step = "make the monitor's socket"
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._own(stack, listener)
+            listener.bind(f"/proc/self/fd/{claim.fd}/socket")
+            listener.listen(128)
+        except OSError as error:
+            raise SetupError(step, error.errno or errno.EIO) from None
         status, theirs = pair()
         process = DetachedProcess(
             command.id, command, status, compiled.groups, compiled.namespaces, claim.path,
@@ -336,7 +345,7 @@ class DetachedVerbs(ExecutionDriver):
 
     def _describe(self, record: Record) -> ContainerInfo:
         state, pid, ended, status = State.STOPPED, None, None, None
-        if record.has_ended:
+        if record.has_ended or record.exit is not None:  # while its poststop hooks run it has, too
             if record.exit is not None:
                 ended, status = record.exit["ended"], _status(record)
         elif record.start is None:
@@ -349,19 +358,38 @@ class DetachedVerbs(ExecutionDriver):
 
     def logs(self, id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:
         record = self._known(id)
-        return _follow(record, tail) if follow and not record.has_ended else read_log(record.path, None, tail)
+        return _found(
+            id, _follow(record, tail) if follow and not record.has_ended else read_log(record.path, None, tail)
+        )
 
     def delete(self, id: str) -> None:
         record = self._known(id)
+        if not record.has_ended and not is_there(record.path):  # another remover or a collector has its lock
+            self._outcome(id)
+            record = self._known(id)
         if not record.has_ended:
-            raise ContainerError(f"container {id!r} is running: stop it before it is removed")
+            why = "is running: stop it before it is removed"
+            if record.exit is not None:
+                why = "has ended, but its poststop hooks run, or something in its cgroups does not end: wait for it"
+            raise ContainerError(f"container {id!r} {why}")
         if not record.is_settled and not self._kill_rest(record):
             raise ContainerError(f"container {id!r} cannot be removed: something in its cgroups does not end")
-        if not self._store.remove(id):
+        removed = self._store.remove(id, record.config)
+        if removed is None:
+            raise ContainerNotFoundError(id)  # somebody else has removed it meanwhile
+        if not removed:
             raise ContainerError(f"container {id!r} cannot be removed: its monitor does not end")
 
+    def _sweep_parents(self) -> list[str]:
+        """Remove what dead launchers have left below the cgroup_parents that their callers have written down."""
+        gone = []
+        for parent in self._store.orphaned_parents():
+            with contextlib.suppress(InvalidCommandError):  # it is gone, and with it what was below
+                gone += sweep(self.layout, cgroup_parent=parent)
+        return gone
+
     def gc(self) -> Sequence[str]:
-        gone = sweep(self.layout)
+        gone = sweep(self.layout, everywhere=True) + self._sweep_parents()
         for record in self._store.records():
             if not record.alive and not record.is_settled:
                 self._kill_rest(record)
@@ -395,21 +423,51 @@ def _end_first(record: Record) -> bool:
         os.close(pidfd)
 
 
+def is_there(path: str) -> bool:
+    """Whether a monitor can be asked: there is one, but it may not answer."""
+    try:
+        with _connect(path):
+            return True
+    except ServiceGoneError:
+        return False
+
+
 def ask_monitor(path: str, data: bytes, fds: list[int]) -> None:
     """Give a request to the monitor whose state directory is *path*. Raises ServiceGoneError."""
+    with _connect(path) as connection:
+        try:
+            send_request(connection, data, fds)
+        except ConnectionError:
+            raise ServiceGoneError from None
+
+
+def _connect(path: str) -> socket.socket:
     try:
         directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         raise ServiceGoneError from None
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
             # By the descriptor: a path may be longer than an address can be (unix(7)).
             connection.connect(f"/proc/self/fd/{directory}/socket")
-            send_request(connection, data, fds)
-    except (ConnectionError, FileNotFoundError):
-        raise ServiceGoneError from None
+        except (ConnectionError, FileNotFoundError):
+            connection.close()
+            raise ServiceGoneError from None
+        except BaseException:
+            connection.close()
+            raise
+        return connection
     finally:
         os.close(directory)
+
+
+def _found(id: str, records: Iterator[LogRecord]) -> Iterator[LogRecord]:
+    """Likewise; raises ContainerNotFoundError when it is removed before the first look."""
+    try:
+        yield from records
+    except FileNotFoundError:
+        raise ContainerNotFoundError(id) from None
 
 
 def _follow(record: Record, tail: int | None) -> Iterator[LogRecord]:

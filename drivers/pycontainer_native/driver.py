@@ -92,6 +92,9 @@ FEATURES = frozenset(
 
 
 _NOFILE = resource.RLIMIT_NOFILE
+#: What is left of the set-up when the limit is set: stdio, the channel, with an init its report, and two of the working
+#: directory's.
+NOFILE_MIN = 7
 _CAP_SYS_RESOURCE = 24
 
 
@@ -242,9 +245,17 @@ class NativeDriver(DetachedVerbs):
         if asked or command.devices or "CAP_MKNOD" in held:
             try:
                 limits = limits_to_oci(command)
-                problems += [InvalidCommandError(*p) for p in self.layout.check(limits, command.cgroup_parent)]
+                found = self.layout.check(limits, command.cgroup_parent)
+                if not command.resources.memory_swap and any(field == "resources.memory" for field, _ in found):
+                    # Nobody asked for it: it is made of the memory limit, about which all is said.
+                    found = [problem for problem in found if problem[0] != "resources.memory_swap"]
+                problems += [InvalidCommandError(*problem) for problem in found]
             except InvalidCommandError as error:
                 problems.append(error)
+        for limit in command.process.rlimits:
+            if limit.type == "RLIMIT_NOFILE" and 0 <= limit.soft < NOFILE_MIN:
+                problem = f"{limit.soft} open files are less than the set-up takes: {NOFILE_MIN} at least"
+                problems.append(InvalidCommandError("process.rlimits", problem))
         memory = command.resources.memory
         if memory is not None and memory < MEMORY_MIN:
             problem = f"{memory} bytes are less than a container's set-up may take: {MEMORY_MIN >> 20}m at least"
@@ -387,15 +398,15 @@ class NativeDriver(DetachedVerbs):
 
     def start_created(self, process: ContainerProcess) -> None:
         assert isinstance(process, NativeProcess)
-        if process.state is not State.CREATED:
-            raise NotRunningError(process.id, process.state.value)
+        if (state := process.state) is not State.CREATED:
+            raise NotRunningError(process.id, state.value)
         process.open_gate()
         process.wait_for_start(State.CREATED)
 
     def exec(self, id: str, process: Process, stdio: Stdio) -> ContainerProcess:
         container = self._running(id)
-        if container.state is not State.RUNNING:
-            raise NotRunningError(id, container.state.value)
+        if (state := container.state) is not State.RUNNING:
+            raise NotRunningError(id, state.value)
         self._look_at_caller()
         if container.launcher is not None and container.launcher.made_by != self._caller:
             raise ContainerError(f"container {id!r} was started with other rights than this process has by now")
@@ -410,6 +421,10 @@ class NativeDriver(DetachedVerbs):
             return self._launch(container.command, compiled, stdio, container)
         except ServiceGoneError:  # the launcher or the monitor, and the container with it
             raise NotRunningError(id) from None
+        except ContainerLostError:  # whoever took the request has ended: a monitor does with its container
+            if isinstance(container, DetachedProcess) and container.has_ended(patience=1.0):
+                raise NotRunningError(id) from None
+            raise
         except SetupError as error:
             # Its end takes the new process along, and comes a moment later itself (pid_namespaces(7)).
             ending = (errno.ESRCH, errno.EINTR, errno.ENOMEM, errno.EPIPE)
@@ -454,6 +469,7 @@ class NativeDriver(DetachedVerbs):
                 raise problem
         if command.cgroup_parent is not None and command.cgroup_parent not in self._parents:
             sweep(self.layout, cgroup_parent=command.cgroup_parent)
+            self._store.note_parent(command.cgroup_parent)
             self._parents.add(command.cgroup_parent)
 
     def _begin_leased(self, command: Command, stdio: Stdio, *, hold: bool) -> NativeProcess:
@@ -595,7 +611,12 @@ class NativeDriver(DetachedVerbs):
     def _register(self, process: NativeProcess) -> None:
         with self._lock:
             other = self._processes.get(process.id)
-            if other is not None and other.state is not State.STOPPED:
+            if isinstance(other, DetachedProcess):  # nobody need have asked it lately: the record knows
+                record = None if isinstance(process, DetachedProcess) else self._store.find(process.id)
+                taken = record is not None and not record.has_ended
+            else:
+                taken = other is not None and other.state is not State.STOPPED
+            if taken:
                 raise AlreadyExistsError(process.id)
             self._processes[process.id] = process
 
@@ -627,6 +648,7 @@ class NativeDriver(DetachedVerbs):
         with self._lock:
             if self._launcher is None:
                 sweep(self.layout)
+                self._sweep_parents()
                 limits = _limits()
                 self._launcher = self._new_launcher()
                 self._launcher.limits = limits
@@ -721,8 +743,9 @@ class NativeDriver(DetachedVerbs):
 
     def pause(self, id: str) -> None:
         process = self._running(id)
-        if process.state is not State.RUNNING:
-            raise NotRunningError(id, process.state.value)
+        state = process.state  # looked at once: others may change it
+        if state is not State.RUNNING:
+            raise NotRunningError(id, state.value)
         if not freezer.can_freeze(process.cgroup()):
             raise UnsupportedError(self.name, Feature.PAUSE, "the container is in no cgroup that has a freezer")
         with _gone(id):
@@ -730,8 +753,9 @@ class NativeDriver(DetachedVerbs):
 
     def unpause(self, id: str) -> None:
         process = self._running(id)
-        if process.state is not State.PAUSED:
-            raise ContainerError(f"container {id!r} is not paused: it is {process.state.value}")
+        state = process.state
+        if state is not State.PAUSED:
+            raise ContainerError(f"container {id!r} is not paused: it is {state.value}")
         with _gone(id):
             process.unpause()
 
@@ -766,9 +790,13 @@ class NativeDriver(DetachedVerbs):
         with self._lock:
             launchers = [*self._former.values(), *filter(None, [self._launcher])]
             self._former, self._launcher = {}, None
+        in_peace = True
         for launcher in launchers:
             if not launcher.close():
+                in_peace = False
                 self._sweep(launcher)
+        self._parents.clear()
+        self._store.forget_parents(keep=not in_peace)
         if self._bridges:
             from pycontainer_native.network import remove_bridges
 
@@ -787,6 +815,8 @@ class NativeDriver(DetachedVerbs):
         for theirs in self._sockets:
             theirs.close()
         self._sockets.clear()
+        self._parents = set()
+        self._store.forget_parents(keep=True)
         self._lock = threading.Lock()
         self._processes = weakref.WeakValueDictionary()
 

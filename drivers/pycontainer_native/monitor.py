@@ -12,6 +12,7 @@ In the state directory, which it holds locked as long as it lives:
 config.json     what the maker knows: the Command, the cgroups (by the maker)
 start.json      the program runs; its pid.  Without this it never has
 exit.json       how it ended; ``finished`` is true when all of it is gone
+*.room          what exit.json will need of the disk, which the log may fill
 error.json      what has ended the monitor before its time, if it could tell
 log, log.1 ...  what it printed, see :mod:`pycontainer.logs`
 socket          where requests come in
@@ -44,6 +45,11 @@ CHUNK = 1 << 15
 #: What accept4(2) fails with while the connection waits on, and how long it is left alone then (seconds).
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 PAUSE = 0.1
+
+#: The files that keep room for the end's record, for when the container has ended and for when all of it is gone; and
+#: how much (bytes).
+RESERVED = ("end.room", "gone.room")
+ROOM = 4096
 
 
 class Log:
@@ -147,6 +153,7 @@ class DetachedContainer(Container):
             self.launcher.read_output(self.terminal, b"stdout")
             self.terminal = -1
         try:
+            self.launcher.reserve()
             begun = began(self.pid)
             text = f'{{"pid": {self.pid}, "began": {begun}, "started": {time():.6f}}}'
             self.launcher.record("start.json", text)
@@ -198,7 +205,10 @@ class DetachedContainer(Container):
         code, signal = ("null" if value is None else value for value in self.exit)
         text = f'{{"exit_code": {code}, "signal": {signal}, "oom_kills": {self.oom_kills}, "ended": {self.ended:.6f}'
         try:
-            self.launcher.record("exit.json", f'{text}, "finished": {str(finished).lower()}, "note": {quoted(note)}}}')
+            text += f', "finished": {str(finished).lower()}, "note": '
+            room = ROOM - len(text) - len(quoted("")) - 1
+            kept = quoted(note) if len(quoted(note)) <= room else quoted(f"{note[: room // 12]}...")
+            self.launcher.record("exit.json", f"{text}{kept}}}", RESERVED[finished])
         except OSError as error:
             return f"its end could not be put on record: {error}"
         return note
@@ -336,13 +346,34 @@ class Monitor(Launcher):
 
     # -- the record
 
-    def record(self, name: str, text: str) -> None:
-        """Write the file *name* of the state directory, as a whole or not at all. Raises OSError."""
-        temporary = f"{name}.new"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self.state)
+    def reserve(self) -> None:
+        """Take the room that the record of the end will need: what it prints may fill the disk. Raises OSError."""
+        for name in RESERVED:
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self.state)
+            try:
+                left = ROOM
+                while left:
+                    left -= os.write(fd, b" " * left)
+            except OSError as error:
+                if error.errno != errno.EFBIG:  # its maker's RLIMIT_FSIZE, which is no matter of room
+                    raise
+            finally:
+                os.close(fd)
+
+    def record(self, name: str, text: str, reserved: str = "") -> None:
+        """Write the file *name* of the state directory, as a whole or not at all. Raises OSError.
+
+        *reserved* is a file that has the room for it.
+        """
+        temporary = reserved or f"{name}.new"
+        # What is there is written over before it is cut off: other writers would take the room that is given back.
+        truncate = 0 if reserved else os.O_TRUNC
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | truncate | os.O_CLOEXEC, 0o600, dir_fd=self.state)
         try:
             if os.write(fd, text.encode()) < len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if reserved:
+                os.ftruncate(fd, len(text))
             os.fsync(fd)
         finally:
             os.close(fd)

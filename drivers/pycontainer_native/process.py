@@ -82,6 +82,8 @@ class NativeProcess(SocketProcess):
             limit = None if self._command is None else self._command.resources.memory
             if number == errno.EINTR and limit is not None:  # killed: by whom, a process outside cannot tell any more
                 add_note(error, f"its memory limit is {limit} bytes, of which the set-up takes some as well")
+            if number == errno.EINVAL and step == "make mounts private":
+                add_note(error, "/ is no mount point, as after a chroot(2) to DIR: 'mount --bind DIR DIR' before that")
             if note:
                 add_note(error, note)
             self.end(error)
@@ -120,11 +122,12 @@ class NativeProcess(SocketProcess):
 
     def pause(self) -> None:
         """Freeze everything in it. Raises ContainerError when something in it does not stop; OSError: it is gone."""
+        deadline = time.monotonic() + freezer.TIMEOUT
         if not freezer.freeze(self.cgroup()):
-            raise ContainerError(
-                f"container {self.id!r} cannot be paused: a process in it did not stop within {freezer.TIMEOUT:g} s, "
-                "and everything goes on"
-            )
+            why = f"a process in it did not stop within {freezer.TIMEOUT:g} s"
+            if time.monotonic() < deadline:
+                why = "somebody else unpaused it meanwhile"
+            raise ContainerError(f"container {self.id!r} cannot be paused: {why}, and everything goes on")
         self.change_state(State.RUNNING, State.PAUSED)
 
     def unpause(self) -> None:

@@ -3,7 +3,10 @@
 ``<root>/containers/<id>`` is a container's: 0700, and exclusively flock(2)ed
 as long as its monitor lives, which inherits the lock from the maker.  So
 whoever gets the lock knows that the monitor is dead and that what is written
-there is final.  :mod:`pycontainer_native.monitor` lists the files.
+there is final.  :mod:`pycontainer_native.monitor` lists the files.  The files
+in ``<root>/parents`` are locked likewise, by processes that have attached
+containers below a cgroup_parent: nothing else tells where to look for what
+they left.
 
 A directory is made under another name, ``.new-...``, locked, filled and then
 renamed, and renamed to ``.old-...`` before it is removed: what has an id is
@@ -38,6 +41,9 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 #: How long a monitor that has said that all is over may take to end (seconds).
 PATIENCE = 10.0
+
+#: How long who only looks has a lock, at most (seconds).
+READING = 0.05
 
 
 #: What is taken to be there where a file cannot be read: that a program ran, or has ended, and nothing more.
@@ -75,11 +81,15 @@ class Record:
 
 
 class Claim:
-    """A new state directory, locked: by this object, and from then on by the monitor that gets :attr:`fd`."""
+    """A new state directory, locked: by this object, and from then on by the monitor that gets :attr:`fd`.
+
+    Or a file, which is this process's alone.
+    """
 
     def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
         self.path = path
+        self.config: dict[str, Any] = {}  # as it is read back
 
     def close(self) -> None:
         """Leave the lock to the monitor, if there is one. Twice is no error."""
@@ -98,6 +108,7 @@ class Store:
                 root = os.path.join(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}", "pycontainer")
         self.root = os.path.abspath(root)
         self._directory = os.path.join(self.root, "containers")
+        self._parents: Claim | None = None  # the file that the used cgroup_parents are in
 
     # -- making one
 
@@ -111,6 +122,7 @@ class Store:
         target = os.path.join(self._directory, id)
         try:
             _write(claim.fd, "config.json", text)
+            claim.config = _known(_load(claim.fd, claim.path, "config"), "config") or {}
             while True:
                 try:
                     os.rename(claim.path, target)
@@ -179,6 +191,48 @@ class Store:
                     return Claim(fd, path)
             os.close(fd)
 
+    # -- cgroup_parents
+
+    def note_parent(self, parent: str) -> None:
+        """Write down that this process has containers below *parent*, for whoever comes after its death.
+
+        Where that is impossible it is left out: a collector finds them without it.
+        """
+        with contextlib.suppress(ContainerError, OSError):
+            if self._parents is None:
+                self._prepare()
+                directory = os.path.join(os.path.dirname(self._directory), "parents")
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(directory, 0o700)
+                self._parents = _locked_file(directory)
+            os.write(self._parents.fd, json.dumps(parent).encode() + b"\n")
+
+    def forget_parents(self, *, keep: bool) -> None:
+        """Close the file; *keep* it, for others to read, where there may be something left below them."""
+        parents, self._parents = self._parents, None
+        if parents is not None:
+            if not keep:
+                with contextlib.suppress(OSError):
+                    os.unlink(parents.path)
+            parents.close()
+
+    def orphaned_parents(self) -> Iterator[str]:
+        """What processes have written down that are dead, and then no more of it."""
+        try:
+            if not self._is_there():
+                return
+            directory = os.path.join(os.path.dirname(self._directory), "parents")
+            paths = [os.path.join(directory, name) for name in os.listdir(directory)]
+        except (ContainerError, OSError):
+            return
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError), open(path) as file:  # somebody else was faster
+                if _try_lock(file.fileno(), fcntl.LOCK_EX):
+                    with contextlib.suppress(ValueError):  # its writer died in the midst of a line
+                        for line in file:
+                            yield str(json.loads(line))
+                    os.unlink(path)
+
     # -- looking
 
     def find(self, id: str) -> Record | None:
@@ -205,7 +259,7 @@ class Store:
         if files["config"] is None:
             return None
         problems = [found for found in files.values() if isinstance(found, str)]
-        config, start, exit, death = (_UNKNOWN[n] if isinstance(found, str) else found for n, found in files.items())
+        config, start, exit, death = (_known(found, name) for name, found in files.items())
         assert config is not None
         command = None
         if config["command"] is not None:
@@ -232,29 +286,38 @@ class Store:
 
     # -- removing
 
-    def remove(self, id: str, patience: float = PATIENCE) -> bool:
-        """Remove it when its monitor has ended, waiting *patience* seconds for that; whether it is gone."""
-        with self._owned(id, patience) as owned:
+    def remove(self, id: str, config: dict[str, Any], patience: float = PATIENCE) -> bool | None:
+        """Remove the one with this *config* when its monitor has ended, waiting *patience* seconds for that.
+
+        False: it has not.  None: somebody else was faster.
+        """
+        with self._owned(id, patience, config) as owned:
             if owned:
                 self._remove(id)
         return owned
 
     def _remove_unstarted(self, id: str) -> bool:
         """Remove what a start that was never finished has left; whether the name is free now."""
-        with self._owned(id) as owned:
+        if (record := self._read(id)) is not None and record.start is not None:
+            return False
+        with self._owned(id, READING) as owned:
             if owned and ((record := self._read(id)) is None or record.start is None):
                 self._remove(id)
         return not os.path.lexists(os.path.join(self._directory, id))
 
     @contextlib.contextmanager
-    def _owned(self, name: str, patience: float = 0.0) -> Iterator[bool]:
-        """Whether nobody alive owns *name*; while inside, nobody else does either. One that is gone is owned."""
+    def _owned(self, name: str, patience: float = 0.0, config: dict[str, Any] | None = None) -> Iterator[bool | None]:
+        """Whether nobody alive owns *name*; while inside, nobody else does either. None: it is gone.
+
+        With *config* it is only that one: who has the name by now may be another.  Removers and collectors have the
+        lock as well, so who has waited for it may find it gone.
+        """
         path = os.path.join(self._directory, name)
         deadline = time.monotonic() + patience
         try:
             directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            yield True
+            yield None
             return
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
@@ -262,18 +325,21 @@ class Store:
             yield False  # no driver has made that
             return
         try:
+            if config is not None and _known(_load(directory, path, "config"), "config") != config:
+                yield None
+                return
             while not (locked := _try_lock(directory, fcntl.LOCK_EX)) and time.monotonic() < deadline:
                 time.sleep(0.002)
-            yield locked and os.path.lexists(path) and os.path.samestat(os.fstat(directory), os.lstat(path))
+            yield locked if _is_at(path, directory) else None
         finally:
             os.close(directory)
 
     def _remove(self, name: str) -> None:
+        """Remove what is owned, so that nobody else can have renamed it."""
         path = os.path.join(self._directory, name)
         old = os.path.join(self._directory, f".old-{os.urandom(8).hex()}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path, old)
-            _remove(old)
+        os.rename(path, old)
+        _remove(old)
 
     def collect(self, kill: Callable[[Record], bool], lost: bool = False) -> list[Record | str]:
         """Remove what dead makers and removers left, and with *lost* containers whose end nobody recorded.
@@ -296,6 +362,16 @@ class Store:
                     self._remove(id)
                     gone.append(record or os.path.join(self._directory, id))
         return gone
+
+
+def _locked_file(directory: str) -> Claim:
+    """A new file, to append to. Raises OSError."""
+    while True:
+        path = os.path.join(directory, os.urandom(8).hex())
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        if _try_lock(fd, fcntl.LOCK_EX) and os.path.lexists(path):
+            return Claim(fd, path)
+        os.close(fd)  # a reader came before the lock, and has taken it for a dead one's
 
 
 def _try_lock(fd: int, lock: int) -> bool:
@@ -359,6 +435,18 @@ def _load(directory: int, path: str, name: str) -> dict[str, Any] | str | None:
         return None if found is None else fields(file, found, _FILES[name])
     except ContainerError as error:
         return str(error)
+
+
+def _known(found: dict[str, Any] | str | None, name: str) -> dict[str, Any] | None:
+    return _UNKNOWN[name] if isinstance(found, str) else found
+
+
+def _is_at(path: str, directory: int) -> bool:
+    """Whether what has been opened still is there."""
+    try:
+        return os.path.samestat(os.fstat(directory), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _write(directory: int, name: str, text: str) -> None:

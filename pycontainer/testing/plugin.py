@@ -3,7 +3,8 @@
 Fixtures:
 
 ``container_driver`` (session)
-    The driver: ``--container-driver``, else PYCONTAINER_DRIVER, else native.
+    The driver: ``--container-driver``, else PYCONTAINER_DRIVER (several with
+    commas: the first usable one), else native.
     With several ``--container-driver`` each test runs once with each.  ``fake``
     is the fake driver, and ``module:object`` a driver that is not installed.
 ``container_rootfs``
@@ -17,7 +18,8 @@ Fixtures:
 ``container``
     One running container: of the marker's argv, else one that sleeps.
 ``fake_driver``
-    A :class:`~pycontainer.testing.fake.FakeDriver` that is the default while the test runs.
+    A :class:`~pycontainer.testing.fake.FakeDriver` that is the default while
+    the test runs.  What is not scripted does not exist: SetupError, ENOENT.
 
 Markers: ``container(argv, **fields)``, ``container_memory(limit)``,
 ``container_network(network)``, ``container_rootfs(path)``,

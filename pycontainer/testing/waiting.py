@@ -35,7 +35,8 @@ def wait_for(
     *port*: something listens on that TCP port, in the network of *container*,
     or else on this host's loopback.  *file*: that path exists, inside
     *container*, or else here.  *log*: the output or the errors of *container*
-    have a line in which that regular expression is found (``re.search``).  An
+    have a line in which that regular expression is found (``re.search``);
+    ValueError at once where its stdout goes elsewhere, as with PIPE.  An
     exception of *condition* is "not yet".  Looks every *interval* seconds.
 
     Raises TimeoutError after *timeout* seconds, and at once when *container*
@@ -44,8 +45,8 @@ def wait_for(
     given = [condition is not None, port is not None, file is not None, log is not None]
     if sum(given) != 1:
         raise TypeError("wait_for() waits for one thing: a callable, port, file or log")
-    if log is not None and container is None:
-        raise TypeError("whose log? wait_for(log=...) needs container=")
+    if log is not None:
+        _check_log(container)
     check, what = _condition(condition, port, file, log, container)
     deadline = time.monotonic() + timeout
     why = ""
@@ -67,6 +68,17 @@ def wait_for(
         if left <= 0:
             raise TimeoutError(f"{what} did not come within {timeout:g} s{why}")
         time.sleep(min(interval, left))
+
+
+def _check_log(container: LoggedContainer | None) -> None:
+    """Raise TypeError or ValueError where nobody could see a line of the log."""
+    if container is None:
+        raise TypeError("whose log? wait_for(log=...) needs container=")
+    logs = getattr(container, "_logs", None)
+    if logs is None:
+        raise TypeError(f"a {type(container).__name__} has no log: a LoggedContainer does")
+    if logs[0] is None:
+        raise ValueError(f"the log of container {container.id} cannot be seen: its stdout goes elsewhere (stdout=...)")
 
 
 def _condition(

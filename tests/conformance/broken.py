@@ -144,6 +144,14 @@ class KeepsGroups(WrongReceipt):
         return attrs.evolve(right, groups=(*right.groups, 4))
 
 
+class SpreadsOomScore(WrongReceipt):
+    """Isolation: the kernel kills it as soon as it would kill its caller."""
+
+    def wrong(self, right: Receipt) -> Receipt:
+        with open("/proc/self/oom_score_adj") as file:
+            return attrs.evolve(right, oom_score_adj=int(file.read()))
+
+
 class NoFilter(WrongReceipt):
     """Isolation: seccomp is declared, and no filter is loaded."""
 

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import pytest
 
 from pycontainer.testing import conformance
+from pycontainer.testing.conformance.base import _as_it_was
 
 #: Of each driver, by area: how many tests failed, and how many there were.
 Results: TypeAlias = "dict[str, tuple[Counter[str], Counter[str]]]"
@@ -75,6 +76,18 @@ def test_the_fake_driver_passes(results: Results) -> None:
 def test_a_broken_driver_fails_in_its_area_and_nowhere_else(name: str, results: Results) -> None:
     failed, _ = results[name]
     assert failed.keys() == {BROKEN[name]}
+
+
+def test_what_the_kit_has_put_into_a_root_is_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "tmp").mkdir()
+    with _as_it_was(str(tmp_path)):
+        for name in ("data/below", "small/below"):
+            (tmp_path / name).mkdir(parents=True)
+        for name in ("data-file", "tmp/new", "theirs"):
+            (tmp_path / name).touch()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"small", "small/below", "tmp", "theirs"}
 
 
 def test_no_test_hides_one_of_another_area() -> None:

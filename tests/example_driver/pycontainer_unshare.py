@@ -5,10 +5,8 @@ An example for authors of drivers, and no boundary: /proc is not masked, and the
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import select
 import shutil
 import signal as signals
 import subprocess
@@ -20,13 +18,18 @@ import pycontainer
 from pycontainer import Command, ExitStatus, Feature, InvalidCommandError, NotRunningError, Probe, Process, State, Stdio
 from pycontainer.command import DEFAULT_CAPABILITIES, DEFAULT_PATH
 from pycontainer.rootfs import lookup_user, open_in_rootfs
+from pycontainer.service import WatchedProcess, exit_status, wait_readable
 
-TOOLS = {name: shutil.which(name) or "" for name in ("unshare", "prlimit", "setpriv", "chroot", "sh", "cat", "pgrep")}
+NAMES = ("unshare", "prlimit", "setpriv", "chroot", "sh", "cat", "pgrep", "taskset", "renice")
+TOOLS = {name: shutil.which(name) or "" for name in NAMES}
+# What the caller is scheduled by stays the caller's; of these processors taskset takes those that there are.
+USUAL = """umask 022; { echo 0 > /proc/self/oom_score_adj; "$1" -n 0 $$; "$2" -pc 0-9999 $$; } > /dev/null 2>&1
+shift 2; exec "$@" """
 REFUSED = ["mounts", "read_only", "rootfs_propagation", "hostname", "pid", "ipc", "uts", "cgroup_parent", "config"]
 REFUSED += ["oom_score_adj", "cpu_affinity", "masked_paths", "readonly_paths"]
 
 
-class UnshareProcess(pycontainer.ContainerProcess):
+class UnshareProcess(WatchedProcess):
     """unshare(1), which waits for its child, PID 1 of the container, and ends as that does."""
 
     def __init__(self, command: Command, stdio: Stdio) -> None:
@@ -56,29 +59,13 @@ class UnshareProcess(pycontainer.ContainerProcess):
         code = self._tool.poll()
         if code is None:
             return None
-        if self.pidfd >= 0:
-            gone = select.poll()
-            gone.register(self.pidfd, select.POLLIN)
-            gone.poll()  # where unshare was killed, its child is about to end
-        if code < 0:
-            return ExitStatus(None, -code, reason=f"killed by signal {-code}")
-        return ExitStatus(code, reason=f"exited with code {code}")
+        wait_readable(self.pidfd)  # where unshare was killed, its child is about to end
+        return exit_status(code) if code >= 0 else exit_status(None, -code)
 
-    def wait(self, timeout: float | None = None) -> ExitStatus:
-        try:
-            self._tool.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise pycontainer.WaitTimeoutError(self.id, timeout or 0.0) from None
-        status = self.poll()
-        assert status is not None
-        return status
-
-    def send_signal(self, signal: int) -> None:
+    def deliver(self, signal: int) -> None:
         if signal == signals.SIGKILL:
             self._tool.kill()  # first: unshare cannot report that its child was killed
-        if self.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):  # it has ended, and unshare is about to
-                signals.pidfd_send_signal(self.pidfd, signal)
+        super().deliver(signal)
 
     def fileno(self) -> int:
         return self._readable
@@ -99,7 +86,8 @@ def command_line(command: Command) -> tuple[list[str], Mapping[str, str]]:
     user = lookup_user(rootfs, process.user, process.additional_groups)
     env = {"PATH": DEFAULT_PATH, "HOME": user.home} if process.env is None else process.env
     find(process.entrypoint, rootfs, env.get("PATH", DEFAULT_PATH))
-    argv = [TOOLS["unshare"], "-pmuiC", "--kill-child", f"--mount-proc={rootfs}/proc"]
+    argv = [TOOLS["sh"], "-c", USUAL, "sh", TOOLS["renice"], TOOLS["taskset"]]
+    argv += [TOOLS["unshare"], "-pmuiC", "--kill-child", f"--mount-proc={rootfs}/proc"]
     argv += [] if any(network.mode == "host" for network in command.networks) else ["--net"]
     for limit in process.rlimits:
         argv += [TOOLS["prlimit"], f"--{limit.type[7:].lower()}={limit.soft}:{limit.hard}"]
@@ -138,13 +126,12 @@ class UnshareDriver(pycontainer.ExecutionDriver):
         return frozenset()
 
     def probe(self) -> Probe:
-        missing = ", ".join(name for name, path in TOOLS.items() if not path)
-        if missing:
-            remedy = "apt-get install util-linux coreutils procps"
-            return Probe("unshare", False, self.name, cause=f"there is no {missing}", remedy=remedy)
-        if os.geteuid() != 0:
-            return Probe("unshare", False, self.name, cause="it needs root", remedy="sudo")
-        return Probe("unshare", True, self.name, evidence=TOOLS["unshare"])
+        cause = remedy = ""
+        if missing := ", ".join(name for name, path in TOOLS.items() if not path):
+            cause, remedy = f"there is no {missing}", "apt-get install util-linux coreutils procps bsdutils"
+        elif os.geteuid() != 0:
+            cause, remedy = "it needs root", "sudo"
+        return Probe("unshare", not cause, self.name, evidence=TOOLS["unshare"], cause=cause, remedy=remedy)
 
     def validate(self, command: Command) -> Sequence[InvalidCommandError]:
         rootfs, process = command.rootfs, command.process

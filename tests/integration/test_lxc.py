@@ -582,3 +582,43 @@ def test_what_waits_in_a_container_cannot_be_traced_from_there(driver: LxcDriver
         assert os.stat(f"/proc/{box.pid}/mem").st_uid == 0
         box.start()
         assert os.stat(f"/proc/{box.pid}/mem").st_uid == 65534
+
+
+@pytest.mark.parametrize("way", ["box.send_signal", "driver.kill", "driver.terminate", "box.kill"])
+def test_what_is_paused_can_be_killed(driver: LxcDriver, busybox_rootfs: Path, way: str) -> None:
+    with pycontainer.Container(["sleep", "50"], rootfs=busybox_rootfs, driver=driver) as box:
+        box.pause()
+        {
+            "box.send_signal": lambda: box.send_signal(signal.SIGKILL),
+            "driver.kill": lambda: driver.kill(box.id, signal.SIGKILL),
+            "driver.terminate": lambda: driver.terminate(box.id),
+            "box.kill": box.kill,
+        }[way]()
+        assert box.wait(10) == -signal.SIGKILL
+
+
+def test_a_pause_does_not_bring_back_what_has_ended(
+    driver: LxcDriver, busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pycontainer.Container(["sleep", "50"], rootfs=busybox_rootfs, driver=driver) as box:
+        process = driver._processes[box.id]
+
+        def late(name: str, container: Any) -> None:
+            box.kill()
+            box.wait(10)
+
+        monkeypatch.setattr(driver, "_tool", late)
+        driver.pause(box.id)
+        assert process.state is pycontainer.State.STOPPED
+
+
+def test_exec_in_one_with_a_directory_and_groups(driver: LxcDriver, busybox_rootfs: Path) -> None:
+    """It starts in /, without groups, as lxc-attach does; what is asked for and cannot be had is refused."""
+    keywords: dict[str, Any] = {"cwd": "/tmp", "groups": [7], "rootfs": busybox_rootfs, "driver": driver}
+    with pycontainer.Container(["sleep", "50"], **keywords) as box:
+        done = box.exec(["sh", "-c", "pwd; id -G"], capture_output=True, text=True)
+        assert done.stdout == "/\n0\n"
+        for field, given in (("working_dir", {"cwd": "/tmp"}), ("additional_groups", {"groups": [7]})):
+            with pytest.raises(pycontainer.InvalidCommandError) as caught:
+                box.exec(["true"], **given)
+            assert caught.value.field == f"process.{field}"

@@ -231,3 +231,27 @@ def test_an_end_that_cannot_be_read_is_one(driver: LxcDriver, detach: Callable[.
     with pytest.raises(ContainerLostError, match="ended"):
         pycontainer.get(box.id, driver).wait(60)
     driver.delete(box.id)
+
+
+def test_a_paused_one_is_killed_and_its_guard_reaped(detach: Callable[..., Container]) -> None:
+    box = detach("sleep 100")
+    box.pause()
+    box.send_signal(9)
+    assert box.wait(10) == -9
+    assert record._children == set()
+
+
+def test_nobody_elses_child_is_reaped(detach: Callable[..., Container]) -> None:
+    """The number of a guard that has ended is another child's by now."""
+    box = detach("exit 3")
+    assert box.wait(60) == 3
+    found = record.find(box.id)
+    assert found is not None
+    with subprocess.Popen(["sh", "-c", "exit 3"]) as other:
+        content = json.loads(Path(found.path, "container").read_text())
+        Path(found.path, "container").write_text(json.dumps({**content, "guard": other.pid}))
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+        process = record.DetachedProcess(found, lambda: None)
+        assert process.poll() is not None
+        process.close()
+        assert other.wait(10) == 3

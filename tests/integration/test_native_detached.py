@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 import threading
@@ -163,6 +164,67 @@ def test_the_monitor_is_killed(detach: Any, driver: NativeDriver, until: Any, ke
     assert pycontainer.gc(driver) != []
     with pytest.raises(ContainerNotFoundError):
         pycontainer.get(box.id, driver)
+
+
+@pytest.mark.parametrize("verb", ["gc", "start"])
+def test_what_has_a_cgroup_parent_is_found_without_naming_it(
+    caller: Any, driver: NativeDriver, root: str, busybox_rootfs: Path, until: Any, verb: str
+) -> None:
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    parents = [Path(place.base, name) for place in driver.layout.hierarchies if place.writable]
+    for parent in parents:
+        parent.mkdir()
+    marker = f"{uuid.uuid4().int % 10**8 + 10**6}"
+    try:
+        process = caller(f"""
+driver = pycontainer.get_driver("native", root={root!r})
+argv = ["sh", "-c", "sleep {marker} & echo; wait"]
+keywords = dict(rootfs=ROOTFS, driver=driver, cgroup_parent={name!r}, stdout=pycontainer.PIPE)
+box = pycontainer.Container(argv, pid="host", **keywords)
+box.stdout.readline()
+print(driver._launcher.pid, *box.pids(), flush=True)
+signal.pause()
+""")
+        launcher, *pids = map(int, process.stdout.readline().split())
+        directories = {path for pid in pids for path in cgroups_of(pid)}
+        assert len(pids) == 2
+        assert any(name in str(path) for path in directories)
+        for pid in (process.pid, launcher):  # the caller first: it would sweep
+            os.kill(pid, signal.SIGKILL)
+        process.wait(60)
+        until(lambda: not host.is_alive(launcher))
+        assert [path for path in directories if path.exists()]
+        if verb == "gc":
+            pycontainer.gc(driver)
+        else:
+            pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver)
+        assert host.running(marker) == []
+        assert not [path for path in directories if path.parent.exists()]
+        assert os.listdir(f"{root}/parents") == []
+    finally:
+        for parent in parents:
+            parent.rmdir()
+
+
+def test_what_a_cgroup_parent_holds_of_the_living_is_left_alone(driver: NativeDriver, busybox_rootfs: Path) -> None:
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    parents = [Path(place.base, name) for place in driver.layout.hierarchies if place.writable]
+    for parent in parents:
+        parent.mkdir()
+    try:
+        keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "cgroup_parent": name, "driver": driver}
+        with pycontainer.Container(["sleep", "1000"], **keywords) as box:
+            other = NativeDriver(driver._store.root)
+            assert not any(name in line for line in pycontainer.gc(other))
+            pycontainer.run(["true"], rootfs=busybox_rootfs, driver=other)
+            other.close()
+            assert box.poll() is None
+            assert len(os.listdir(f"{driver._store.root}/parents")) == 1
+        driver.close()
+        assert os.listdir(f"{driver._store.root}/parents") == []
+    finally:
+        for parent in parents:
+            parent.rmdir()
 
 
 def test_what_is_on_record_outlives_the_monitor(detach: Any, driver: NativeDriver, root: str) -> None:
@@ -696,6 +758,218 @@ def test_a_stranger_comes_before_the_makers_request(
         finally:
             process.close()
             pycontainer.get("box", driver).remove(force=True)
+
+
+def test_an_id_is_free_again_while_its_former_object_lives(detach: Any, driver: NativeDriver, root: str) -> None:
+    former = detach("true", name="again")
+    list(former.logs(follow=True))  # so nobody has asked the object for its end
+    former.remove()
+    second = detach("true", name="again")
+    list(second.logs(follow=True))
+    pycontainer.get("again", NativeDriver(root)).remove()
+    third = detach("exit 3", name="again")
+    assert third.wait(60) == 3
+    third.remove()
+    assert pycontainer.run(["true"], rootfs=third.command.rootfs, driver=driver, name="again").returncode == 0
+
+
+def test_an_attached_container_has_no_detached_ones_id(detach: Any, driver: NativeDriver) -> None:
+    box = detach("sleep 1000", name="taken")
+    with pytest.raises(AlreadyExistsError):
+        pycontainer.Container(["true"], rootfs=box.command.rootfs, driver=driver, name="taken")
+
+
+@pytest.mark.parametrize("state", ["running", "ended"])
+def test_a_remover_that_is_late_leaves_the_next_of_that_name_alone(
+    detach: Any, driver: NativeDriver, root: str, state: str
+) -> None:
+    box = detach("true", name="name")
+    box.wait(60)
+    late = driver._known("name")
+    pycontainer.get("name", NativeDriver(root)).remove()
+    script = "sleep 1000" if state == "running" else "exit 3"
+    new = detach(script, name="name")
+    if state == "ended":
+        new.wait(60)
+    assert driver._store.remove(late.id, late.config) is None
+    assert pycontainer.get("name", driver).pid == new.pid
+
+
+def test_of_many_removers_one_removes_it(detach: Any, root: str) -> None:
+    said: list[str] = []
+
+    def remove(driver: NativeDriver) -> None:
+        try:
+            driver.delete("name")
+        except ContainerNotFoundError:
+            said.append("not found")
+        except ContainerError as error:
+            said.append(str(error))
+        else:
+            said.append("removed")
+
+    drivers = [NativeDriver(root) for _ in range(4)]
+    for _ in range(15):
+        detach("true", name="name").wait(60)
+        threads = [threading.Thread(target=remove, args=(driver,)) for driver in drivers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert sorted(said) == [*["not found"] * 3, "removed"]
+        said.clear()
+
+
+def test_a_collector_that_is_at_work_is_nobody_who_runs(
+    detach: Any, driver: NativeDriver, root: str, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = detach("sleep 1000")
+    monitor = monitor_of(box)
+    os.kill(monitor, signal.SIGKILL)
+    until(lambda: not host.is_alive(monitor))
+    other, collecting = NativeDriver(root), threading.Event()
+    kill_rest = NativeDriver._kill_rest
+
+    def slow(record: Any) -> bool:
+        collecting.set()
+        time.sleep(0.5)
+        return kill_rest(other, record)
+
+    monkeypatch.setattr(other, "_kill_rest", slow)
+    collector = threading.Thread(target=lambda: other._store.collect(other._kill_rest, lost=True))
+    collector.start()
+    collecting.wait(60)
+    try:
+        with pytest.raises(ContainerNotFoundError):
+            driver.delete(box.id)
+    finally:
+        collector.join(60)
+
+
+def test_one_that_is_about_to_end_is_removed_by_force(detach: Any, driver: NativeDriver) -> None:
+    box = detach("sleep 1000")
+
+    def too_late(id: str) -> None:
+        NativeDriver.terminate(driver, id)
+        raise ContainerLostError(id, "it is about to be")
+
+    driver.terminate = too_late  # type: ignore[method-assign]
+    box.remove(force=True)
+    assert pycontainer.containers(driver) == []
+
+
+def test_a_log_that_is_removed_before_the_first_look(detach: Any, driver: NativeDriver) -> None:
+    box = detach("echo out")
+    for follow in (False, True):
+        records = driver.logs(box.id, follow=follow)
+        box.remove(force=True)
+        with pytest.raises(ContainerNotFoundError):
+            next(records)
+        box = detach("echo out")
+
+
+def test_a_log_that_is_removed_while_it_is_read(detach: Any, driver: NativeDriver) -> None:
+    box = detach("echo one; echo two; sleep 1000")
+    records = driver.logs(box.id, follow=True)
+    assert next(records).data == b"one\n"
+    box.remove(force=True)
+    assert [record.data for record in records] == [b"two\n"]
+
+
+@pytest.fixture
+def tiny(root: str) -> Iterator[Path]:
+    """A state root on a file system of 256 KiB, in a mount that ends with the test."""
+    place = Path(root, "tiny")
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=700", "tiny", place], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.fixture
+def tiny_driver(native: NativeDriver, tiny: Path) -> Iterator[NativeDriver]:
+    driver = NativeDriver(str(tiny))
+    yield driver
+    for info in driver.containers():
+        pycontainer.get(info.id, driver).remove(force=True)
+    driver.close()
+
+
+def fill(place: Path) -> None:
+    with contextlib.suppress(OSError), open(place / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_the_end_has_its_room_where_the_log_fills_the_disk(tiny_driver: NativeDriver, busybox_rootfs: Path) -> None:
+    script = "i=0; while [ $i -lt 30000 ]; do echo line $i of many; i=$((i+1)); done; exit 5"
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": tiny_driver, "detach": True}
+    box = pycontainer.Container(["sh", "-c", script], log_limits=LogLimits(size="8m"), **keywords)
+    assert box.wait(60) == 5
+    assert "record" not in box.status.reason
+    [info] = tiny_driver.containers()
+    assert info.status == box.status
+    assert sum(len(record.data) for record in box.logs()) > 50_000
+
+
+def test_a_disk_that_is_full_already(tiny_driver: NativeDriver, tiny: Path, busybox_rootfs: Path) -> None:
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": tiny_driver, "detach": True}
+    box = pycontainer.Container(["sh", "-c", "sleep 1; exit 6"], **keywords)
+    fill(tiny)
+    with pytest.raises(SetupError) as caught:
+        pycontainer.Container(["true"], name="full", **keywords)
+    assert (caught.value.step, caught.value.errno) == ("record the container", errno.ENOSPC)
+    assert box.wait(60) == 6
+    assert [info.status for info in tiny_driver.containers()] == [box.status]
+    os.truncate(tiny / "filler", os.path.getsize(tiny / "filler") - 2 * 4096)  # for config.json, and one more
+    with pytest.raises(SetupError, match="record the start") as caught:
+        pycontainer.Container(["true"], name="full", **keywords)
+    assert caught.value.errno == errno.ENOSPC
+    assert len(tiny_driver.containers()) == 1
+
+
+def test_without_descriptors_for_a_monitor(driver: NativeDriver, busybox_rootfs: Path, monkeypatch: Any) -> None:
+    def pipe2(flags: int) -> tuple[int, int]:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(os, "pipe2", pipe2)
+    with pytest.raises(SetupError) as caught:
+        pycontainer.Container(["true"], rootfs=busybox_rootfs, driver=driver, detach=True)
+    assert (caught.value.step, caught.value.errno) == ("make a pipe for the log", errno.EMFILE)
+
+
+def test_exec_in_one_that_has_just_ended(detach: Any, driver: NativeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The monitor has taken the connection, and ends before it reads what it is asked."""
+    box = detach("sleep 1000")
+    monitor = monitor_of(box)
+    [process] = [process for process in driver._processes.values() if process.id == box.id]
+    ask = type(process).ask
+
+    def late(self: Any, data: bytes, fds: list[int]) -> None:
+        os.kill(monitor, signal.SIGSTOP)
+        ask(self, data, fds)
+        os.kill(self.pid, signal.SIGKILL)
+        os.kill(monitor, signal.SIGKILL)
+
+    monkeypatch.setattr(type(process), "ask", late)
+    with pytest.raises(NotRunningError):
+        driver.exec(box.id, box.command.process, pycontainer.driver.Stdio(0, 1, 2))
+
+
+def test_while_its_poststop_hooks_run_it_has_ended(
+    detach: Any, driver: NativeDriver, tmp_path: Path, until: Any
+) -> None:
+    script = f"while ! test -e {tmp_path}/go; do sleep 0.01; done"
+    hooks = pycontainer.Hooks(poststop=[pycontainer.Hook("/bin/sh", ["sh", "-c", script], env={"PATH": "/bin"})])
+    box = detach("exit 3", hooks=hooks)
+    until(lambda: driver._known(box.id).exit)
+    [info] = pycontainer.containers(driver)
+    assert (info.state, info.pid, info.status.exit_code) == (State.STOPPED, None, 3)
+    with pytest.raises(ContainerError, match="poststop"):
+        driver.delete(box.id)
+    assert box.poll() is None
+    (tmp_path / "go").touch()
+    assert box.wait(60) == 3
 
 
 def test_what_is_written_while_somebody_begins_to_follow_is_not_missed(detach: Any, until: Any) -> None:

@@ -119,6 +119,10 @@ def test_what_may_trace_it_is_joined_by_nobody(busybox_rootfs: Path, native: Nat
         with pytest.raises(UnsupportedError, match="CAP_SYS_PTRACE"):
             box.exec(["true"])
         assert box.poll() is None
+
+
+def test_what_may_trace_in_a_user_namespace_of_its_own_is_joined(busybox_rootfs: Path, native: NativeDriver) -> None:
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": native, "cap_add": ["SYS_PTRACE"]}
     with pycontainer.Container(["sleep", "100"], **keywords, userns="auto") as box:
         assert box.exec(["true"]).returncode == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 
+import pycontainer
+import pycontainer.aio
 from pycontainer import PIPE, Hook, Hooks, InvalidCommandError, SetupError, WaitTimeoutError
 from pycontainer.hooks import POINTS
 from pycontainer_native.hooks import HookError, Running
@@ -221,6 +224,19 @@ def test_giving_up_during_a_hook_ends_it(sh: Any, until: Any, hook: Any, log: Pa
     assert time.monotonic() - begin < 30
     until(lambda: host.running("54321") == [])
     until(lambda: log.exists() and log.read_text().startswith("poststop"))
+
+
+@pytest.mark.parametrize("twin", ["run", "aio"])
+def test_a_poststop_hook_does_not_hold_a_timeout_up(native: Any, busybox_rootfs: Path, until: Any, twin: str) -> None:
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": native, "timeout": 0.5, "capture_output": True}
+    keywords["hooks"] = Hooks(poststop=[failing("sleep 54324")])
+    argv = ["sh", "-c", "echo before"]  # it is in its hook that it is given up
+    begin = time.monotonic()
+    with pytest.raises(WaitTimeoutError) as caught:
+        pycontainer.run(argv, **keywords) if twin == "run" else asyncio.run(pycontainer.aio.run(argv, **keywords))
+    assert 5 < time.monotonic() - begin < 30
+    assert caught.value.stdout == b"before\n"
+    until(lambda: host.running("54324") == [])
 
 
 def test_killing_the_caller_runs_poststop(caller: Any, hook: Any, log: Path, until: Any) -> None:

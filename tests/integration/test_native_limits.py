@@ -315,3 +315,12 @@ def test_the_caller_is_where_it_was(sh: Any) -> None:
     before = Path("/proc/self/cgroup").read_text()
     sh("true", memory="64m", cpuset_cpus="0")
     assert Path("/proc/self/cgroup").read_text() == before
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_the_fewest_open_files(start: Any, init: bool) -> None:
+    with pytest.raises(InvalidCommandError, match="4 open files are less than the set-up takes: 7 at least") as caught:
+        start(["true"], rlimits={"NOFILE": 4}, init=init)
+    assert caught.value.field == "process.rlimits"
+    box = start(["sh", "-c", "ulimit -n | grep -qx 7"], rlimits={"NOFILE": 7}, init=init, cwd="/tmp", user="nobody")
+    assert box.wait(60) == 0

@@ -460,3 +460,27 @@ except pycontainer.SetupError:
     print(mounts() == before)
 """
     assert output_of(code).split() == ["True", "True", "False", "False", "True"]
+
+
+@pytest.mark.tool("unshare")
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_root_that_is_no_mount_point(bound: bool, tmp_path: Path) -> None:
+    """As after a chroot(2): the error says what mends it."""
+    root = tmp_path / "root"
+    script = f"""
+        mount -t tmpfs none {tmp_path} && mkdir {root} && {f"mount --bind {root} {root} &&" if bound else ""} cd {root}
+        for name in $(ls -A /); do
+            if test -d /$name && ! test -L /$name; then mkdir $name; mount --rbind /$name $name
+            else cp -P /$name . 2> /dev/null; fi
+        done
+        exec chroot . "$0" -m pycontainer run --security-opt seccomp=unconfined true
+    """
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, sys.executable], capture_output=True, text=True, timeout=60
+    )
+    if bound:
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 125
+        assert "make mounts private /: EINVAL" in done.stderr
+        assert "'mount --bind DIR DIR' before that" in done.stderr

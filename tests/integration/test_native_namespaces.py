@@ -133,5 +133,10 @@ def test_nobody_who_may_trace_sees_the_set_up(start: Any) -> None:
         start(["true"], pid=f"ns:/proc/{first.pid}/ns/pid")
     assert caught.value.field == "pid"
     assert start(["true"], ipc=f"container:{first.id}").wait(30) == 0
-    for harmless in (start(["sleep", "100"]), start(["sleep", "100"], cap_add=["SYS_PTRACE"], userns="auto")):
-        assert start(["true"], pid=f"ns:/proc/{harmless.pid}/ns/pid").wait(30) == 0
+    harmless = start(["sleep", "100"])
+    assert start(["true"], pid=f"ns:/proc/{harmless.pid}/ns/pid").wait(30) == 0
+
+
+def test_who_may_trace_in_a_user_namespace_of_his_own_alone_is_joined(start: Any) -> None:
+    first = start(["sleep", "100"], cap_add=["SYS_PTRACE"], userns="auto")
+    assert start(["true"], pid=f"ns:/proc/{first.pid}/ns/pid").wait(30) == 0

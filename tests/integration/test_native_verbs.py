@@ -16,7 +16,7 @@ import pytest
 from pycontainer import PIPE, Container, ContainerError, InvalidCommandError, Mount, NotRunningError, State
 from pycontainer.command import Resources
 from pycontainer.stats import Stats
-from pycontainer_native.cgroups import Layout, detect
+from pycontainer_native.cgroups import Layout, detect, freezer
 from pycontainer_native.driver import NativeDriver
 
 from . import host
@@ -136,6 +136,50 @@ def test_pause_again_and_again(driver, counting):
         assert count() == at
         box.unpause()
     assert advances(count)
+
+
+@pytest.mark.parametrize("driver", ["host"], indirect=True)
+@pytest.mark.parametrize("meanwhile", ["unpaused", "ended"])
+def test_a_pause_that_something_comes_in_between(driver, counting, monkeypatch, meanwhile):
+    box, _ = counting
+    real = freezer.write
+
+    def write(path, value):
+        """As it would be in the moment after."""
+        if value == "1":
+            real(path, "0")
+            if meanwhile == "ended":
+                os.kill(box.pid, signal.SIGKILL)
+        else:
+            real(path, value)
+
+    monkeypatch.setattr(freezer, "write", write)
+    if not any(version == 2 for version, _, _ in driver.cgroup(box.id).paths):
+        pytest.skip("cgroup v1 asks again and again by itself")
+    began = time.monotonic()
+    with pytest.raises(
+        ContainerError, match="unpaused it meanwhile" if meanwhile == "unpaused" else "not running|mean"
+    ):
+        driver.pause(box.id)
+    assert time.monotonic() - began < 3
+    if meanwhile == "unpaused":
+        assert driver.info(box.id).state is State.RUNNING
+
+
+@pytest.mark.parametrize("driver", ["host"], indirect=True)
+def test_what_the_freezer_waits_for_is_looked_at_again(driver, start, monkeypatch):
+    """A process that does not stop, and an unpause some time later."""
+    box = start(["sleep", "1000"], driver=driver)
+    version, path = freezer._freezer(driver.cgroup(box.id))
+    if version == 1:
+        pytest.skip("cgroup v1 asks again and again by itself")
+    monkeypatch.setattr(os, "pread", lambda *_: b"populated 1\nfrozen 0\n")
+    timer = threading.Timer(0.5, lambda: Path(path, "cgroup.freeze").write_text("0"))
+    timer.start()
+    began = time.monotonic()
+    assert not freezer.freeze(driver.cgroup(box.id))
+    assert 0.4 < time.monotonic() - began < 5
+    timer.join()
 
 
 def test_pause_twice_and_unpause_twice(driver, counting):

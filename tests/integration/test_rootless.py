@@ -392,3 +392,16 @@ except ContainerError as error:
         assert f"root /run/user/{UID}/pycontainer is no place for the state of containers" in text
         assert "loginctl enable-linger" in text
     assert probed.startswith("False ")
+
+
+def test_a_limit_that_cannot_be_applied_is_named_once(as_user: AsUser) -> None:
+    """Nobody asked for the limit of memory and swap that is made of the one of memory."""
+    said = as_user(
+        """
+try:
+    run(["true"], rootfs="root", memory="64m")
+except InvalidCommandError as error:
+    print(sorted(field for field, _ in error.problems))
+"""
+    )
+    assert said == "['resources.memory']\n"

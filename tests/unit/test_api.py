@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import gc
 import importlib
 import io
@@ -788,3 +789,52 @@ def _error_of(verb: Any) -> Exception | None:
     except Exception as error:
         return error
     return None
+
+
+# -- what is wrong is said before anything is created
+
+
+@pytest.mark.parametrize("tty", [False, True])
+@pytest.mark.parametrize(
+    ("name", "stream"),
+    [
+        ("stdin", 999),
+        ("stdout", 999),
+        ("stderr", 999),
+        ("stdin", object()),
+        ("stdout", object()),
+        ("stdin", io.StringIO("text")),
+        ("stdout", io.StringIO()),
+    ],
+)
+def test_a_stream_that_is_none_is_named(name: str, stream: Any, tty: bool) -> None:
+    if tty and name == "stderr":
+        return  # which is the terminal's
+    fake = FakeDriver()
+    with pytest.raises(pycontainer.InvalidCommandError) as caught:
+        pycontainer.run(["true"], driver=fake, tty=tty, **{name: stream})
+    assert caught.value.field == name
+    assert fake.calls == []
+
+
+def test_a_timeout_that_is_no_number() -> None:
+    fake, nan = FakeDriver(), float("nan")
+    with pytest.raises(ValueError, match="timeout must be a number"):
+        pycontainer.run(["true"], driver=fake, timeout=nan)
+    with pytest.raises(ValueError, match="timeout must be a number"):
+        asyncio.run(pycontainer.aio.run(["true"], driver=fake, timeout=nan))
+    assert fake.calls == []
+    with Container(["sleep", "9"], driver=fake) as box:
+        for verb in (box.wait, box.stop, box.communicate, lambda timeout: box.exec(["true"], timeout=timeout)):
+            with pytest.raises(ValueError, match="timeout must be a number"):
+                verb(timeout=nan)
+        assert box.poll() is None
+
+
+def test_what_chooses_a_driver_or_finds_a_container_is_text() -> None:
+    with pytest.raises(TypeError, match="a driver is chosen by its name, by several, or by an object, not by 5"):
+        pycontainer.run(["true"], driver=5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a container is found by its id, a str, not by 5"):
+        pycontainer.get(5, FakeDriver())  # type: ignore[arg-type]
+    with pytest.raises(pycontainer.InvalidCommandError, match="rootfs: must be a path, None, or a value of"):
+        pycontainer.run(["true"], rootfs=4)  # type: ignore[arg-type]

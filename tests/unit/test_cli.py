@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -489,6 +490,20 @@ def test_signals_are_forwarded(name: str, environment: Mapping[str, str]) -> Non
         assert process.wait(10) == 42
 
 
+@pytest.mark.parametrize("numbers", [(signal.SIGINT,) * 3, (signal.SIGTERM, signal.SIGINT, signal.SIGTERM)])
+def test_the_third_kills_what_takes_no_notice(numbers: Sequence[int], environment: Mapping[str, str]) -> None:
+    """PID 1 has no handler for ^C, as here, where it is ignored."""
+    script = "trap '' INT TERM; echo ready; while :; do sleep 0.02; done"
+    with start(environment, script, stderr=subprocess.PIPE) as process:
+        for number in numbers:
+            assert process.poll() is None
+            process.send_signal(number)
+            time.sleep(0.3)
+        assert process.wait(10) == 137
+        assert process.stderr is not None
+        assert process.stderr.read() == "pycontainer: the third SIGINT or SIGTERM: the container is killed\n"
+
+
 class SlowDouble(Double):
     """One whose start takes as long as it takes *signals* to arrive."""
 
@@ -584,6 +599,26 @@ def test_a_signal_from_outside_reaches_a_payload_on_a_terminal(environment: Mapp
         screen.process.terminate()
         assert screen.process.wait(10) == 42
         assert termios.tcgetattr(screen.slave) == screen.before
+
+
+def test_a_terminal_without_a_terminal_is_refused(environment: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        [*PROGRAM, "-it", "true"], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr == "pycontainer: --interactive and --tty: the input device is not a TTY\n"
+
+
+def test_an_unknown_flag_points_to_the_flags_of_its_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "('pycontainer run --help' lists the flags)" in refusal(["--no-such-flag", "true"], capsys)
+    with pytest.raises(SystemExit):
+        cli.main(["drivers", "--no-such-flag"])
+    assert "('pycontainer drivers --help' lists the flags)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--env-file", "--hooks-file"])
+def test_a_file_that_is_not_there_is_named_with_its_flag(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal([flag, "/nope", "true"], capsys) == f"pycontainer: {flag} /nope: No such file or directory\n"
 
 
 def test_the_double_is_a_driver() -> None:

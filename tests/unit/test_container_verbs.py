@@ -105,7 +105,8 @@ def test_exec(cli: Callable[..., tuple[int, str, str]]) -> None:
     assert cli("exec", "web", "false")[0] == 1
     assert cli("exec", "web", "missing")[0] == 127
     assert cli("exec", "web")[0] == 125
-    assert cli("exec", "missing", "true")[2] == "pycontainer: no such container: missing\n"
+    for verb in (("exec", "missing", "true"), ("logs", "missing"), ("stop", "missing"), ("rm", "missing")):
+        assert cli(*verb) == (1, "", "pycontainer: no such container: missing\n")
 
 
 def test_inspect(cli: Callable[..., tuple[int, str, str]]) -> None:

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 import pycontainer
-from pycontainer import ContainerError, ContainerNotFoundError, Feature, LogLimits, State, UnsupportedError
+from pycontainer import (
+    ContainerError,
+    ContainerNotFoundError,
+    Feature,
+    InvalidCommandError,
+    LogLimits,
+    State,
+    UnsupportedError,
+)
 from pycontainer.testing.fake import FakeDriver, Outcome
 
 from .doubles import SpawnDriver
@@ -162,3 +170,23 @@ def test_a_fork_inherits_none(fake: FakeDriver) -> None:
     assert "restore() attaches it again" in ours.recv()
     assert box.poll() is None
     box.remove(force=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", -5), ("size", 0), ("size", "-1"), ("size", "0"), ("size", "much"), ("size", 2.5), ("size", None),
+        ("size", True), ("files", -3), ("files", 0), ("files", 2.5), ("files", "2"), ("files", None), ("files", 10**9),
+    ],
+)  # fmt: skip
+def test_log_limits_that_are_none(field: str, value: Any) -> None:
+    with pytest.raises(InvalidCommandError) as caught:
+        LogLimits(**{field: value})
+    assert caught.value.field == f"log_limits.{field}"
+
+
+def test_log_limits_as_texts_and_what_is_none_of_them(fake: FakeDriver) -> None:
+    assert (LogLimits(size="1m").size, LogLimits(size="64k").size, LogLimits(size=10).size) == (1 << 20, 1 << 16, 10)
+    with pytest.raises(InvalidCommandError) as caught:
+        detach(fake, ["true"], log_limits={"size": 4096})
+    assert caught.value.field == "log_limits"

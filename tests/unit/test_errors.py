@@ -63,3 +63,12 @@ def test_subprocess_is_imported_only_for_the_one_that_needs_it() -> None:
 def test_errors_has_no_other_names_than_it_has() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         pycontainer.errors.Nothing  # noqa: B018
+
+
+def test_the_path_of_a_step_is_the_filename_of_an_os_error() -> None:
+    error = SetupError("execve", errno.ENOENT, "/no/such")
+    assert (error.filename, error.path) == ("/no/such", "/no/such")
+    assert str(error) == "execve /no/such: ENOENT (No such file or directory)"
+    copied = pickle.loads(pickle.dumps(error))
+    assert (copied.filename, str(copied)) == ("/no/such", str(error))
+    assert SetupError("setsid", errno.EPERM).filename is None

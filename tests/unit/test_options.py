@@ -96,6 +96,19 @@ def test_a_wrong_flag(capfd: pytest.CaptureFixture[str]) -> None:
         main(["run", "--driver", "deep-one", "--deep-one-width", "1", "show"])
 
 
+def test_help_has_the_flags_of_every_driver_that_can_be_asked(
+    capfd: pytest.CaptureFixture[str], install: Callable[..., Path]
+) -> None:
+    install("bad", {"bad": "bad_driver"}, {"bad_driver": "import no_such_module_at_all"})
+    for verb in ("run", "ps"):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        shown = capfd.readouterr().out
+        assert "options of the driver deep-one" in shown
+        assert "--deep-one-state-dir" in shown
+        assert "--native-root" in shown
+
+
 def test_words_of_the_command_are_not_flags(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--driver", "deep-one", "echo", "--deep-one-depth", "2"]) == 0
     assert capfd.readouterr().out == "--deep-one-depth 2\n"

@@ -237,3 +237,14 @@ def test_a_start_that_takes_its_time_is_given_up() -> None:
         box.start()
     killer.join()
     assert time.monotonic() - began < 10
+
+
+def test_wait_for_a_log_that_nobody_can_see(fake: FakeDriver) -> None:
+    began = time.monotonic()
+    box = LoggedContainer(["sleep", "9"], driver=fake, stdout=pycontainer.PIPE)
+    with box, pytest.raises(ValueError, match="stdout goes elsewhere"):
+        wait_for(log="x", container=box)
+    plain = pycontainer.Container(["sleep", "9"], driver=fake)
+    with plain, pytest.raises(TypeError, match="a Container has no log"):
+        wait_for(log="x", container=plain)  # type: ignore[arg-type]
+    assert time.monotonic() - began < 5

@@ -6,6 +6,7 @@ cgroup-v2.rst, "cgroup.freeze"; cgroup-v1/freezer-subsystem.rst.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import time
@@ -14,6 +15,9 @@ from pycontainer_native.cgroups.live import Cgroup, write
 
 #: How long a process may take to stop (seconds): one that waits for a disk or a network file system does not.
 TIMEOUT = 10.0
+
+#: How often to look at what nobody tells of: that somebody else has thawed it, or it is being removed (seconds).
+_SLICE = 0.05
 
 
 def can_freeze(cgroup: Cgroup) -> bool:
@@ -24,7 +28,8 @@ def can_freeze(cgroup: Cgroup) -> bool:
 def freeze(cgroup: Cgroup, timeout: float = TIMEOUT) -> bool:
     """Stop everything inside; false when *timeout* seconds were not enough, and then all of it goes on.
 
-    Raises OSError (ENODEV, ENOENT) when the cgroup is gone.
+    On cgroup2 it is false before that as well when somebody else has let it go
+    on meanwhile.  Raises OSError (ENODEV, ENOENT) when the cgroup is gone.
     """
     version, path = _freezer(cgroup)
     done = False
@@ -77,11 +82,16 @@ def _freeze_v2(path: str, timeout: float) -> bool:
         poll = select.poll()
         poll.register(events, select.POLLPRI)
         write(f"{path}/cgroup.freeze", "1")
-        while b"frozen 1" not in os.pread(events, 4096, 0):
+        while b"frozen 1" not in (now := os.pread(events, 4096, 0)):
+            if b"populated 0" in now:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), path)  # all have ended
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            poll.poll(left * 1000 + 1)
+            with open(f"{path}/cgroup.freeze") as file:
+                if file.read().strip() == "0":
+                    return False
+            poll.poll(min(left, _SLICE) * 1000 + 1)
         return True
     finally:
         os.close(events)

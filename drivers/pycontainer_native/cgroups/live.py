@@ -27,11 +27,11 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import frozen
 
-from pycontainer_native.cgroups.layout import LAUNCHER_DIRECTORY, PREFIX, Group, Layout
+from pycontainer_native.cgroups.layout import LAUNCHER_DIRECTORY, PREFIX, Group, Hierarchy, Layout
 
 
 @frozen
@@ -113,26 +113,42 @@ def sweep(
     cgroup_parent: str | None = None,
     dead: str | None = None,
     patience: float = DYING,
+    everywhere: bool = False,
 ) -> list[str]:
     """End and remove what dead launchers left directly below *layout*'s bases; the paths that are gone.
 
     A directory that is locked is not touched, nor is any other of the same
     launcher; *exclude_token* is the caller's own, *dead* that of one which is
-    known to have ended: what it leaves is waited for, for *patience* seconds.  Launchers whose containers
-    have a *cgroup_parent* are found only by naming it (and InvalidCommandError
-    is raised as by :meth:`Layout.places`).
+    known to have ended: what it leaves is waited for, for *patience* seconds.
+    What has a *cgroup_parent* is found by naming that (InvalidCommandError is
+    raised as by :meth:`Layout.places`), or *everywhere*: below all cgroups
+    that can be seen, which takes as long as there are cgroups.
     """
     launchers: dict[str, list[tuple[int, tuple[str, ...], str]]] = {}
     for place in dict.fromkeys((*layout.hierarchies, *layout.places(cgroup_parent))):
-        names: list[str] = []
-        with contextlib.suppress(FileNotFoundError):  # a base that is gone has nothing below it
-            names = sorted(os.listdir(place.base)) if place.writable else []
-        for name in names:
-            if LAUNCHER_DIRECTORY.fullmatch(name) and name != f"{PREFIX}{exclude_token}":
-                found = (place.version, tuple(place.controllers), f"{place.base}/{name}")
+        for base, name in _below_all(place.mountpoint) if everywhere else _below(place):
+            if name != f"{PREFIX}{exclude_token}":
+                found = (place.version, tuple(place.controllers), f"{base}/{name}")
                 launchers.setdefault(name, []).append(found)
     patient = {f"{PREFIX}{dead}": patience}
     return [path for name, paths in launchers.items() for path in remove_dead(paths, patient.get(name, 0.0))]
+
+
+def _below(place: Hierarchy) -> Iterator[tuple[str, str]]:
+    """(base, name) of the launchers' directories at the place for them."""
+    with contextlib.suppress(FileNotFoundError):  # a base that is gone has nothing below it
+        for name in sorted(os.listdir(place.base)) if place.writable else ():
+            if LAUNCHER_DIRECTORY.fullmatch(name):
+                yield place.base, name
+
+
+def _below_all(mountpoint: str) -> Iterator[tuple[str, str]]:
+    """Likewise, of all that this process may remove. What is inside of one is its containers' affair."""
+    for base, names, _ in os.walk(mountpoint):
+        found = [name for name in names if LAUNCHER_DIRECTORY.fullmatch(name)]
+        names[:] = [name for name in names if name not in found]
+        if found and os.access(base, os.W_OK | os.X_OK):
+            yield from ((base, name) for name in found)
 
 
 def remove_dead(paths: Sequence[tuple[int, tuple[str, ...], str]], patience: float = 0.0) -> list[str]:

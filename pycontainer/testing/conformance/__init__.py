@@ -6,7 +6,9 @@ For an installed driver::
     pytest --pyargs pycontainer.testing.conformance --container-driver NAME
 
 ``--container-rootfs DIR`` is the root file system whose programs are run; it
-needs ``/bin/sh`` and what busybox has.  Without it a driver with
+needs ``/bin/sh`` and what busybox has, and ``/dev/null``, ``/dev/zero`` and
+the like for a driver that brings no ``/dev``.  It is written to, and what the
+tests have put there is removed, but not under pytest-xdist.  Without it a driver with
 Feature.HOST_ROOTFS shows the host's, and for others one is made of a static
 busybox, if the host has that.
 
@@ -19,6 +21,9 @@ override the fixtures that do not fit (:class:`~.base.Area` has them)::
         @pytest.fixture
         def driver(self):
             return PlainDriver()
+
+PYCONTAINER_CONFORMANCE_TIMEOUT is after how many seconds something counts as
+hanging: 30 by default.
 
 The kit is two-sided: a feature that is declared works, and one that is not
 raises UnsupportedError.  A field of the Command is honoured, or refused by

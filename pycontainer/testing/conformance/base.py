@@ -97,8 +97,11 @@ class Area:
         self.probe: Probe = driver.probe()
         if not self.probe.usable:
             pytest.skip(f"{driver.name} cannot be used here: {self.probe.cause}")
-        with contextlib.ExitStack() as self.stack:
-            yield
+        with contextlib.ExitStack() as stack:
+            if rootfs is not None and "PYTEST_XDIST_WORKER" not in os.environ:  # another worker may be using it
+                stack.enter_context(_as_it_was(rootfs))
+            with contextlib.ExitStack() as self.stack:
+                yield
 
     # -- through the library
 
@@ -208,6 +211,22 @@ class Area:
     def state(self, id: str) -> State:
         """What the driver says about container *id*."""
         return self.tested.info(id).state
+
+
+#: What the tests have in a root: the targets of their mounts, which a driver may make in it, and files they write.
+LEFT = ("data/below", "data", "data-file", "small", "made", "tmp/new")
+
+
+@contextlib.contextmanager
+def _as_it_was(rootfs: str) -> Iterator[None]:
+    """Take away from the root, which is the caller's, what the tests put there and was not there before."""
+    there = {name for name in LEFT if os.path.lexists(os.path.join(rootfs, name))}
+    yield
+    for name in LEFT:
+        path = os.path.join(rootfs, name)
+        if name not in there and os.path.lexists(path):
+            with contextlib.suppress(OSError):  # of an ordinary user's: what is in it is another one's inside
+                os.rmdir(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
 
 
 def read_until(file: IO[Any], wanted: bytes, timeout: float = TIMEOUT) -> bytes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import warnings
 from typing import Any
 
 import pytest
 
-from pycontainer import Feature, NotRunningError
+from pycontainer import Container, Feature, NotRunningError
 from pycontainer.receipt import read
 from pycontainer.testing.conformance.base import TIMEOUT, Area, needs
 
@@ -74,6 +76,52 @@ class Isolation(Area):
     def test_no_filter_where_none_is_wanted(self) -> None:
         if self.honours("seccomp", seccomp="unconfined"):
             assert self.differing("seccomp", seccomp="unconfined") == []
+
+    # -- what the caller is scheduled by, and may have changed
+
+    def test_nothing_of_what_the_caller_is_scheduled_by(self) -> None:
+        """Its oom_score_adj, niceness, affinity and umask are a new process's: those of a Command, or the kernel's."""
+        reader, writer = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads; the child does what it can
+            maker = os.fork()
+        if maker == 0:  # for it cannot be undone by everybody, and a driver may keep what it was made with
+            try:
+                os.write(writer, json.dumps(self._scheduled_differently()).encode())
+            except BaseException as error:
+                os.write(writer, json.dumps(repr(error)).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as file:
+            found = json.load(file)
+        os.waitpid(maker, 0)
+        assert isinstance(found, dict), found  # else what the child has failed with
+        if os.geteuid() != 0:  # who may not take a niceness back (setpriority(2), EPERM)
+            found["nice"] = 0
+        usual = {"oom_score_adj": 0, "nice": 0, "umask": "0022"}
+        assert {name: value for name, value in found.items() if name != "processors"} == usual
+        assert found["processors"] > 1 or os.cpu_count() == 1
+
+    def _scheduled_differently(self) -> dict[str, int | str]:
+        """What holds in a container of a caller that holds back: this process, which is not needed afterwards."""
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("321")
+        os.nice(7)
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        os.umask(0o077)
+        with Container(self.payload.sleep(), driver=self.tested, rootfs=self.root) as box:
+            receipt = box.receipt()
+            found: dict[str, int | str] = {"oom_score_adj": receipt.oom_score_adj, "nice": 0, "umask": "0022"}
+            found["processors"] = os.cpu_count() or 1
+            if box._life.process is not None and box._life.process.pidfd >= 0:  # else it is no process of this kernel
+                assert box.pid is not None
+                with open(f"/proc/{box.pid}/status") as file:
+                    status = dict(line.split(":\t", 1) for line in file.read().splitlines())
+                found["umask"] = status["Umask"]
+                found["nice"] = os.getpriority(os.PRIO_PROCESS, box.pid)
+                found["processors"] = len(os.sched_getaffinity(box.pid))
+            return found
 
     # -- surroundings
 

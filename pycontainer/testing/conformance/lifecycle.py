@@ -23,7 +23,7 @@ from pycontainer import (
     WaitTimeoutError,
 )
 from pycontainer.stdio import Streams
-from pycontainer.testing.conformance.base import TIMEOUT, Area, eventually, needs
+from pycontainer.testing.conformance.base import TIMEOUT, Area, eventually, is_alive, needs
 
 __all__ = ["Lifecycle"]
 
@@ -154,8 +154,11 @@ class Lifecycle(Area):
             assert poll.poll(TIMEOUT * 1000), "fileno() is not readable although it ended"
 
     def test_closing_kills(self) -> None:
+        """Asked of the kernel: what a driver says of a container that it has let go of may be true or not."""
         process = self.start_bare(self.command(self.payload.sleep()))
+        pids = {process.pid, *self.tested.get_pids_for_container(process.id)}
         process.close()
+        assert eventually(lambda: not any(map(is_alive, pids))), f"of {sorted(pids)} something lives"
         assert eventually(lambda: self.state(process.id) is State.STOPPED)
 
     def test_leaving_the_block_kills(self) -> None:
