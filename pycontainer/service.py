@@ -292,19 +292,19 @@ class SocketProcess(WatchedProcess):
 
         Until then only this reads from the socket: a poll() in another thread
         would take away what this waits for.  *deadline* and *give_up* are as in
-        :class:`~pycontainer.Stdio`.  Raises WaitTimeoutError, NotRunningError when it ended before it was
-        started, and what the hooks make of a failure: SetupError,
-        ContainerLostError.
+        :class:`~pycontainer.Stdio`.  Raises WaitTimeoutError, NotRunningError
+        when it ended before it was started, and what the hooks make of a
+        failure: SetupError, ContainerLostError.
         """
-        began = time.monotonic()
+        began, waited = time.monotonic(), False
         try:
             while self.state is before:
                 if not self._receive(starter=True):
                     if deadline is not None and time.monotonic() >= deadline:
                         raise WaitTimeoutError(self.id, max(0.0, deadline - began))
-                    if give_up >= 0 and wait_readable(give_up, 0.0):
+                    if waited and give_up >= 0 and wait_readable(give_up, 0.0):
                         raise WaitTimeoutError(self.id, time.monotonic() - began)
-                    wait_readable(self._status.fileno(), deadline, give_up)
+                    waited = wait_readable(self._status.fileno(), deadline, give_up)
         finally:
             self._being_started = False
         if self._outcome is not None:

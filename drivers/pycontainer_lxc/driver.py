@@ -467,6 +467,7 @@ class LxcDriver(ExecutionDriver):
         if problems:
             raise problems[0]
         guard = self._live_guard()
+        guard.check_caller()
         spec = process_to_oci(process, command.rootfs)
         user = spec["user"]
         lxcpath, monitor = _whereabouts(container) or (guard.lxcpath, None)
@@ -540,12 +541,7 @@ class LxcDriver(ExecutionDriver):
         return process
 
     def containers(self) -> Sequence[ContainerInfo]:
-        infos = []
-        for found in record.records():
-            with contextlib.suppress(ContainerError):  # its record is damaged, which it gives whoever asks for that one
-                if found.has_started():
-                    infos.append(found.info())
-        return infos
+        return [found.info() for found in record.records() if found.has_started()]
 
     def logs(self, id: str, follow: bool = False, tail: int | None = None) -> Iterator[LogRecord]:
         process = self._detached(id)
@@ -567,10 +563,9 @@ class LxcDriver(ExecutionDriver):
     def gc(self) -> Sequence[str]:
         removed = [f"{path} and its cgroups: the guard died" for path in sweep(self.bases)]
         for found in record.records():
-            with contextlib.suppress(ContainerError):
-                if not found.is_guarded() and found.ended() is None:
-                    found.remove()
-                    removed.append(f"{found.path}: its guard died")
+            if not found.is_guarded() and found.ended() is None:
+                found.remove()
+                removed.append(f"{found.path}: its guard died")
         return removed
 
     def close(self) -> None:

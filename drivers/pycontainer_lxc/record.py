@@ -121,16 +121,12 @@ def find(id: str) -> Record | None:
 
 
 def records() -> list[Record]:
-    """All of them, the oldest first; also those that never ran. One whose record is damaged is not among them."""
+    """All of them, the oldest first; also those that never ran."""
     try:
         names = os.listdir(ROOT)
     except FileNotFoundError:
         return []
-    found = []
-    for name in names:
-        with contextlib.suppress(ContainerError):  # which it gives whoever asks for that one
-            found.append((Record(name).created, name))
-    return [Record(name) for _, name in sorted(found)]
+    return sorted(map(Record, names), key=lambda record: (record.created, record.id))
 
 
 class Record:

@@ -113,6 +113,7 @@ class NativeDriver(DetachedVerbs):
         self._store = Store(root)
         self._lock = threading.Lock()
         self._caller: tuple[object, ...] = ()  # who the thread was that this driver has last worked for
+        self._thread = threading.local()  # .caller: who this thread was when it was last looked at
         self._launcher: LauncherClient | None = None
         self._former: dict[tuple[object, ...], LauncherClient] = {}  # those of callers with other rights or namespaces
         self._host: Host | None = None
@@ -151,21 +152,22 @@ class NativeDriver(DetachedVerbs):
         Whoever has other rights or namespaces than before gets another
         launcher, and is told of another host.
         """
-        now = caller()
+        self._thread.caller = now = caller()
         if now != self._caller:
             self._change_caller(now)
         host, limits = self.host, _limits()
         inherited = () if self._launcher is None else self._launcher.limits
         if limits != (inherited or limits) or host.rlimits or limits[_NOFILE] != host.nofile:
-            changed = [(n, *now) for n, (now, then) in enumerate(zip(limits, inherited, strict=False)) if now != then]
-            others = tuple(limit for limit in changed if limit[0] != _NOFILE)
-            self._host = attrs.evolve(host, nofile=limits[_NOFILE], rlimits=others)
+            pairs = enumerate(zip(limits, inherited, strict=False))
+            changed = tuple((n, *own) for n, (own, launchers) in pairs if own != launchers and n != _NOFILE)
+            self._host = attrs.evolve(host, nofile=limits[_NOFILE], rlimits=changed)
 
     def _change_caller(self, now: tuple[object, ...]) -> None:
         with self._lock:
             before, self._caller = self._caller, now
             if not before:
                 return
+            self._valid = None
             if self._launcher is not None:
                 self._former[before] = self._launcher
             self._launcher = self._former.pop(now, None)
@@ -463,6 +465,7 @@ class NativeDriver(DetachedVerbs):
 
     def _check(self, command: Command) -> None:
         """Raise the first problem of *command*; and clear away what may be in its way."""
+        self._look_at_caller()  # it may have been found valid some time ago
         valid, self._valid = self._valid, None
         if valid is not command:
             for problem in self.validate(command):
@@ -652,6 +655,10 @@ class NativeDriver(DetachedVerbs):
                 limits = _limits()
                 self._launcher = self._new_launcher()
                 self._launcher.limits = limits
+            if self._launcher.made_by != self._thread.caller:
+                raise ContainerError(
+                    "another thread, with other rights or namespaces, uses this driver at the same time"
+                )
             return self._launcher
 
     def _new_launcher(self) -> LauncherClient:

@@ -156,9 +156,7 @@ class Launcher:
                         return
                     except DiedError:
                         container = None  # somebody killed the spare
-            target = self.find(request.target) if request.target else None
-            container = self.new_container(f"{target.name}-exec" if target is not None else "")
-            container.target = target
+            container = self.new_container(self.find(request.target) if request.target else None)
             self.bind_sections()
             container.prepare(request.groups)
             container.dispatch(request, message, fds, status)
@@ -261,11 +259,14 @@ class Launcher:
         for section in self.sections:
             bind(section)
 
-    def new_container(self, name: str = "") -> Container:
-        """One of which there is nothing yet; of its own directories the name is a number."""
-        if not name:
+    def new_container(self, target: Container | None = None) -> Container:
+        """One of which there is nothing yet: with a number of its own, or a further process of *target*."""
+        if target is None:
             self.count += 1
-        container = (Container if name else self.container_type)(self, name or str(self.count))
+            container = self.container_type(self, str(self.count))
+        else:
+            container = Container(self, f"{target.name}-exec")
+            container.target = target
         self.containers.add(container)
         return container
 

@@ -344,8 +344,7 @@ class Store:
     def collect(self, kill: Callable[[Record], bool], lost: bool = False) -> list[Record | str]:
         """Remove what dead makers and removers left, and with *lost* containers whose end nobody recorded.
 
-        *kill* ends what is left of one; where it cannot, or what is on record is damaged, the directory stays.  What is
-        gone is returned.
+        *kill* ends what is left of one; where it cannot, the directory stays.  What is gone is returned.
         """
         gone: list[Record | str] = []
         for name in self._names(hidden=True):
@@ -355,7 +354,7 @@ class Store:
                     _remove(path)
                     gone.append(path)
         for id in self._names():
-            with self._owned(id) as owned, contextlib.suppress(ContainerError):
+            with self._owned(id) as owned:
                 record = self._read(id) if owned else None
                 dead = record is None or record.start is None or (lost and record.exit is None)
                 if owned and dead and (record is None or kill(record)):

@@ -7,6 +7,7 @@ import ctypes
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 
 import pycontainer
-from pycontainer import ContainerError, Mount, NotRunningError
+from pycontainer import ContainerError, Mount, NotRunningError, Pipes
+from pycontainer.command import Command
 from pycontainer_native import abi
 from pycontainer_native.driver import NativeDriver
 
@@ -157,5 +159,72 @@ def test_a_thread_elsewhere_has_a_launcher_of_its_own_and_comes_back_to_the_firs
         driver.close()
         assert first.ended(10)
         assert second.ended(10)
+
+    in_child(body)
+
+
+def test_what_was_found_valid_before_is_started_by_who_he_is_now(busybox_rootfs: Path) -> None:
+    def body() -> None:
+        driver = NativeDriver()
+        sh(driver, busybox_rootfs, "true")
+        command = Command.of(["sleep", "100"], rootfs=busybox_rootfs, no_new_privileges=False)
+        assert not driver.validate(command)
+        assert libc.prctl(abi.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+        with Pipes().attach(tty=False) as streams, contextlib.closing(driver.start(command, streams.stdio)) as process:
+            assert host.status(process.pid)["NoNewPrivs"] == "1"
+        driver.close()
+
+    in_child(body)
+
+
+def test_two_threads_of_different_rights_do_not_get_each_others_launcher(
+    busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def body() -> None:
+        driver = NativeDriver()
+        sh(driver, busybox_rootfs, "true")
+        first = driver._launcher
+        real = driver.compile
+
+        def elsewhere() -> None:
+            assert libc.unshare(abi.CLONE_NEWUTS) == 0
+            sh(driver, busybox_rootfs, "true")
+
+        def compile(*arguments: Any, **keywords: Any) -> Any:
+            """In the midst of a start another thread makes one."""
+            monkeypatch.setattr(driver, "compile", real)
+            thread = threading.Thread(target=elsewhere)
+            thread.start()
+            thread.join()
+            assert driver._launcher is not first
+            return real(*arguments, **keywords)
+
+        monkeypatch.setattr(driver, "compile", compile)
+        with pytest.raises(ContainerError, match="another thread"):
+            sh(driver, busybox_rootfs, "true")
+        assert sh(driver, busybox_rootfs, "echo here") == "here\n"
+        assert driver._launcher is first
+        driver.close()
+
+    in_child(body)
+
+
+@pytest.mark.tool("lxc-start")
+def test_lxc_has_one_guard_which_serves_nobody_else(busybox_rootfs: Path) -> None:
+    from pycontainer_lxc.driver import LxcDriver
+
+    def body() -> None:
+        driver = LxcDriver()
+        with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=driver) as box:
+            assert box.exec(["true"]).returncode == 0
+            assert libc.prctl(abi.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            for attempt in (
+                lambda: box.exec(["true"]),
+                lambda: pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver),
+            ):
+                with pytest.raises(ContainerError, match="make another driver"):
+                    attempt()
+            assert box.poll() is None
+        driver.close()
 
     in_child(body)
