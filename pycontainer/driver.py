@@ -161,7 +161,9 @@ class ExitStatus:
     Exactly one of :attr:`exit_code` (0 to 255) and :attr:`signal` (1 to 64) is
     not None.  :attr:`oom_killed` is true when the kernel's out-of-memory
     killer killed a process *of this container*, whether or not that was the
-    main one.  :attr:`reason` is a sentence for people.
+    main one; of a further process (:meth:`ExecutionDriver.exec`), when it did
+    so while that ran, and that did not exit with 0.  :attr:`reason` is a
+    sentence for people.
     """
 
     exit_code: int | None

@@ -19,6 +19,25 @@ class Attached(Job):
 
     level = "TRACE"  # the only level that tells the process's pid
     orphaned = False  # whether lxc-attach was killed
+    oom_before = 0  # how many processes of the container the kernel had killed for want of memory
+
+    def begin(self, fds: list[int]) -> None:
+        self.oom_before = self.count_oom_kills()
+        super().begin(fds)
+
+    def count_oom_kills(self) -> int:
+        """How many it has killed, as far as that can be read."""
+        controller, name = self.guard.memory
+        try:
+            with open(f"{self.request['cgroups'].get(controller)}/{name}") as file:
+                return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+        except OSError:
+            return 0  # nobody counts, or the container has ended
+
+    def tell_end(self, code: int | None, signal: int | None) -> None:
+        """It has ended; one that ended well has not lacked memory, whoever else was killed meanwhile."""
+        killed = (code, signal) != (0, None) and self.count_oom_kills() > self.oom_before
+        self.tell("exited", code, signal, killed, "")
 
     @property
     def gated(self) -> bool:
@@ -61,7 +80,7 @@ class Attached(Job):
             return
         self.started()
         exited = found.si_code == os.CLD_EXITED
-        self.tell("exited", *((found.si_status, None) if exited else (None, found.si_status)), False, "")
+        self.tell_end(*((found.si_status, None) if exited else (None, found.si_status)))
         self.close()
 
     def on_event(self, kind: str, *values: Any) -> None:
@@ -107,11 +126,11 @@ class Attached(Job):
         status = _exit_status(self.childfd)
         if status is not None:
             code = os.waitstatus_to_exitcode(status)
-            self.tell("exited", *((code, None) if code >= 0 else (None, -code)), False, "")
+            self.tell_end(*((code, None) if code >= 0 else (None, -code)))
         elif (
             exited
         ):  # without a prelude, on a kernel before 6.15: 128 and the signal's number, or an exit code like that
-            self.tell("exited", self.result[1], None, False, "")
+            self.tell_end(self.result[1], None)
         else:
             self.tell("lost", f"lxc-attach was killed by signal {self.result[1]}")
         self.close()

@@ -486,6 +486,7 @@ class LxcDriver(ExecutionDriver):
             "config": config.render_exec(spec),
             "prelude": before,
             "monitor": monitor,
+            "cgroups": container.cgroups,
         }
         with Terminal(user["uid"], stdio.size) if process.tty else Borrowed(stdio) as streams:
             return self._begin("attach", request, streams, guard, stdio.deadline, stdio.give_up)

@@ -128,6 +128,7 @@ class Container:
         self.lease = -1  # the lock on its ids
         self.roots: list[CgroupRoot] = []
         self.oom_file: tuple[CgroupRoot, str] | None = None
+        self.oom_before = 0  # kills before this process was there: those of a further one's container
         self.oom_kills = 0
         self.failed: tuple[int | str, int] | None = None
         self.state = b""  # what every hook is told
@@ -205,6 +206,18 @@ class Container:
                 os.close(fd)
         self.launcher.watch(self.pidfd, self.on_exit)
         self._listen()
+        if self.target is not None:
+            self.oom_before = self._count_oom_kills()  # now, while the process is busy with its set-up
+
+    def _count_oom_kills(self) -> int:
+        """How many processes of the container the kernel has killed for want of memory, as far as that can be read."""
+        counter = (self.target or self).oom_file
+        if counter is not None:
+            root, name = counter
+            for line in root.read(name, 4096).splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+        return 0
 
     def _listen(self) -> None:
         """Hear the first process; one that has nothing to say that cannot wait only when it closes its end."""
@@ -558,11 +571,9 @@ class Container:
             self.launcher.wanted = ()  # the next would fail alike; the next start says why
         if not (self.started or self.at_gate) and self.failed is None:
             self.failed = ("killed during set-up", errno.EINTR)
-        if self.oom_file is not None:
-            root, name = self.oom_file
-            for line in root.read(name, 4096).splitlines():
-                if line.startswith("oom_kill "):
-                    self.oom_kills = int(line.split()[1])
+        # What ended well has not lacked it, whoever else was killed meanwhile.
+        if self.target is None or self.exit != (0, None):
+            self.oom_kills = max(0, self._count_oom_kills() - self.oom_before)
         self.deadline = monotonic() + REMOVAL_TIMEOUT
         if self.hook is not None and not self.started:
             self.hook.kill()

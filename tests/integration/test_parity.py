@@ -514,6 +514,23 @@ def test_exec(boxes: Any, argv: list[str], keywords: dict[str, Any]) -> None:
 
 
 @needs(Feature.EXEC)
+@pytest.mark.parametrize("detach", [False, True])
+def test_out_of_memory_of_a_further_process(drivers: Any, busybox_rootfs: Path, detach: bool) -> None:
+    eat = "x=a; while :; do x=$x$x; done"
+    scripts = (eat, f"({eat}); exit 5", f"({eat}); exit 0", "exit 6")
+    keywords = {"rootfs": busybox_rootfs, "memory": "24m", "detach": detach}
+    for driver in drivers:
+        with pycontainer.Container(["sleep", "100"], driver=driver, **keywords) as box:
+            try:
+                ends = [box.exec(sh(script)).status for script in scripts]
+            finally:
+                box.remove(force=True) if detach else box.kill()
+        found = [(end.exit_code, end.signal, end.oom_killed) for end in ends]
+        assert found == [(None, 9, True), (5, None, True), (0, None, False), (6, None, False)]
+        assert "out of memory" in ends[0].reason
+
+
+@needs(Feature.EXEC)
 def test_exec_in_what_is_paused_or_over(boxes: Any) -> None:
     for box in boxes:
         box.pause()
