@@ -293,7 +293,7 @@ def fork_into_pid_namespace() -> None:
 def receive(fd: int) -> tuple[Request, list[int]]:
     """Wait for the request and its descriptors. The launcher's end closing means that there will be none."""
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
-    message, control, flags, _ = channel.recvmsg(1 << 17, abi.RIGHTS_SPACE, abi.MSG_CMSG_CLOEXEC)
+    message, control, flags, _ = channel.recvmsg(1 << 16, abi.RIGHTS_SPACE, abi.MSG_CMSG_CLOEXEC)
     channel.detach()
     if not message:
         os._exit(0)

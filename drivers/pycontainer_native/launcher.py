@@ -121,7 +121,7 @@ class Launcher:
     def on_request(self, connection: socket.socket) -> bool:
         """Carry out one request; false when the other end is closed."""
         try:
-            message, control, flags, _ = connection.recvmsg(1 << 17, abi.RIGHTS_SPACE, abi.MSG_CMSG_CLOEXEC)
+            message, control, flags, _ = connection.recvmsg(1 << 16, abi.RIGHTS_SPACE, abi.MSG_CMSG_CLOEXEC)
         except OSError as error:
             return error.errno in NO_MEMORY  # then it is still there, and so is the event
         fds = descriptors(control)
