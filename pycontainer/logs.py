@@ -20,7 +20,6 @@ import io
 import os
 import re
 import time
-from calendar import timegm
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -53,6 +52,8 @@ class LogRecord:
 
 @functools.lru_cache(64)  # many lines come within one second
 def _seconds(text: str) -> int:
+    from calendar import timegm  # it brings datetime along, which few who start a container need
+
     return timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
 
 

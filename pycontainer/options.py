@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["Option", "add_flags", "given_flags", "resolve", "variable"]
 
@@ -72,6 +73,8 @@ def resolve(
     options = {option.name: option for option in declared}
     for name in given:
         if name not in options:
+            import difflib
+
             near = difflib.get_close_matches(name, options, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(options) or 'none'}"
             raise TypeError(f"driver {driver!r} has no option {name!r}: {hint}")

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import pwd
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -188,6 +187,8 @@ def write_maps(pid: int, namespace: UserNamespace) -> None:
     for kind, maps in (("uid", namespace.uids), ("gid", namespace.gids)):
         text = id_map(maps)
         if namespace.setgroups:
+            import subprocess
+
             program = _program(f"new{kind}map")
             assert program is not None
             # Only what stands in the lists is theirs to give, so nothing of the caller's may lead them elsewhere.
