@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pycontainer._console import check_terminal, complain
+from pycontainer._flags import add_driver_flags, environment
 from pycontainer.errors import ContainerError, ContainerLostError, ContainerNotFoundError
 
 if TYPE_CHECKING:
@@ -23,13 +25,12 @@ __all__ = ["add_verbs", "run_detached"]
 
 def add_verbs(verbs: Any, choose: Callable[[argparse.Namespace], ExecutionDriver], words: Sequence[str]) -> None:
     """Add them to the sub-parsers *verbs*; *choose* gives the driver that the flags name."""
-    from pycontainer.cli import _add_driver_flags
 
     def add(name: str, verb: Callable[..., int], summary: str, ids: str = "+", **keywords: Any) -> Any:
         parser = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", **keywords)
         parser.set_defaults(verb=lambda options: verb(options, choose(options)), require=[])
         parser.add_argument("--driver", metavar="NAME", help="the one that they were started with")
-        _add_driver_flags(parser, words)
+        add_driver_flags(parser, words)
         if ids:
             parser.add_argument("ids", nargs=ids if ids == "+" else None, metavar="CONTAINER")
         return parser
@@ -99,7 +100,6 @@ def _limits(options: Iterable[str]) -> Any:
 def _each(options: argparse.Namespace, driver: ExecutionDriver, verb: Callable[[Container], object]) -> int:
     """Call *verb* with each container and print what it returns, or the id; 1 if any of them failed, as docker."""
     from pycontainer import get
-    from pycontainer.cli import _complain
 
     code = 0
     for id in options.ids:
@@ -108,7 +108,7 @@ def _each(options: argparse.Namespace, driver: ExecutionDriver, verb: Callable[[
                 said = verb(box)
                 print(id if said is None else said, flush=True)
         except (ContainerError, OSError) as error:
-            _complain(error)
+            complain(error)
             code = 1
     return code
 
@@ -160,9 +160,7 @@ def _logs(options: argparse.Namespace, driver: ExecutionDriver) -> int:
     try:
         records = driver.logs(options.ids, options.follow, options.tail)
     except ContainerNotFoundError as error:
-        from pycontainer.cli import _complain
-
-        _complain(error)
+        complain(error)
         return 1
     for record in records:
         output = outputs[record.stream]
@@ -177,7 +175,6 @@ def _logs(options: argparse.Namespace, driver: ExecutionDriver) -> int:
 
 def _exec(options: argparse.Namespace, driver: ExecutionDriver) -> int:
     from pycontainer import get
-    from pycontainer.cli import _complain, _environment, check_terminal
     from pycontainer.spec import process_to_oci
 
     argv = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
@@ -187,7 +184,7 @@ def _exec(options: argparse.Namespace, driver: ExecutionDriver) -> int:
     try:
         found = get(options.ids, driver)
     except ContainerNotFoundError as error:
-        _complain(error)
+        complain(error)
         return 1
     with found as box:
         command = driver.info(box.id).command
@@ -195,7 +192,7 @@ def _exec(options: argparse.Namespace, driver: ExecutionDriver) -> int:
         if options.env and command is not None:
             usual = process_to_oci(command.process, command.rootfs)["env"]
             given = [("variable", text) for text in options.env]
-            env = dict(item.split("=", 1) for item in usual) | dict(_environment(given, os.environ))
+            env = dict(item.split("=", 1) for item in usual) | dict(environment(given, os.environ))
         done = box.exec(
             argv,
             env=env,
@@ -209,7 +206,6 @@ def _exec(options: argparse.Namespace, driver: ExecutionDriver) -> int:
 
 def _ps(options: argparse.Namespace, driver: ExecutionDriver) -> int:
     from pycontainer import State, containers
-    from pycontainer.cli import _complain
 
     shown = [info for info in containers(driver) if options.all or info.state is not State.STOPPED]
     shown.reverse()  # as docker, the newest first
@@ -225,12 +221,11 @@ def _ps(options: argparse.Namespace, driver: ExecutionDriver) -> int:
             print("".join(text.ljust(width) for text, width in zip(row, (*widths, 0), strict=True)).rstrip())
     for info in shown:
         if info.problem:
-            _complain(ContainerError(f"container {info.id!r}: {info.problem}"))
+            complain(ContainerError(f"container {info.id!r}: {info.problem}"))
     return 0
 
 
 def _inspect(options: argparse.Namespace, driver: ExecutionDriver) -> int:
-    from pycontainer.cli import _complain
     from pycontainer.errors import ContainerNotFoundError
 
     infos = [driver.info(id) for id in options.ids]
@@ -238,7 +233,7 @@ def _inspect(options: argparse.Namespace, driver: ExecutionDriver) -> int:
     print(json.dumps([_data(info) for info in found], indent=2))
     for info in infos:
         if info not in found:
-            _complain(ContainerNotFoundError(info.id))
+            complain(ContainerNotFoundError(info.id))
     return 0 if found == infos else 1
 
 
