@@ -177,6 +177,23 @@ def test_what_was_found_valid_before_is_started_by_who_he_is_now(busybox_rootfs:
     in_child(body)
 
 
+def test_what_was_found_valid_before_is_looked_at_again(busybox_rootfs: Path) -> None:
+    def body() -> None:
+        import prctl
+
+        driver = NativeDriver()
+        command = Command.of(["true"], rootfs=busybox_rootfs, cap_add=["CHOWN"])
+        assert not driver.validate(command)
+        prctl.cap_effective.chown = False
+        prctl.cap_permitted.chown = False
+        refused = pytest.raises(pycontainer.InvalidCommandError, match="does not have CAP_CHOWN")
+        with Pipes().attach(tty=False) as streams, refused:
+            driver.start(command, streams.stdio)
+        driver.close()
+
+    in_child(body)
+
+
 def test_two_threads_of_different_rights_do_not_get_each_others_launcher(
     busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
