@@ -245,3 +245,40 @@ def test_lxc_has_one_guard_which_serves_nobody_else(busybox_rootfs: Path) -> Non
         driver.close()
 
     in_child(body)
+
+
+def test_nor_does_one_of_them_join_what_the_other_has_started(
+    busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def body() -> None:
+        driver = NativeDriver()
+        box = pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=driver)
+        real = driver._look_at_caller
+        looked, go_on, refused = threading.Event(), threading.Event(), []
+
+        def look() -> None:
+            """In the midst of this exec the thread that has started the container makes a start."""
+            monkeypatch.setattr(driver, "_look_at_caller", real)
+            real()
+            looked.set()
+            assert go_on.wait(30)
+
+        def elsewhere() -> None:
+            assert libc.prctl(abi.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            monkeypatch.setattr(driver, "_look_at_caller", look)
+            try:
+                box.exec(["true"])
+            except ContainerError as error:
+                refused.append(str(error))
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        assert looked.wait(30)
+        sh(driver, busybox_rootfs, "true")
+        go_on.set()
+        thread.join()
+        (reason,) = refused
+        assert "was started with other rights" in reason
+        driver.close()
+
+    in_child(body)
