@@ -410,7 +410,7 @@ class NativeDriver(DetachedVerbs):
         if (state := container.state) is not State.RUNNING:
             raise NotRunningError(id, state.value)
         self._look_at_caller()
-        if container.launcher is not None and container.launcher.made_by != self._caller:
+        if container.launcher is not None and container.launcher.made_by != self._thread.caller:
             raise ContainerError(f"container {id!r} was started with other rights than this process has by now")
         command = container.command
         self._check_further(command, process)

@@ -177,6 +177,23 @@ def test_what_was_found_valid_before_is_started_by_who_he_is_now(busybox_rootfs:
     in_child(body)
 
 
+def test_what_was_found_valid_before_is_looked_at_again(busybox_rootfs: Path) -> None:
+    def body() -> None:
+        import prctl
+
+        driver = NativeDriver()
+        command = Command.of(["true"], rootfs=busybox_rootfs, cap_add=["CHOWN"])
+        assert not driver.validate(command)
+        prctl.cap_effective.chown = False
+        prctl.cap_permitted.chown = False
+        refused = pytest.raises(pycontainer.InvalidCommandError, match="does not have CAP_CHOWN")
+        with Pipes().attach(tty=False) as streams, refused:
+            driver.start(command, streams.stdio)
+        driver.close()
+
+    in_child(body)
+
+
 def test_two_threads_of_different_rights_do_not_get_each_others_launcher(
     busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +242,43 @@ def test_lxc_has_one_guard_which_serves_nobody_else(busybox_rootfs: Path) -> Non
                 with pytest.raises(ContainerError, match="make another driver"):
                     attempt()
             assert box.poll() is None
+        driver.close()
+
+    in_child(body)
+
+
+def test_nor_does_one_of_them_join_what_the_other_has_started(
+    busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def body() -> None:
+        driver = NativeDriver()
+        box = pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=driver)
+        real = driver._look_at_caller
+        looked, go_on, refused = threading.Event(), threading.Event(), []
+
+        def look() -> None:
+            """In the midst of this exec the thread that has started the container makes a start."""
+            monkeypatch.setattr(driver, "_look_at_caller", real)
+            real()
+            looked.set()
+            assert go_on.wait(30)
+
+        def elsewhere() -> None:
+            assert libc.prctl(abi.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            monkeypatch.setattr(driver, "_look_at_caller", look)
+            try:
+                box.exec(["true"])
+            except ContainerError as error:
+                refused.append(str(error))
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        assert looked.wait(30)
+        sh(driver, busybox_rootfs, "true")
+        go_on.set()
+        thread.join()
+        (reason,) = refused
+        assert "was started with other rights" in reason
         driver.close()
 
     in_child(body)

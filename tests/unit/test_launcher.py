@@ -10,7 +10,7 @@ import pytest
 PRELUDE = """
 import _socket as socket, atexit, os, signal, subprocess, sys, time
 from pycontainer_native import abi
-from pycontainer_native.child import FAILED, FORKED
+from pycontainer_native.child import EXEC, FAILED, FORKED, GATE, HOOK_FAILED, HOOKS, TERMINAL
 from pycontainer_native.container import Container
 from pycontainer_native.launcher import Launcher
 
@@ -179,3 +179,40 @@ print(is_alive(its_process), other.exit, is_alive(stranger), os.path.exists(f"/p
 print(len(os.listdir("/proc/self/fd")) - opened)
 """
     assert outcome_of(code) == "True None True True\n0\n"
+
+
+def test_nobody_has_made_who_is_known_already() -> None:
+    code = """
+from types import SimpleNamespace
+other, its_process, _ = maker("other")
+monitor, hook = sleeper(), sleeper()
+launcher.reap_later(monitor.pid, os.pidfd_open(monitor.pid))
+other.hook = SimpleNamespace(pid=hook.pid)
+for process in (its_process, monitor, hook):
+    one, its_own, theirs = maker("one")
+    announce(theirs, process)
+    one.on_channel()
+    print(one.failed, one.pid == its_own.pid, is_alive(process))
+"""
+    refused = "('read what the first process says', 74) True True\n"
+    assert outcome_of(code) == refused * 3
+
+
+def test_once_it_is_about_to_execute_it_has_nothing_more_to_ask_for() -> None:
+    code = """
+def heard(*messages):
+    container, _, theirs = maker("one")
+    container.programs = {"createRuntime": []}
+    for message in messages:
+        null = os.open(os.devnull, os.O_RDWR)
+        fds = null.to_bytes(4, sys.byteorder) if message == TERMINAL else b""
+        theirs.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else [])
+        os.close(null)
+    container.on_channel()
+    return container.failed and container.failed[0]
+
+late = [EXEC, GATE, HOOKS, TERMINAL, HOOK_FAILED + bytes(4) + b"a hook"]
+print([heard(message) for message in late])
+print({heard(EXEC, message) for message in late})
+"""
+    assert outcome_of(code) == "[None, None, None, None, 'a hook']\n{'read what the first process says'}\n"

@@ -260,6 +260,27 @@ def test_an_id_is_free_after_the_end_even_if_nobody_has_seen_it(driver: SpawnDri
     assert driver.calls == ["start again", "reap again", "clean again"] * 3
 
 
+def test_an_id_that_gets_free_is_his_who_takes_it_first(driver: SpawnDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, faster, slower = (life_of(driver, script, name="x") for script in ("exit 0", "sleep 100", "sleep 100"))
+    process = ended.start(STDIO)
+    os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED | os.WNOWAIT)
+    release = ended._release
+
+    def release_and_take() -> None:
+        release()
+        faster.start(STDIO)
+
+    monkeypatch.setattr(ended, "_release", release_and_take)
+    try:
+        with pytest.raises(AlreadyExistsError):
+            slower.start(STDIO)
+        assert [*lifecycle._ids.values()] == [faster]
+        faster.close()
+    finally:
+        for life in (faster, slower):
+            life.abandon()
+
+
 def test_an_id_is_free_after_a_failed_start(driver: SpawnDriver) -> None:
     with pytest.raises(SetupError):
         Lifecycle(driver, Command.of(["/no/such"], name="x")).start(STDIO)
@@ -331,10 +352,11 @@ def test_somebody_elses_container_is_not_cleaned_up(driver: SpawnDriver, monkeyp
         raise AlreadyExistsError(command.id)
 
     monkeypatch.setattr(driver, "start", start)
+    life = life_of(driver, "", name="x")
     with pytest.raises(AlreadyExistsError):
-        life_of(driver, "", name="x").start(STDIO)
+        life.start(STDIO)
     assert driver.calls == []
-    assert not lifecycle._ids
+    assert not lifecycle._ids  # although somebody still has it
 
 
 def test_a_created_one_that_cannot_start_is_cleaned_up(driver: SpawnDriver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,64 @@ def test_a_start_that_is_too_late_is_over_and_its_id_is_free(pair: tuple[Toy, so
     assert theirs.recv(16) == b""
 
 
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The descriptors that were waited for, in their order; not many, or it would go on for ever."""
+    found: list[tuple[int, int]] = []
+
+    def counted(fd: int, deadline: float | None = None, other: int = -1) -> bool:
+        found.append((fd, other))
+        assert len(found) < 10
+        return wait_readable(fd, deadline, other)
+
+    monkeypatch.setattr("pycontainer.service.wait_readable", counted)
+    return found
+
+
+@pytest.fixture
+def event() -> Iterator[int]:
+    fd = os.eventfd(0)
+    yield fd
+    os.close(fd)
+
+
+def test_a_start_is_given_up(pair: tuple[Toy, socket.socket], waits: list[tuple[int, int]], event: int) -> None:
+    process, _ = pair
+    os.eventfd_write(event, 1)
+    with pytest.raises(WaitTimeoutError):
+        process.wait_for_start(give_up=event)
+    assert waits == [(process.fileno(), event), (event, -1)]
+    assert process.state is State.CREATING
+
+
+def test_what_has_started_already_is_not_given_up(
+    pair: tuple[Toy, socket.socket], waits: list[tuple[int, int]], event: int
+) -> None:
+    process, theirs = pair
+    os.eventfd_write(event, 1)
+    theirs.send(b"started")
+    process.wait_for_start(give_up=event)
+    assert process.state is State.RUNNING
+    assert waits == []
+
+
+def test_a_start_that_nobody_gives_up_waits_once(
+    pair: tuple[Toy, socket.socket], event: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at what nobody has given up would make every start a little longer."""
+    process, theirs = pair
+    waits = []
+
+    def wait(fd: int, deadline: float | None = None, other: int = -1) -> bool:
+        waits.append((fd, other))
+        theirs.send(b"started")
+        return wait_readable(fd, deadline, other)
+
+    monkeypatch.setattr("pycontainer.service.wait_readable", wait)
+    process.wait_for_start(give_up=event)
+    assert waits == [(process.fileno(), event)]
+
+
 def test_a_failed_start_is_freed_at_once() -> None:
     """Without a collector: what was raised leads to the process, but not the other way round."""
     freed = []
@@ -300,6 +358,53 @@ def test_closed_while_it_is_taken_in(pair: tuple[Toy, socket.socket], monkeypatc
     assert process.state is State.STOPPED
     with pytest.raises(ContainerLostError, match="closed"):
         process.poll()
+
+
+def test_one_message_is_taken_in_at_a_time(pair: tuple[Toy, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    process, theirs = pair
+    take, entered = process.on_message, []
+
+    def another_thread(data: bytes, fds: list[int]) -> None:
+        entered.append(process._lock.acquire(blocking=False))
+        take(data, fds)
+
+    monkeypatch.setattr(process, "on_message", another_thread)
+    theirs.send(b"started")
+    process.wait_for_start()
+    assert entered == [False]
+
+
+def test_how_it_ended_is_what_was_heard_first(
+    running: tuple[Toy, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two threads that ask, one comes when the other has heard it all."""
+    process, theirs = running
+    lock = process._lock
+
+    class Slow:
+        def __enter__(self) -> None:
+            monkeypatch.setattr(process, "_lock", lock)
+            assert process.poll() == ExitStatus(7, reason="exited with code 7")  # the other one
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    theirs.send(b"7")
+    theirs.close()
+    monkeypatch.setattr(process, "_lock", Slow())
+    assert process.poll() == ExitStatus(7, reason="exited with code 7")
+    assert process.asked == 0
+
+
+def test_what_has_ended_is_not_paused(running: tuple[Toy, socket.socket]) -> None:
+    process, theirs = running
+    process.change_state(State.RUNNING, State.PAUSED)
+    assert process.state is State.PAUSED
+    theirs.send(b"7")
+    process.wait()
+    process.change_state(State.PAUSED, State.RUNNING)
+    assert process.state is State.STOPPED
 
 
 def test_a_forked_child_touches_nothing(running: tuple[Toy, socket.socket]) -> None:
