@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pycontainer.command import Command
     from pycontainer_native.given import Given
     from pycontainer_native.launchers import Launchers
+    from pycontainer_native.leases import Lease
     from pycontainer_native.plan import Plan
 
 #: How long a monitor that has closed its sockets may take to be gone (seconds).
@@ -235,7 +236,8 @@ class DetachedVerbs(ExecutionDriver):
             if not said or marshal.loads(said)[0] != "monitor":
                 raise SetupError(*(marshal.loads(said)[1:3] if said else ("fork a monitor", errno.EPIPE)))
             with contextlib.suppress(ServiceGoneError):  # it has died: which process finds out by itself
-                send_request(connection, compiled.wire(command.id), [theirs.fileno(), *stdio, *given.fds])
+                request = compiled.wire(command.id, leased=given.leased)
+                send_request(connection, request, [theirs.fileno(), *stdio, *given.fds])
             theirs.close()
             process.wait_for_start(State.CREATING, deadline)
         except BaseException:
@@ -243,7 +245,7 @@ class DetachedVerbs(ExecutionDriver):
             raise
         return process
 
-    def _own(self, stack: contextlib.ExitStack, end: socket.socket | Claim) -> None:
+    def _own(self, stack: contextlib.ExitStack, end: socket.socket | Claim | Lease) -> None:
         """Have *stack* close it, and know it, so that a child forked by another thread lets go of its copy."""
         self._sockets.add(end)
         stack.callback(end.close)

@@ -41,9 +41,10 @@ from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer
 from pycontainer_native.checks import Checks, check_further
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
 from pycontainer_native.filters import Filters
-from pycontainer_native.given import NOTHING, Given, lend
+from pycontainer_native.given import NOTHING, Given, lend, upper_of
 from pycontainer_native.host import Host
 from pycontainer_native.launchers import Launchers
+from pycontainer_native.leases import Lease, lease_upper
 from pycontainer_native.process import NativeProcess
 from pycontainer_native.state import Claim, Store
 
@@ -98,7 +99,8 @@ class NativeDriver(DetachedVerbs):
         self._unlimited: tuple[Group, ...] = ()  # the cgroups of a container without limits
         self._processes: weakref.WeakValueDictionary[str, NativeProcess] = weakref.WeakValueDictionary()
         self._all: weakref.WeakSet[NativeProcess] = weakref.WeakSet()  # further processes included
-        self._sockets: set[socket.socket | Claim] = set()  # the launcher's and the monitors' ends, until they have them
+        #: The ends, locks and claims of launchers and monitors, until they have them.
+        self._sockets: set[socket.socket | Claim | Lease] = set()
         self._bridges = False  # whether any was to be made
         self._valid: Command | None = None  # what has just been found to have no problems, and is about to be started
         _drivers.add(self)
@@ -226,7 +228,7 @@ class NativeDriver(DetachedVerbs):
         if command.userns == "auto":
             return self._begin_leased(command, stdio, hold=hold)
         compiled = self.compile(command, hold=hold, size=stdio.size)
-        if not compiled.entered and not compiled.cloned:
+        if not compiled.entered and not compiled.cloned and upper_of(command) is None:
             return self._launch(command, compiled, stdio)
         with self._lend(command, compiled) as given:
             return self._launch(command, compiled, stdio, given=given)
@@ -241,10 +243,17 @@ class NativeDriver(DetachedVerbs):
         if command.cgroup_parent is not None:
             self._launchers.use_parent(command.cgroup_parent)
 
-    def _lend(self, command: Command, compiled: plan.Plan) -> contextlib.AbstractContextManager[Given]:
-        """What *compiled* is about, besides what the launcher can find itself."""
+    @contextlib.contextmanager
+    def _lend(self, command: Command, compiled: plan.Plan) -> Iterator[Given]:
+        """What *compiled* is about, besides what the launcher can find itself, and locks."""
         self._bridges = self._bridges or any(n.mode == "bridge" and n.create_bridge for n in command.networks)
-        return lend(command, compiled, self._running, self._holds)
+        with contextlib.ExitStack() as stack:
+            leases = []
+            if (upper := upper_of(command)) is not None:
+                leases.append(lease_upper(upper))
+                self._own(stack, leases[0])
+                self._launchers.sweep()  # who has had it before may have been killed, and his container be ending still
+            yield stack.enter_context(lend(command, compiled, self._running, self._holds, leases))
 
     def _holds(self, id: str) -> bool:
         """Whether the container *id* is one that this process knows, and runs."""
@@ -256,11 +265,10 @@ class NativeDriver(DetachedVerbs):
             ids, lease = userns.lease_range()
         except OSError as error:
             raise SetupError("reserve a range of ids", error.errno or errno.EPROTO, error.filename) from None
-        try:
+        with contextlib.ExitStack() as stack:
+            self._own(stack, Lease(lease))
             compiled = self.compile(command, hold=hold, size=stdio.size, ids=ids)
-            return self._launch(command, attrs.evolve(compiled, leased=True), stdio, given=Given([lease]))
-        finally:
-            os.close(lease)  # the launcher has it, until nothing is left that has these ids
+            return self._launch(command, compiled, stdio, given=Given([lease], leased=1))
 
     def _launch(
         self,
@@ -271,7 +279,7 @@ class NativeDriver(DetachedVerbs):
         given: Given = NOTHING,
     ) -> NativeProcess:
         """Carry out a plan: for a new container, or for a further process in *container*."""
-        request = compiled.wire(command.id, "" if container is None else container.directory)
+        request = compiled.wire(command.id, "" if container is None else container.directory, given.leased)
         try:
             status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:

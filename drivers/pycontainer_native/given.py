@@ -1,4 +1,4 @@
-"""What a container is given along with its request: namespaces to enter, clones of mounts, a network.
+"""What a container is given along with its request: locks, namespaces to enter, clones of mounts, a network.
 
 The caller opens all of it, for the launcher may not do what can block; it is
 open until the request has been answered.
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, TypeAlias
 from attrs import frozen
 
 from pycontainer.errors import InvalidCommandError, NotRunningError
+from pycontainer.rootfs import Overlay
 from pycontainer_native import namespaces, trees
 from pycontainer_native.checks import may_trace
 
 if TYPE_CHECKING:
     from pycontainer.command import Command
+    from pycontainer_native.leases import Lease
     from pycontainer_native.network import Attachment
     from pycontainer_native.plan import Plan
     from pycontainer_native.process import NativeProcess
@@ -32,7 +34,7 @@ class Given:
     """Descriptors, in the order that the plan knows them in, and what of its network is the host's."""
 
     fds: Sequence[int] = ()
-    leased: int = 0  #: as many of them, the first, the launcher holds until nothing of the container is left
+    leased: int = 0  #: as many of them, the first, are locks: see pycontainer_native.leases
     network: Attachment | None = None
 
 
@@ -40,10 +42,12 @@ NOTHING = Given()
 
 
 @contextlib.contextmanager
-def lend(command: Command, plan: Plan, find: Find, holds: Callable[[str], bool]) -> Iterator[Given]:
+def lend(
+    command: Command, plan: Plan, find: Find, holds: Callable[[str], bool], leases: Sequence[Lease] = ()
+) -> Iterator[Given]:
     """What *plan*, that of *command*, is about. Its network is the container's once this ends in peace.
 
-    *holds* tells whether the container of an id has its addresses still.
+    The *leases* go along with it.  *holds* tells whether the container of an id has its addresses still.
     Raises InvalidCommandError, NotRunningError, SetupError.
     """
     with contextlib.ExitStack() as stack:
@@ -61,7 +65,13 @@ def lend(command: Command, plan: Plan, find: Find, holds: Callable[[str], bool])
         for tree in plan.cloned:
             fds.append(trees.clone(tree))
             stack.callback(os.close, fds[-1])
-        yield Given(fds, network=network)
+        locks = [lease.fd for lease in leases]
+        yield Given([*locks, *fds], len(locks), network)
+
+
+def upper_of(command: Command) -> str | None:
+    """Where the changes of its overlay go; None: it has none, or throws them away."""
+    return command.rootfs.upper if isinstance(command.rootfs, Overlay) else None
 
 
 def _build_network(command: Command, stack: contextlib.ExitStack, holds: Callable[[str], bool]) -> Attachment | None:

@@ -26,8 +26,15 @@ from typing import Any
 import pytest
 
 import pycontainer
-from pycontainer import ContainerLostError, Feature, LogLimits, State, cli
-from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerNotFoundError, NotRunningError, SetupError
+from pycontainer import ContainerLostError, Feature, LogLimits, State, cli, rootfs
+from pycontainer.errors import (
+    AlreadyExistsError,
+    ContainerError,
+    ContainerNotFoundError,
+    InvalidCommandError,
+    NotRunningError,
+    SetupError,
+)
 from pycontainer_native import detached
 from pycontainer_native.cgroups import Layout
 from pycontainer_native.driver import NativeDriver
@@ -1013,3 +1020,30 @@ def test_a_launcher_without_room_for_a_monitor_refuses_it(
     resource.prlimit(launcher, resource.RLIMIT_NOFILE, (hard, hard))
     assert pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver).returncode == 0
     assert driver._launchers.current.pid == launcher
+
+
+@pytest.mark.parametrize("killed", ["payload", "monitor"])
+def test_its_upper_directory_is_its_own_as_long_as_it_runs(
+    killed: str, root: str, driver: NativeDriver, native: NativeDriver, busybox_rootfs: Path, caller: Any
+) -> None:
+    upper = Path(root, "upper")  # on a tmpfs, which can be one wherever the tests are
+    upper.mkdir()
+    layers = rootfs.overlay(busybox_rootfs, upper=upper)
+    maker = caller(
+        "import pycontainer.rootfs\n"
+        f"driver = pycontainer.get_driver('native', root={root!r})\n"
+        f"layers = pycontainer.rootfs.overlay(ROOTFS, upper={str(upper)!r})\n"
+        "pycontainer.Container(['sleep', '1000'], rootfs=layers, driver=driver, name='first', detach=True).close()\n"
+    )
+    assert maker.wait(30) == 0
+    with pycontainer.get("first", driver) as box:
+        pid, monitor = box.pid or 0, monitor_of(box)
+        for keywords in ({"driver": native}, {"driver": driver, "detach": True}):
+            with pytest.raises(InvalidCommandError, match="is in use") as caught:
+                pycontainer.Container(["true"], rootfs=layers, **keywords)
+            assert caught.value.field == "rootfs.upper"
+        os.kill(pid if killed == "payload" else monitor, signal.SIGKILL)
+        pycontainer.run(["touch", "/kept"], rootfs=layers, driver=native, check=True)
+        assert not host.is_alive(pid)
+        assert (upper / "kept").exists()
+        box.remove()
