@@ -26,7 +26,10 @@ class Overlay:
     that keeps the changes.  overlayfs needs a second one then, on the same
     file system and for nothing else: it is called as *upper* is with
     ``.work`` at its end, and made when it is not there.  One *upper* serves
-    one container at a time, and takes Linux 5.14 with the native driver.
+    one container at a time, whoever started it: what several overlays do with
+    it is undefined (overlayfs.rst), and the native driver refuses the second
+    one; mounts by other programs it does not know.  With it that takes Linux
+    5.14.
     """
 
     lower: tuple[str, ...] = field(converter=check.as_texts)

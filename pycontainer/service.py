@@ -250,13 +250,9 @@ class SocketProcess(WatchedProcess):
                 self.end(self.on_closed())
                 return True
             try:
-                # not recv_fds(), which ignores its flags before Python 3.12
-                flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-                data, control, came, _ = self._status.recvmsg(self.message_size, _RIGHTS, flags)
+                data, control, came = self._receive_message()
             except BlockingIOError:
                 return False
-            except ConnectionResetError:
-                data, control, came = b"", [], 0
             except OSError as error:
                 self.end(self.on_closed() if self._is_closed else self._unheard(error, starter))
                 return True
@@ -279,6 +275,16 @@ class SocketProcess(WatchedProcess):
             if self._is_closed and self._outcome is None:  # in the meantime
                 self.state = State.STOPPED
             return True
+
+    def _receive_message(self) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
+        # not recv_fds(), which ignores its flags before Python 3.12
+        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        try:
+            return self._status.recvmsg(self.message_size, _RIGHTS, flags)[:3]
+        except ConnectionResetError:
+            # The other end was closed with something unread in it, such as the byte of open_gate (unix(7)). That is
+            # told once, and before what it had said: how the container ended.
+            return self._status.recvmsg(self.message_size, _RIGHTS, flags)[:3]
 
     def _unheard(self, error: OSError, starter: bool) -> ContainerError:
         """A message could not be received: nothing is known of it any more, so it is to end."""

@@ -6,6 +6,7 @@ import _signal as signal
 import _socket as socket
 import ctypes
 import errno
+import fcntl
 import marshal
 import os
 import select
@@ -125,7 +126,7 @@ class Container:
         self.pidfd = -1
         self.terminal = -1  # the pseudo-terminal's master, on its way to the caller
         self.report = -1  # where an init writes the payload's wait status
-        self.lease = -1  # the lock on its ids
+        self.leases: list[int] = []  # the locks on what is its own: its ids, where its changes go
         self.roots: list[CgroupRoot] = []
         self.oom_file: tuple[CgroupRoot, str] | None = None
         self.oom_before = 0  # kills before this process was there: those of a further one's container
@@ -258,6 +259,7 @@ class Container:
         if self.channel is None:  # it has hung up, and its end is the next thing to be heard of
             raise DiedError(*(self.failed or ("send the plan", errno.EPIPE)))
         extra: list[int] = []  # descriptors that are the child's alone
+        leases: list[int] = []
         try:
             if request.fork == "init":
                 self.report, report = os.pipe()
@@ -268,11 +270,13 @@ class Container:
                 extra = [os.dup(self.target.pidfd), place]
             if request.ids:
                 extra.append(user_namespace(*request.ids))
-            given = fds[3:]
-            if request.leased:
-                self.lease = os.dup(given.pop(0))
-            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (*fds[:3], *extra, *given))
+            first = 3 + request.leased
+            for fd in fds[3:first]:
+                leases.append(os.dup(fd))
+            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (*fds[:3], *extra, *fds[first:]))
             self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
+            # Not before: who is cloned in the place of a spare that has died has the same locks, and is to keep them.
+            self.leases, leases = leases, []
         except FileNotFoundError:  # a zombie has no root
             raise StepFailed("find the container", errno.ESRCH) from None
         except BrokenPipeError:
@@ -281,7 +285,7 @@ class Container:
         except OSError as error:
             raise StepFailed("send the plan", error.errno or errno.EPROTO) from None
         finally:
-            for fd in extra:
+            for fd in (*extra, *leases):
                 os.close(fd)
         self.status = status
         self.launcher.starting.add(self)
@@ -598,6 +602,7 @@ class Container:
             self.hooked = False
             self._run_hooks("poststop", "stopped", self.finish)
             return
+        self.end_leases()  # first: whoever hears of its end may start the next one
         if self.failed is not None:
             self.tell("failed", *self.failed, note)
         else:
@@ -617,6 +622,13 @@ class Container:
                 continue
             self.roots.remove(root)
         return not self.roots
+
+    def end_leases(self) -> None:
+        """Give its locks back; as such, for whoever was cloned a moment ago still has the descriptors."""
+        while self.leases:
+            fd = self.leases.pop()
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
 
     # -- ends
 
@@ -671,11 +683,12 @@ class Container:
         """Forget it."""
         self.launcher.containers.discard(self)
         self.launcher.starting.discard(self)
+        self.end_leases()
         for end in (self.status, self.channel):
             if end is not None:
                 self.launcher.forget(end.fileno())
                 end.close()
-        for fd in (self.pidfd, self.terminal, self.report, self.lease, self.far_end):
+        for fd in (self.pidfd, self.terminal, self.report, self.far_end):
             if fd >= 0:
                 self.launcher.forget(fd)
                 os.close(fd)

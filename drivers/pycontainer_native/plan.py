@@ -77,7 +77,6 @@ class Plan:
     #: how many sections after the first come before the hooks; the constant part of their OCI state; the hooks by point
     hooks: tuple[int, dict[str, Any], dict[str, list[Any]]] | None
     talks: bool  #: the child has more to say than that it failed: gates, a terminal
-    leased: bool = False  #: the first descriptor given is what keeps others from having its ids
 
     def step_at(self, index: int) -> tuple[str, str | None]:
         """Label and path of step *index*, as the launcher counts them."""
@@ -89,8 +88,11 @@ class Plan:
             return "fork", None
         return "execve", self.program.argv[0].decode("utf-8", "surrogateescape")
 
-    def wire(self, ident: str, target: str = "") -> bytes:
-        """The request that the launcher takes; *target* is the cgroup directory of the container to enter."""
+    def wire(self, ident: str, target: str = "", leased: int = 0) -> bytes:
+        """The request that the launcher takes; *target* is the cgroup directory of the container to enter.
+
+        *leased*: as many locks come along, before the descriptors that the plan knows.
+        """
         groups = [
             (
                 *(g.base, g.version, list(g.enable), list(g.parent_writes), list(g.writes), g.oom_events),
@@ -105,7 +107,7 @@ class Plan:
             hooks = (gate, json.dumps({"id": ident, **state})[:-1].encode(), programs)
         ids = None if self.ids is None else (id_map(self.ids.uids).encode(), id_map(self.ids.gids).encode())
         what = ident, self.flags, groups, [section.data for section in self.sections], program
-        return Request(*what, self.fork, self.outside, self.talks, target, hooks, ids, self.leased).to_wire()
+        return Request(*what, self.fork, self.outside, self.talks, target, hooks, ids, leased).to_wire()
 
 
 def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | None = None, *,

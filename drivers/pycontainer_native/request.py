@@ -32,7 +32,7 @@ class Request:
     #: how many sections after the first come before the hooks; their state; the programs by point
     hooks: tuple[int, bytes, dict[str, list[Any]]] | None
     ids: tuple[bytes, bytes] | None  #: uid_map and gid_map of the user namespace to make
-    leased: bool  #: the first descriptor given is to be held until nothing of it is left: it keeps its ids from others
+    leased: int  #: as many descriptors given, the first, are locks: to be held until nothing of the container is left
 
     def __init__(self, *fields: Any) -> None:
         for name, value in zip(self.__slots__, fields, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,81 @@ def test_an_upper_that_is_swapped_for_a_link_meanwhile(
         start(["touch", "/new"], rootfs=rootfs.overlay(busybox_rootfs, upper=disk / "upper"))
     assert caught.value.errno == errno.ELOOP
     assert [str(path.relative_to(elsewhere)) for path in sorted(elsewhere.rglob("*"))] == ["upper", "upper.work"]
+
+
+# -- one upper directory, one container
+
+
+@pytest.fixture
+def upper(disk: Path) -> Path:
+    path = disk / "upper"
+    path.mkdir()
+    return path
+
+
+def assert_in_use(start: Any, root: rootfs.Overlay) -> None:
+    with pytest.raises(InvalidCommandError, match="is in use") as caught:
+        start(["true"], rootfs=root)
+    assert caught.value.field == "rootfs.upper"
+
+
+def test_an_upper_is_one_containers_at_a_time(start: Any, sh: Any, upper: Path, busybox_rootfs: Path) -> None:
+    root = rootfs.overlay(busybox_rootfs, upper=upper)
+    link = upper.with_name("link")
+    link.symlink_to(upper)
+    box = start(["sleep", "100"], rootfs=root)
+    assert_in_use(start, root)
+    assert_in_use(start, rootfs.overlay(busybox_rootfs, upper=link / "."))  # by another name
+    assert box.exec(["touch", "/kept"]).returncode == 0
+    assert sh("test -e /kept", rootfs=rootfs.overlay(upper, busybox_rootfs)).returncode == 0  # as a lower one
+    box.kill()
+    box.wait(30)
+    for _ in range(20):  # at once, when the end of the one before is known
+        assert sh("test -e /kept", rootfs=root).returncode == 0
+
+
+def test_what_is_thrown_away_is_everybodys(start: Any, app: Path, busybox_rootfs: Path) -> None:
+    root = rootfs.overlay(app, busybox_rootfs)
+    boxes = [start(["sleep", "100"], rootfs=root) for _ in range(2)]
+    assert [box.poll() for box in boxes] == [None, None]
+
+
+def test_a_start_that_fails_leaves_the_upper_free(start: Any, upper: Path, busybox_rootfs: Path) -> None:
+    root = rootfs.overlay(busybox_rootfs, upper=upper)
+    with pytest.raises(SetupError, match="execve"):
+        start(["missing"], rootfs=root)
+    created = start(["true"], rootfs=root, start=False)
+    created.create()
+    assert_in_use(start, root)
+    created.close()
+    assert start(["true"], rootfs=root).wait(30) == 0  # though that was still about to end
+
+
+OF_ANOTHER = """
+import pycontainer.rootfs
+driver = pycontainer.get_driver("native")
+root = pycontainer.rootfs.overlay(ROOTFS, upper={upper!r})
+# In the host's pid namespace its second process ends with nobody.
+script = "sleep 1000 & echo ready; exec sleep 1000"
+box = pycontainer.Container(["sh", "-c", script], rootfs=root, driver=driver, pid={pid!r}, stdout=pycontainer.PIPE)
+box.stdout.readline()
+print(os.getpid(), driver._launchers.current.pid, *box.pids(), flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("pid", [None, "host"])
+@pytest.mark.parametrize("killed", [[0], [1], [1, 0], [0, 1]], ids=["caller", "launcher", "both", "both, caller first"])
+def test_an_upper_is_free_when_its_container_is_gone(
+    killed: list[int], pid: str | None, caller: Any, start: Any, upper: Path, busybox_rootfs: Path
+) -> None:
+    root = rootfs.overlay(busybox_rootfs, upper=upper)
+    process = caller(OF_ANOTHER.format(upper=str(upper), pid=pid))
+    pids = [int(text) for text in process.stdout.readline().split()]
+    assert_in_use(start, root)
+    for number in killed:
+        os.kill(pids[number], signal.SIGKILL)
+    box = start(["sleep", "100"], rootfs=root)
+    assert len(pids) == 4
+    assert not any(map(host.is_alive, pids[2:]))
+    assert box.poll() is None

@@ -30,6 +30,8 @@ from pycontainer.errors import (
     WaitTimeoutError,
 )
 from pycontainer.stdio import Pipes
+from pycontainer_native.driver import NativeDriver
+from pycontainer_native.process import NativeProcess
 
 from . import host
 
@@ -360,6 +362,27 @@ def test_a_created_one_can_be_killed_and_closed(start: Any, until: Any) -> None:
     pid = other.pid
     other.close()
     until(lambda: not host.is_alive(pid))
+
+
+def test_one_that_is_killed_at_its_gate_is_not_lost(own_driver: NativeDriver, busybox_rootfs: Path) -> None:
+    """The launcher hears of its end before it reads that the gate is to be opened, and closes the socket with that."""
+    command = Command.of(["true"], rootfs=busybox_rootfs)
+    for _ in range(5):
+        with Pipes().attach(tty=False) as streams:
+            process = own_driver.create(command, streams.stdio)
+        assert isinstance(process, NativeProcess)
+        assert own_driver._launchers.current is not None
+        launcher = own_driver._launchers.current.pid
+        os.kill(launcher, signal.SIGSTOP)
+        try:
+            process.send_signal(signal.SIGKILL)
+            assert process.has_ended(10)
+            process.open_gate()
+        finally:
+            os.kill(launcher, signal.SIGCONT)
+        with pytest.raises((NotRunningError, SetupError)):
+            process.wait_for_start(State.CREATED)
+        process.close()
 
 
 def test_a_created_one_whose_command_is_missing(start: Any) -> None:

@@ -216,3 +216,26 @@ print([heard(message) for message in late])
 print({heard(EXEC, message) for message in late})
 """
     assert outcome_of(code) == "[None, None, None, None, 'a hook']\n{'read what the first process says'}\n"
+
+
+def test_a_lock_is_given_back_whoever_has_its_descriptor() -> None:
+    """What was cloned a moment ago has all of them, until it has closed them."""
+    code = """
+import fcntl, tempfile
+with tempfile.TemporaryDirectory() as path:
+    def locked():
+        fd = os.open(path, os.O_RDONLY)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fd
+    container = Container(launcher, "1")
+    container.leases = [locked()]
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    container.close()
+    os.close(locked())
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert container.leases == []
+"""
+    outcome_of(code)

@@ -288,6 +288,32 @@ def test_a_created_one(pair: tuple[Toy, socket.socket]) -> None:
     assert process.wait().exit_code == 9
 
 
+@pytest.mark.parametrize(("said", "error"), [(b"9", NotRunningError), (b"failed", SetupError)])
+def test_how_it_ended_is_heard_though_its_gate_was_opened_too_late(
+    pair: tuple[Toy, socket.socket], said: bytes, error: type[ContainerError]
+) -> None:
+    """An end that is closed with something unread resets the connection, which is told before what it has said."""
+    process, theirs = pair
+    theirs.send(b"created")
+    process.wait_for_start()
+    process.open_gate()
+    theirs.send(said)
+    theirs.close()
+    with pytest.raises(error):
+        process.wait_for_start(State.CREATED)
+    assert process.asked == 0
+
+
+def test_one_that_is_reset_and_has_said_nothing_is_lost(pair: tuple[Toy, socket.socket]) -> None:
+    process, theirs = pair
+    theirs.send(b"created")
+    process.wait_for_start()
+    process.open_gate()
+    theirs.close()
+    with pytest.raises(ContainerLostError, match="the toy is silent"):
+        process.wait_for_start(State.CREATED)
+
+
 @contextlib.contextmanager
 def no_descriptors() -> Iterator[None]:
     """This process can open nothing more."""
