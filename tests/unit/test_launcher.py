@@ -42,7 +42,7 @@ def turn(until):
     while not until():
         assert time.monotonic() < deadline
         for fd, _ in launcher.epoll.poll(0.01):
-            launcher.handlers[fd]()
+            launcher.handlers.get(fd, int)()  # as run(): an earlier event of this round may have ended it
         launcher.end_suspects()
         for late in list(launcher.deadlines):
             del launcher.deadlines[late]
