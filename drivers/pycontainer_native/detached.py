@@ -35,6 +35,7 @@ from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer, sweep
 from pycontainer_native.cgroups.layout import LAUNCHER_DIRECTORY
 from pycontainer_native.cgroups.live import DYING, remove_dead
 from pycontainer_native.client import LauncherClient
+from pycontainer_native.listener import connected
 from pycontainer_native.namespaces import BRIDGES
 from pycontainer_native.process import NativeProcess
 from pycontainer_native.state import Claim, Record, Store
@@ -168,13 +169,15 @@ class DetachedVerbs(ExecutionDriver):
             self._has_collected = True
             self._store.collect(self._kill_rest)
         with contextlib.ExitStack() as stack:
+            asked = stack.enter_context(connected(compiled.listener, command.id, deadline))
             try:
                 claim = self._store.claim(command.id, config)
             except OSError as error:
                 raise SetupError("record the container", error.errno or errno.EIO, error.filename) from None
             self._own(stack, claim)
             try:
-                given = self._open_given(command, compiled, stack, self._build_network(command, stack))
+                network = self._build_network(command, stack)
+                given = [*asked, *self._open_given(command, compiled, stack, network)]
                 return self._start_claimed(stack, claim, command, compiled, given, (token, log), deadline)
             except BaseException as error:
                 stack.__exit__(*sys.exc_info())  # the lock is the monitor's alone, if there is one

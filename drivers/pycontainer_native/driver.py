@@ -13,8 +13,8 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -41,10 +41,11 @@ from pycontainer.hooks import POINTS
 from pycontainer.network import named
 from pycontainer.process import capability_numbers
 from pycontainer.rootfs import Overlay, open_in_rootfs
+from pycontainer.seccomp import notifying
 from pycontainer.seccomp_filter import Filter, compile_filter
 from pycontainer.service import ServiceGoneError, caller
 from pycontainer.spec import limits_to_oci, process_to_oci, seccomp_to_oci, standing_to_oci, to_oci
-from pycontainer_native import namespaces, plan, trees, userns
+from pycontainer_native import listener, namespaces, plan, trees, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, detect, freezer, sweep
 from pycontainer_native.cgroups.limits import MEMORY_MIN
 from pycontainer_native.cgroups.live import DYING
@@ -81,6 +82,7 @@ FEATURES = frozenset(
         Feature.CPUSET,
         Feature.PIDS,
         Feature.SECCOMP,
+        Feature.SECCOMP_NOTIFY,
         Feature.NETWORK,
         Feature.SYSCTLS,
         Feature.LABELS,
@@ -255,8 +257,9 @@ class NativeDriver(DetachedVerbs):
             except InvalidCommandError as error:
                 problems.append(error)
         for limit in command.process.rlimits:
-            if limit.type == "RLIMIT_NOFILE" and 0 <= limit.soft < NOFILE_MIN:
-                problem = f"{limit.soft} open files are less than the set-up takes: {NOFILE_MIN} at least"
+            least = NOFILE_MIN + (listener.DESCRIPTORS if notifying(command.seccomp) else 0)
+            if limit.type == "RLIMIT_NOFILE" and 0 <= limit.soft < least:
+                problem = f"{limit.soft} open files are less than the set-up takes: {least} at least"
                 problems.append(InvalidCommandError("process.rlimits", problem))
         memory = command.resources.memory
         if memory is not None and memory < MEMORY_MIN:
@@ -266,6 +269,7 @@ class NativeDriver(DetachedVerbs):
             self._filter(command)
         except (InvalidCommandError, UnsupportedError) as error:
             problems.append(error)
+        problems += self._check_listener(command)
         if command.pid is not None and not any(place.writable for place in self.layout.hierarchies):
             reason = f"{command.pid!r} needs a cgroup: without one its processes can get away"
             problems.append(InvalidCommandError("pid", reason))
@@ -296,6 +300,13 @@ class NativeDriver(DetachedVerbs):
                 except OSError:
                     reason = f"there is no bridge {network.bridge!r}: create_bridge=True makes one"
                     yield InvalidCommandError("network.bridge", reason)
+
+    def _check_listener(self, command: Command) -> Iterator[InvalidCommandError | UnsupportedError]:
+        if notifying(command.seccomp):
+            yield from listener.check(command)
+            if not self.host.capabilities >> listener.CAP_SYS_PTRACE & 1:
+                reason = "taking the filter's listener from the container takes CAP_SYS_PTRACE"
+                yield UnsupportedError(self.name, Feature.SECCOMP_NOTIFY, reason)
 
     def _check_relay(self, tool: str) -> Iterator[UnsupportedError]:
         if self.host.namespace is None:
@@ -366,7 +377,8 @@ class NativeDriver(DetachedVerbs):
             groups = self.layout.groups(resources, command.cgroup_parent)
         else:
             groups = self._unlimited = self._unlimited or self.layout.groups({})
-        return plan.compile(spec, groups, self.host, hold=hold, filter=self._filter(command))
+        compiled = plan.compile(spec, groups, self.host, hold=hold, filter=self._filter(command))
+        return _with_listener(compiled, command, spec, "created" if hold else "creating")
 
     def explain(self, command: Command) -> Iterator[str]:
         """The steps that starting *command* takes, a line each, without taking them."""
@@ -419,8 +431,11 @@ class NativeDriver(DetachedVerbs):
             spec["consoleSize"] = {"height": stdio.size[0], "width": stdio.size[1]}
         filter = self._filter(container.command)  # the container's, whatever the process is to be
         compiled = plan.compile_exec(spec, container.joins, container.namespaces, filter, self.host, container.ids)
+        if notifying(command.seccomp):
+            compiled = _with_listener(compiled, command, to_oci(command, seccomp=False), "running")
         try:
-            return self._launch(container.command, compiled, stdio, container)
+            with listener.connected(compiled.listener, id, stdio.deadline) as given:
+                return self._launch(container.command, compiled, stdio, container, given)
         except ServiceGoneError:  # the launcher or the monitor, and the container with it
             raise NotRunningError(id) from None
         except ContainerLostError:  # whoever took the request has ended: a monitor does with its container
@@ -456,11 +471,12 @@ class NativeDriver(DetachedVerbs):
         if command.userns == "auto":
             return self._begin_leased(command, stdio, hold=hold)
         compiled = self.compile(command, hold=hold, size=stdio.size)
-        if not compiled.entered and not compiled.cloned:
+        if not compiled.entered and not compiled.cloned and compiled.listener is None:
             return self._launch(command, compiled, stdio)
         with contextlib.ExitStack() as stack:
+            asked = stack.enter_context(listener.connected(compiled.listener, command.id, stdio.deadline))
             network = self._build_network(command, stack)
-            given = self._open_given(command, compiled, stack, network)
+            given = [*asked, *self._open_given(command, compiled, stack, network)]
             return self._launch(command, compiled, stdio, given=given, network=network)
 
     def _check(self, command: Command) -> None:
@@ -483,7 +499,8 @@ class NativeDriver(DetachedVerbs):
             raise SetupError("reserve a range of ids", error.errno or errno.EPROTO, error.filename) from None
         try:
             compiled = self.compile(command, hold=hold, size=stdio.size, ids=ids)
-            return self._launch(command, attrs.evolve(compiled, leased=True), stdio, given=[lease])
+            with listener.connected(compiled.listener, command.id, stdio.deadline) as asked:
+                return self._launch(command, attrs.evolve(compiled, leased=True), stdio, given=[lease, *asked])
         finally:
             os.close(lease)  # the launcher has it, until nothing is left that has these ids
 
@@ -826,6 +843,14 @@ class NativeDriver(DetachedVerbs):
         self._store.forget_parents(keep=True)
         self._lock = threading.Lock()
         self._processes = weakref.WeakValueDictionary()
+
+
+def _with_listener(compiled: plan.Plan, command: Command, spec: Mapping[str, Any], status: str) -> plan.Plan:
+    """*compiled* with who is asked by the filter of *command*, if anybody is; by then the container is *status*."""
+    if not notifying(command.seccomp):
+        return compiled
+    assert isinstance(command.seccomp, Mapping)
+    return attrs.evolve(compiled, listener=listener.of_profile(command.seccomp, plan.state_of(spec), status))
 
 
 def _new_rules(command: Command, rules: tuple[str, ...]) -> Rules:
