@@ -131,6 +131,7 @@ class Feature(enum.Enum):
     NETWORK = "network"  #: more than a loopback device or the host's network
     ROOTLESS = "rootless"  #: usable without root
     SECCOMP = "seccomp"  #: system call filter
+    SECCOMP_NOTIFY = "seccomp-notify"  #: one that asks another process (SCMP_ACT_NOTIFY)
     USERNS = "userns"  #: a user namespace, root inside being somebody else outside
     DEVICES = "devices"  #: Command.devices and Resources.device_cgroup_rules
     SYSCTLS = "sysctls"  #: kernel parameters of the container's own namespaces

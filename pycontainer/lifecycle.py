@@ -749,9 +749,19 @@ def required_features(command: Command) -> list[Feature]:
         (Feature.USERNS, command.userns is not None or bool(command.uid_mappings)),
         (Feature.LABELS, command.is_labelled),
         (Feature.SECCOMP, isinstance(command.seccomp, Mapping)),
+        (Feature.SECCOMP_NOTIFY, _asks(command)),
     )
     needed = [feature for feature, is_needed in needs if is_needed]
     return needed + [feature for feature in _limited_features(command.resources) if feature not in needed]
+
+
+def _asks(command: Command) -> bool:
+    """Whether its filter does."""
+    if not isinstance(command.seccomp, Mapping):
+        return False
+    from pycontainer.seccomp import notifying
+
+    return bool(notifying(command.seccomp))
 
 
 def _limited_features(limits: Resources) -> list[Feature]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -201,6 +202,8 @@ def _all_but(one: int, other: int) -> Iterable[tuple[int, int]]:
 
 # -- a profile of one's own
 
+#: Another process, which has the filter's listener, decides on the call (seccomp_unotify(2)).
+NOTIFY = "SCMP_ACT_NOTIFY"
 _ACTIONS = frozenset(
     f"SCMP_ACT_{name}"
     for name in ("KILL", "KILL_PROCESS", "KILL_THREAD", "TRAP", "ERRNO", "TRACE", "ALLOW", "LOG", "NOTIFY")
@@ -210,6 +213,8 @@ _FLAGS = frozenset(f"SECCOMP_FILTER_FLAG_{name}" for name in ("TSYNC", "LOG", "S
 _NAME = re.compile("[a-z_][a-z0-9_]{0,63}")
 _ARCHITECTURE = re.compile("SCMP_ARCH_[A-Z0-9_]{1,32}")
 _DOCKER_ONLY = ("archMap", "includes", "excludes", "name")
+#: unix(7): sun_path has 108 bytes, the last of which is a NUL.
+_LONGEST_PATH = 107
 
 
 def check_profile(profile: Mapping[str, Any]) -> FrozenMapping:
@@ -231,15 +236,15 @@ def check_profile(profile: Mapping[str, Any]) -> FrozenMapping:
         _matching(f"{where}.architectures", architecture, _ARCHITECTURE)
     for flag in _list(f"{where}.flags", profile.get("flags", ())):
         _one_of(f"{where}.flags", flag, _FLAGS)
-    for key in ("listenerPath", "listenerMetadata"):
-        if key in profile and (type(profile[key]) is not str or "\0" in profile[key]):
-            refuse(f"{where}.{key}", "must be a str without a NUL")
+    _listener(where, profile)
     rules = _list(f"{where}.syscalls", profile.get("syscalls", ()))
     always: dict[str, tuple[Any, Any]] = {}
     sometimes: dict[str, set[tuple[Any, Any]]] = {}
     for number, rule in enumerate(rules):
         here = f"{where}.syscalls[{number}]"
         _rule(here, rule)
+        if rule["action"] == NOTIFY and "listenerPath" not in profile:
+            refuse(f"{where}.listenerPath", f"is missing: {here} is to ask who listens there ({NOTIFY})")
         verdict = rule["action"], rule.get("errnoRet")
         for name in rule["names"]:
             if rule.get("args"):
@@ -250,6 +255,41 @@ def check_profile(profile: Mapping[str, Any]) -> FrozenMapping:
         if sometimes.get(name, {verdict}) != {verdict}:
             refuse(f"{where}.syscalls", f"{name} has one action for all arguments and another one for some")
     return _frozen(profile)  # type: ignore[no-any-return]
+
+
+def notifying(profile: Mapping[str, Any] | str | None) -> frozenset[str]:
+    """The calls of which some or all are for who listens at ``listenerPath`` to answer; empty: nobody is asked."""
+    rules = profile.get("syscalls", ()) if isinstance(profile, Mapping) else ()
+    return frozenset(name for rule in rules if rule["action"] == NOTIFY for name in rule["names"])
+
+
+def may_pass(profile: Mapping[str, Any], name: str) -> bool:
+    """Whether there are arguments with which *profile* lets the call *name* pass unasked."""
+    rules = [rule for rule in profile.get("syscalls", ()) if name in rule["names"]]
+    actions = {rule["action"] for rule in rules}
+    if all(rule.get("args") for rule in rules):
+        actions.add(profile["defaultAction"])
+    return not actions.isdisjoint(("SCMP_ACT_ALLOW", "SCMP_ACT_LOG"))
+
+
+def _listener(where: str, profile: Mapping[str, Any]) -> None:
+    if profile["defaultAction"] == NOTIFY:
+        refuse(f"{where}.defaultAction", f"{NOTIFY} would ask before the program can start: name the calls in syscalls")
+    for key in ("listenerPath", "listenerMetadata"):
+        value = profile.get(key, "")
+        if type(value) is not str or "\0" in value:
+            refuse(f"{where}.{key}", "must be a str without a NUL")
+        try:
+            size = len(os.fsencode(value) if key == "listenerPath" else value.encode())
+        except UnicodeEncodeError:
+            refuse(f"{where}.{key}", "is not Unicode")
+        if key == "listenerPath" and key in profile:
+            if not value.startswith("/"):
+                refuse(f"{where}.{key}", f"{value!r} is not absolute")
+            if size > _LONGEST_PATH:
+                refuse(f"{where}.{key}", f"has {size} bytes, and a socket's path at most {_LONGEST_PATH} (unix(7))")
+    if "listenerMetadata" in profile and "listenerPath" not in profile:
+        refuse(f"{where}.listenerMetadata", "is told to who listens at listenerPath, and there is none")
 
 
 def _rule(where: str, rule: Any) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pycontainer.errors import InvalidCommandError
+from pycontainer.seccomp import NOTIFY, notifying
 
 if TYPE_CHECKING:
     import pyseccomp
@@ -37,7 +38,10 @@ _FLAGS = {
     "SECCOMP_FILTER_FLAG_TSYNC": 0,
     "SECCOMP_FILTER_FLAG_LOG": 1 << 1,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 1 << 2,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 1 << 5,
 }
+#: Not one to ask for: it comes with what has to be asked somebody.
+NEW_LISTENER = 1 << 3
 _ARCHITECTURES = {"x86_64": "X86_64", "aarch64": "AARCH64", "riscv64": "RISCV64"}
 _X32_BIT = 0x40000000
 #: i386's two calls that are many, told apart by an argument: what they are asked to do lies in memory.
@@ -72,8 +76,9 @@ def compile_filter(profile: Mapping[str, Any] | None) -> Filter | None:
     the profile does not have is ENOSYS altogether.
 
     Raises InvalidCommandError: the profile has a name or a flag that is not
-    known here; NotImplementedError: it wants to notify somebody, or libseccomp
-    is not installed.
+    known here; NotImplementedError: libseccomp is not installed.  The flags
+    have NEW_LISTENER where the filter asks somebody: seccomp(2) then returns
+    the descriptor that answers are given by.
     """
     return None if profile is None else (_flags(profile), _cached(profile))
 
@@ -84,6 +89,10 @@ def _flags(profile: Mapping[str, Any]) -> int:
         if flag not in _FLAGS:
             raise InvalidCommandError("seccomp.flags", f"{flag} is not supported")
         flags |= _FLAGS[flag]
+    if notifying(profile):
+        return flags | NEW_LISTENER
+    if flags & _FLAGS["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]:
+        raise InvalidCommandError("seccomp.flags", f"WAIT_KILLABLE_RECV is about {NOTIFY}, which no rule has")
     return flags
 
 
@@ -102,7 +111,7 @@ def compile(profile: Mapping[str, Any]) -> bytes:
     """
     lib = load_library()
     native = getattr(lib.Arch, _ARCHITECTURES[os.uname().machine])
-    default = _action(lib, "seccomp.defaultAction", profile["defaultAction"], profile.get("defaultErrnoRet"))
+    default = _action(lib, profile["defaultAction"], profile.get("defaultErrnoRet"))
     with _refused("seccomp", "libseccomp cannot compile it"):
         program = lib.SyscallFilter(default)
         program.set_attr(lib.Attr.ACT_BADARCH, lib.ERRNO(errno.ENOSYS))
@@ -122,7 +131,7 @@ def compile(profile: Mapping[str, Any]) -> bytes:
     blocks: dict[int, list[tuple[int, Any]]] = {}  # (verdict, arguments), where it depends on them
     for index, rule in enumerate(profile.get("syscalls", ())):
         where = f"seccomp.syscalls[{index}]"
-        action = _action(lib, where, rule["action"], rule.get("errnoRet"))
+        action = _action(lib, rule["action"], rule.get("errnoRet"))
         arguments = rule.get("args", ())
         for name in rule["names"]:
             number = _number(lib, native, where, name)
@@ -171,9 +180,7 @@ def _refused(where: str, problem: str) -> Iterator[None]:
         raise InvalidCommandError(where, f"{problem}: {error.strerror}") from None
 
 
-def _action(lib: Any, where: str, name: str, number: int | None) -> int:
-    if name == "SCMP_ACT_NOTIFY":
-        raise NotImplementedError(f"{where}: SCMP_ACT_NOTIFY needs a notify socket")
+def _action(lib: Any, name: str, number: int | None) -> int:
     action = getattr(lib, name.removeprefix("SCMP_ACT_"))
     if name in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"):
         return action(errno.EPERM if number is None else number)  # type: ignore[no-any-return]
@@ -321,7 +328,9 @@ def _condition(argument: Mapping[str, Any]) -> list[_Test]:
 def _cached(profile: Mapping[str, Any]) -> bytes:
     """The filter of *profile* from the directory of root's own if it is there; else compiled, and kept there."""
     uname = os.uname()
-    what = json.dumps([os.stat(__file__).st_mtime_ns, uname.release, uname.machine, profile], sort_keys=True)
+    # Who is asked is none of the program's business: it is another one, and the same program, with every container.
+    about = {key: value for key, value in profile.items() if key not in ("listenerPath", "listenerMetadata")}
+    what = json.dumps([os.stat(__file__).st_mtime_ns, uname.release, uname.machine, about], sort_keys=True)
     name = hashlib.sha256(what.encode()).hexdigest()
     directory = _open_cache() if os.geteuid() == 0 else -1
     try:

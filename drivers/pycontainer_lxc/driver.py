@@ -30,6 +30,7 @@ from pycontainer.errors import (
 from pycontainer.labels import unknown_labels
 from pycontainer.network import RELAYS, named
 from pycontainer.rootfs import Overlay
+from pycontainer.seccomp import notifying
 from pycontainer.seccomp_filter import Filter, compile_filter
 from pycontainer.service import ServiceGoneError
 from pycontainer.spec import process_to_oci, resources_to_oci, seccomp_to_oci, to_oci
@@ -304,6 +305,8 @@ class LxcDriver(ExecutionDriver):
 
     def _filter(self, command: Command) -> Filter | None:
         """The seccomp filter of *command*, kept. Raises InvalidCommandError, UnsupportedError."""
+        if notifying(command.seccomp):
+            raise UnsupportedError(self.name, Feature.SECCOMP_NOTIFY, "it loads the filter itself, and asks nobody")
         key = command.seccomp, command.process.privileged, command.process.capabilities
         with self._lock:  # once, and not by all who start at the same time
             if key not in self._filters:

@@ -41,10 +41,12 @@ _NUMBERS = {
     "open_tree": (428, 428),
     "openat": (257, 56),
     "openat2": (437, 437),
+    "pidfd_getfd": (438, 438),
     "pivot_root": (155, 41),
     "ppoll": (271, 73),
     "prctl": (157, 167),
     "prlimit64": (302, 261),
+    "read": (0, 63),
     "recvfrom": (45, 207),
     "rt_sigaction": (13, 134),
     "seccomp": (317, 277),
@@ -157,6 +159,7 @@ LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 # linux/seccomp.h
 SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 
 # linux/close_range.h, linux/keyctl.h, asm-generic/ioctls.h, linux/sockios.h, linux/socket.h
 CLOSE_RANGE_CLOEXEC = 4
@@ -187,9 +190,11 @@ STDIN, STDOUT, STDERR, EXTRA, ROOT, CHANNEL, CGROUP = range(7)
 #: One v1 hierarchy each, from slot CGROUP on: more than the kernel has controllers.
 #: Then the file systems that every container has, wherever in the plan they are made: mounts.make_system.
 KEPT = SCRATCH, EMPTY, NULL, PROC, SYS, DEV = range(CGROUP + 20, CGROUP + 26)
+#: Then the listener of the seccomp filter, once that is loaded.
+LISTENER = CGROUP + 26
 #: Then the descriptors that the caller has opened for the plan, such as namespaces to enter and mounts with mapped ids:
 #: with those that go with every request they are fewer than the kernel sends in one message.
-GIVEN = CGROUP + 26
+GIVEN = CGROUP + 27
 MOST_GIVEN = 240
 FIRST_SLOT = GIVEN + MOST_GIVEN
 SLOTS = 4096

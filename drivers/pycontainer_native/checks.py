@@ -21,8 +21,9 @@ from pycontainer.hooks import POINTS
 from pycontainer.network import named
 from pycontainer.process import capability_numbers
 from pycontainer.rootfs import Overlay, open_in_rootfs
+from pycontainer.seccomp import notifying
 from pycontainer.spec import limits_to_oci, process_to_oci
-from pycontainer_native import plan, trees
+from pycontainer_native import listener, plan, trees
 from pycontainer_native.cgroups.limits import MEMORY_MIN
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Checks:
             self.filters.of(command)
         except (InvalidCommandError, UnsupportedError) as error:
             yield error
+        if notifying(command.seccomp):
+            yield from self._check_listener(command)
         if command.pid is not None and not any(place.writable for place in self.layout.hierarchies):
             reason = f"{command.pid!r} needs a cgroup: without one its processes can get away"
             yield InvalidCommandError("pid", reason)
@@ -179,6 +182,12 @@ class Checks:
         if command.devices and confined:
             yield InvalidCommandError("devices", "no node that is made in a user namespace opens (mknod(2))")
 
+    def _check_listener(self, command: Command) -> Iterator[Problem]:
+        yield from listener.check(command)
+        if not self.host.capabilities >> listener.CAP_SYS_PTRACE & 1:
+            reason = "taking the filter's listener from the container takes CAP_SYS_PTRACE"
+            yield UnsupportedError(self.driver, Feature.SECCOMP_NOTIFY, reason)
+
     # -- limits
 
     def _check_limits(self, command: Command) -> Iterator[InvalidCommandError]:
@@ -196,8 +205,9 @@ class Checks:
                 for problem in found:
                     yield InvalidCommandError(*problem)
         for limit in command.process.rlimits:
-            if limit.type == "RLIMIT_NOFILE" and 0 <= limit.soft < NOFILE_MIN:
-                reason = f"{limit.soft} open files are less than the set-up takes: {NOFILE_MIN} at least"
+            least = NOFILE_MIN + (listener.DESCRIPTORS if notifying(command.seccomp) else 0)
+            if limit.type == "RLIMIT_NOFILE" and 0 <= limit.soft < least:
+                reason = f"{limit.soft} open files are less than the set-up takes: {least} at least"
                 yield InvalidCommandError("process.rlimits", reason)
         if resources.memory is not None and resources.memory < MEMORY_MIN:
             reason = (

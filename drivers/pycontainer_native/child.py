@@ -39,6 +39,7 @@ TERMINAL = b"t"  # carries the pseudo-terminal's master
 FAILED = b"f"  # step and errno, four bytes each
 HOOKS = b"h"  # it is time for the hooks outside; waits for one byte
 HOOK_FAILED = b"k"  # errno, four bytes, and in words which and how
+LISTENER = b"l"  # seven zeros, and the number of its filter's listener, eight bytes; waits for one byte
 
 #: In place of a request: it is in a memfd, which is the last descriptor of the message.
 MEMFD = b"memfd"

@@ -22,6 +22,7 @@ from pycontainer_native.child import (
     GATE,
     HOOK_FAILED,
     HOOKS,
+    LISTENER,
     TERMINAL,
     bind,
     child,
@@ -34,6 +35,7 @@ from pycontainer_native.child import (
 from pycontainer_native.hooks import HookError, Running, state_of
 from pycontainer_native.relay import TIMEOUT as RELAY_TIMEOUT
 from pycontainer_native.relay import Relay
+from pycontainer_native.supervisor import Supervisor, SupervisorError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from pycontainer_native.request import Request
 
 #: How long the messages of the first process are, without their first byte, where that is always the same.
-_LENGTHS = {EXEC: 0, GATE: 0, FORKED: 4, TERMINAL: 0, FAILED: 8, HOOKS: 0}
+_LENGTHS = {EXEC: 0, GATE: 0, FORKED: 4, TERMINAL: 0, FAILED: 8, HOOKS: 0, LISTENER: 15}
 
 #: A message that cannot be received now stays where it is.
 NO_MEMORY = (errno.ENOMEM, errno.ENOBUFS)
@@ -136,6 +138,8 @@ class Container:
         self.programs: dict[str, list[Program]] = {}  # the hooks, by their point
         self.hook: Running | None = None  # the one that runs now
         self.relay: Relay | None = None
+        self.supervisor: Supervisor | None = None  # who is asked by its filter
+        self.listener = -1  # the descriptor by which he answers, as the first process says
         self.hooked = False  # it has got as far as its hooks, so those after its end are to come
         self.abandoned = False  # the caller has left
         self.talks = False  # the first process has more to say than that it failed
@@ -273,6 +277,9 @@ class Container:
             first = 3 + request.leased
             for fd in fds[3:first]:
                 leases.append(os.dup(fd))
+            if request.supervisor:
+                self.supervisor = Supervisor(*request.supervisor, os.dup(fds[first]))
+                first += 1
             rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (*fds[:3], *extra, *fds[first:]))
             self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
             # Not before: who is cloned in the place of a spare that has died has the same locks, and is to keep them.
@@ -351,8 +358,14 @@ class Container:
         if kind == FAILED:
             index, number = (int.from_bytes(text[start : start + 4], "little") for start in (0, 4))
             self.failed = self.failed or (index, number)
+            if self.listener >= 0:
+                self.kill()  # its own exit may be what somebody is asked about
         elif kind == FORKED:  # its clone may have been faster than it
             return self._hand_over(int.from_bytes(text, "little"))
+        elif kind == LISTENER and self.supervisor is not None and self.listener < 0:
+            self.listener = int.from_bytes(text[7:], "little") & 0x7FFFFFFF
+            if not self.is_maker():  # whose clone this is, and may have been faster than it
+                self._hand_over_listener(self.supervisor)
         elif self.at_exec:
             return False  # after that it only fails, or executes
         elif kind == EXEC:
@@ -418,7 +431,7 @@ class Container:
     # -- hooks
 
     def _go_on(self) -> None:
-        """Open the gate at which the first process waits for the hooks on the host."""
+        """Open the gate at which the first process waits for the hooks on the host, or for its listener's way."""
         if self.channel is not None:
             send(self.channel.fileno(), b"s")
 
@@ -526,7 +539,19 @@ class Container:
         self.launcher.watch(self.pidfd, self.on_exit)
         if self.abandoned or self.failed is not None:
             self.kill()  # what was killed for that is the other one
+        elif self.supervisor is not None and self.listener >= 0:
+            self._hand_over_listener(self.supervisor)
         return True
+
+    def _hand_over_listener(self, supervisor: Supervisor) -> None:
+        """Send it to who is asked, and let the first process, which waits for that, go on."""
+        first = self if self.target is None else self.target
+        try:
+            supervisor.hand_over(self.pid, self.pidfd, self.listener, first.pid)
+            self._go_on()
+        except SupervisorError as error:
+            self.failed = self.failed or (error.label, error.errno)
+            self.kill()
 
     def is_maker(self) -> bool:
         """Whether its first process may clone, or have cloned, another one that is not known yet."""
@@ -681,6 +706,8 @@ class Container:
 
     def close(self) -> None:
         """Forget it."""
+        if self.supervisor is not None:
+            self.supervisor.close()
         self.launcher.containers.discard(self)
         self.launcher.starting.discard(self)
         self.end_leases()

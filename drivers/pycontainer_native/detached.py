@@ -139,7 +139,9 @@ class DetachedVerbs(ExecutionDriver):
     def _check(self, command: Command) -> None: ...
 
     @abstractmethod
-    def _lend(self, command: Command, compiled: Plan) -> contextlib.AbstractContextManager[Given]: ...
+    def _lend(
+        self, command: Command, compiled: Plan, deadline: float | None
+    ) -> contextlib.AbstractContextManager[Given]: ...
 
     @abstractmethod
     def _register(self, process: NativeProcess) -> None: ...
@@ -167,7 +169,7 @@ class DetachedVerbs(ExecutionDriver):
                 raise SetupError("record the container", error.errno or errno.EIO, error.filename) from None
             self._own(stack, claim)
             try:
-                given = stack.enter_context(self._lend(command, compiled))
+                given = stack.enter_context(self._lend(command, compiled, deadline))
                 return self._start_claimed(stack, claim, command, compiled, given, (token, log), deadline)
             except BaseException as error:
                 stack.__exit__(*sys.exc_info())  # the lock is the monitor's alone, if there is one

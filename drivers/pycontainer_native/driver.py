@@ -11,8 +11,8 @@ import signal as signals
 import socket
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -34,14 +34,15 @@ from pycontainer.errors import (
     SetupError,
     UnsupportedError,
 )
+from pycontainer.seccomp import notifying
 from pycontainer.service import ServiceGoneError
 from pycontainer.spec import limits_to_oci, process_to_oci, standing_to_oci, to_oci
-from pycontainer_native import plan, userns
+from pycontainer_native import listener, plan, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer
 from pycontainer_native.checks import Checks, check_further
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
 from pycontainer_native.filters import Filters
-from pycontainer_native.given import NOTHING, Given, lend, upper_of
+from pycontainer_native.given import NOTHING, Given, is_lent, lend, upper_of
 from pycontainer_native.host import Host
 from pycontainer_native.launchers import Launchers
 from pycontainer_native.leases import Lease, lease_upper
@@ -73,6 +74,7 @@ FEATURES = frozenset(
         Feature.CPUSET,
         Feature.PIDS,
         Feature.SECCOMP,
+        Feature.SECCOMP_NOTIFY,
         Feature.NETWORK,
         Feature.SYSCTLS,
         Feature.LABELS,
@@ -170,7 +172,8 @@ class NativeDriver(DetachedVerbs):
             groups = self.layout.groups(resources, command.cgroup_parent)
         else:
             groups = self._unlimited = self._unlimited or self.layout.groups({})
-        return plan.compile(spec, groups, self.host, hold=hold, filter=self._filters.of(command))
+        compiled = plan.compile(spec, groups, self.host, hold=hold, filter=self._filters.of(command))
+        return _with_listener(compiled, command, spec, "created" if hold else "creating")
 
     def explain(self, command: Command) -> Iterator[str]:
         """The steps that starting *command* takes, a line each, without taking them."""
@@ -208,8 +211,11 @@ class NativeDriver(DetachedVerbs):
             spec["consoleSize"] = {"height": stdio.size[0], "width": stdio.size[1]}
         filter = self._filters.of(container.command)  # the container's, whatever the process is to be
         compiled = plan.compile_exec(spec, container.joins, container.namespaces, filter, self.host, container.ids)
+        if notifying(command.seccomp):
+            compiled = _with_listener(compiled, command, to_oci(command, seccomp=False), "running")
         try:
-            return self._launch(container.command, compiled, stdio, container)
+            with listener.connected(compiled.listener, id, stdio.deadline) as asked:
+                return self._launch(container.command, compiled, stdio, container, Given(asked))
         except ServiceGoneError:  # the launcher or the monitor, and the container with it
             raise NotRunningError(id) from None
         except ContainerLostError:  # whoever took the request has ended: a monitor does with its container
@@ -228,9 +234,9 @@ class NativeDriver(DetachedVerbs):
         if command.userns == "auto":
             return self._begin_leased(command, stdio, hold=hold)
         compiled = self.compile(command, hold=hold, size=stdio.size)
-        if not compiled.entered and not compiled.cloned and upper_of(command) is None:
+        if not is_lent(command, compiled):
             return self._launch(command, compiled, stdio)
-        with self._lend(command, compiled) as given:
+        with self._lend(command, compiled, stdio.deadline) as given:
             return self._launch(command, compiled, stdio, given=given)
 
     def _check(self, command: Command) -> None:
@@ -244,7 +250,7 @@ class NativeDriver(DetachedVerbs):
             self._launchers.use_parent(command.cgroup_parent)
 
     @contextlib.contextmanager
-    def _lend(self, command: Command, compiled: plan.Plan) -> Iterator[Given]:
+    def _lend(self, command: Command, compiled: plan.Plan, deadline: float | None) -> Iterator[Given]:
         """What *compiled* is about, besides what the launcher can find itself, and locks."""
         self._bridges = self._bridges or any(n.mode == "bridge" and n.create_bridge for n in command.networks)
         with contextlib.ExitStack() as stack:
@@ -253,7 +259,7 @@ class NativeDriver(DetachedVerbs):
                 leases.append(lease_upper(upper))
                 self._own(stack, leases[0])
                 self._launchers.sweep()  # who has had it before may have been killed, and his container be ending still
-            yield stack.enter_context(lend(command, compiled, self._running, self._holds, leases))
+            yield stack.enter_context(lend(command, compiled, self._running, self._holds, leases, deadline))
 
     def _holds(self, id: str) -> bool:
         """Whether the container *id* is one that this process knows, and runs."""
@@ -268,7 +274,8 @@ class NativeDriver(DetachedVerbs):
         with contextlib.ExitStack() as stack:
             self._own(stack, Lease(lease))
             compiled = self.compile(command, hold=hold, size=stdio.size, ids=ids)
-            return self._launch(command, compiled, stdio, given=Given([lease], leased=1))
+            asked = stack.enter_context(listener.connected(compiled.listener, command.id, stdio.deadline))
+            return self._launch(command, compiled, stdio, given=Given([lease, *asked], leased=1))
 
     def _launch(
         self,
@@ -440,6 +447,14 @@ class NativeDriver(DetachedVerbs):
         self._sockets.clear()
         self._lock = threading.Lock()
         self._processes = weakref.WeakValueDictionary()
+
+
+def _with_listener(compiled: plan.Plan, command: Command, spec: Mapping[str, Any], status: str) -> plan.Plan:
+    """*compiled* with who is asked by the filter of *command*, if anybody is; by then the container is *status*."""
+    if not notifying(command.seccomp):
+        return compiled
+    assert isinstance(command.seccomp, Mapping)
+    return attrs.evolve(compiled, listener=listener.of_profile(command.seccomp, plan.state_of(spec), status))
 
 
 def _new_rules(command: Command, rules: tuple[str, ...]) -> Rules:

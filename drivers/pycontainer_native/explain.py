@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 _SLOTS = {
     getattr(abi, name): name.lower()
-    for name in ("STDIN", "STDOUT", "STDERR", "EXTRA", "CHANNEL", "SCRATCH", "EMPTY", "NULL", "PROC", "SYS", "DEV")
+    for name in (
+        *("STDIN", "STDOUT", "STDERR", "EXTRA", "CHANNEL", "SCRATCH", "EMPTY", "NULL", "PROC", "SYS", "DEV"),
+        "LISTENER",
+    )
 }
 _NAMESPACES = ("NS", "PID", "NET", "IPC", "UTS", "CGROUP", "USER", "TIME")
 
@@ -50,6 +53,8 @@ def describe(plan: Plan) -> Iterator[str]:
             for group in plan.groups:
                 for name, value in group.writes:
                     yield f"launcher: write {value} to {name}"
+    if plan.listener is not None:
+        yield f"launcher: pidfd_getfd, and send the seccomp listener to {plan.listener.path}"
     if plan.fork == "init":
         yield "child: fork; the parent stays as init, reaps, and passes signals on"
     for path in plan.program.paths:

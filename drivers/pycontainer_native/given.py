@@ -1,4 +1,4 @@
-"""What a container is given along with its request: locks, namespaces to enter, clones of mounts, a network.
+"""What a container is given along with its request: locks, who is asked by its filter, namespaces, mounts, a network.
 
 The caller opens all of it, for the launcher may not do what can block; it is
 open until the request has been answered.
@@ -17,6 +17,7 @@ from pycontainer.errors import InvalidCommandError, NotRunningError
 from pycontainer.rootfs import Overlay
 from pycontainer_native import namespaces, trees
 from pycontainer_native.checks import may_trace
+from pycontainer_native.listener import connected
 
 if TYPE_CHECKING:
     from pycontainer.command import Command
@@ -43,14 +44,20 @@ NOTHING = Given()
 
 @contextlib.contextmanager
 def lend(
-    command: Command, plan: Plan, find: Find, holds: Callable[[str], bool], leases: Sequence[Lease] = ()
+    command: Command,
+    plan: Plan,
+    find: Find,
+    holds: Callable[[str], bool],
+    leases: Sequence[Lease] = (),
+    deadline: float | None = None,
 ) -> Iterator[Given]:
     """What *plan*, that of *command*, is about. Its network is the container's once this ends in peace.
 
     The *leases* go along with it.  *holds* tells whether the container of an id has its addresses still.
-    Raises InvalidCommandError, NotRunningError, SetupError.
+    Raises InvalidCommandError, NotRunningError, SetupError; WaitTimeoutError after *deadline*.
     """
     with contextlib.ExitStack() as stack:
+        asked = stack.enter_context(connected(plan.listener, command.id, deadline))
         network = _build_network(command, stack, holds)
         fds = []
         for kind, path in plan.entered:
@@ -66,7 +73,12 @@ def lend(
             fds.append(trees.clone(tree))
             stack.callback(os.close, fds[-1])
         locks = [lease.fd for lease in leases]
-        yield Given([*locks, *fds], len(locks), network)
+        yield Given([*locks, *asked, *fds], len(locks), network)
+
+
+def is_lent(command: Command, plan: Plan) -> bool:
+    """Whether *plan*, that of *command*, is about anything that :func:`lend` opens, or is to be locked."""
+    return bool(plan.entered or plan.cloned or plan.listener) or upper_of(command) is not None
 
 
 def upper_of(command: Command) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pycontainer_native import abi, capabilities, mounts
 from pycontainer_native.steps import bound, die_with_parent
-from pycontainer_native.syscalls import Recorder
+from pycontainer_native.syscalls import Recorder, Slot
 
 if TYPE_CHECKING:
     from pycontainer.seccomp_filter import Filter
@@ -99,6 +99,32 @@ def load_filter(k: Recorder, filter: Filter | None) -> None:
     if filter is None:
         return
     flags, code = filter
+    out = (abi.LISTENER,) if asks(filter) else None
     with k.step("load the seccomp filter"):
         # struct sock_fprog: the number of instructions, 16 bits of the first word, and a pointer
-        k.call("seccomp", abi.SECCOMP_SET_MODE_FILTER, flags, [len(code) // 8, code])
+        k.call("seccomp", abi.SECCOMP_SET_MODE_FILTER, flags, [len(code) // 8, code], out=out)
+
+
+def confine(k: Recorder, filter: Filter | None, loaded: bool) -> None:
+    """What comes after the last report: the filter, so that it need not allow anything but execve.
+
+    Where it asks, and be it *loaded* already, that is the time for whoever is
+    asked to get its listener: from who executes the program.
+    """
+    if not loaded:
+        load_filter(k, filter)
+    if asks(filter):
+        with k.step("hand over the seccomp listener"):
+            listener: Slot = (abi.LISTENER,)
+            if loaded:
+                listener = k.slot()  # a slot of another section cannot stand in a structure
+                k.call("fcntl", (abi.LISTENER,), abi.F_DUPFD_CLOEXEC, 0, out=listener)
+            # The launcher takes it by its number, and says when it has.  Both calls are made under the filter, and so
+            # are among those that pycontainer_native.listener refuses to have asked about.
+            k.call("write", abi.CHANNEL_FD, [ord("l"), listener], 16)
+            k.call("read", abi.CHANNEL_FD, ("buffer", 1), 1, check=(b"s", errno.EPIPE))
+
+
+def asks(filter: Filter | None) -> bool:
+    """Whether there are calls about which *filter* asks a supervisor."""
+    return filter is not None and bool(filter[0] & abi.SECCOMP_FILTER_FLAG_NEW_LISTENER)

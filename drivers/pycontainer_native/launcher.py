@@ -15,8 +15,9 @@ control socket     a request to start a container; end-of-file: the caller left
 caller's pidfd     the caller died (a forked child of it may hold the socket)
 status socket      one container's caller: ``start`` opens its last gate,
                    end-of-file asks for its death
-channel            one container's child, before execve: gates, the terminal, a
-                   failed step; end-of-file after ``EXEC``: the payload runs
+channel            one container's child, before execve: gates, the terminal, its
+                   filter's listener, a failed step; end-of-file after ``EXEC``:
+                   the payload runs
 pidfd              one container's first process ended
 mountinfo          the mounts have changed, and the spare has the old ones
 =================  =============================================================

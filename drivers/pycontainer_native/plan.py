@@ -30,6 +30,7 @@ from pycontainer_native.userns import UserNamespace, id_map, outside
 if TYPE_CHECKING:
     from pycontainer.seccomp_filter import Filter
     from pycontainer_native.cgroups import Group
+    from pycontainer_native.listener import Listener
 
 ROOTFS_ANNOTATION = "org.pycontainer.rootfs"
 OVERLAY_ANNOTATION = "org.pycontainer.overlay"
@@ -77,6 +78,7 @@ class Plan:
     #: how many sections after the first come before the hooks; the constant part of their OCI state; the hooks by point
     hooks: tuple[int, dict[str, Any], dict[str, list[Any]]] | None
     talks: bool  #: the child has more to say than that it failed: gates, a terminal
+    listener: Listener | None = None  #: who is asked by the filter: a connection to it is given, after the locks
 
     def step_at(self, index: int) -> tuple[str, str | None]:
         """Label and path of step *index*, as the launcher counts them."""
@@ -107,7 +109,9 @@ class Plan:
             hooks = (gate, json.dumps({"id": ident, **state})[:-1].encode(), programs)
         ids = None if self.ids is None else (id_map(self.ids.uids).encode(), id_map(self.ids.gids).encode())
         what = ident, self.flags, groups, [section.data for section in self.sections], program
-        return Request(*what, self.fork, self.outside, self.talks, target, hooks, ids, leased).to_wire()
+        supervisor = None if self.listener is None else self.listener.wire(ident)
+        ways = self.fork, self.outside, self.talks, target, hooks, ids, leased, supervisor
+        return Request(*what, *ways).to_wire()
 
 
 def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | None = None, *,
@@ -165,11 +169,16 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
     inner.append(_record(parameters.kernel_parameters, inner[-1].slots, *_parameters(about)))
     identified = (*_identity(process, filter, about.host), hold, about.init, bounded)
     inner.append(_section(identity.finish, inner[-1].slots, *identified))
+    last = _last(process, filter, inner[-1].slots)
+    if about.init and identity.asks(filter):
+        # Init and payload have one listener between them, and so one filter: it is there before they part.
+        inner.append(last)
+        last = _section(identity.confine, last.slots, None, False)
     born = len(outer) - 1 if outer and about.is_born_inside else 0
     return Plan(
         flags=about.flags(joins),
         groups=tuple(groups),
-        sections=(begin, *outer, *inner, _last(process, filter, inner[-1].slots)),
+        sections=(begin, *outer, *inner, last),
         program=_program(process),
         namespaces=about.namespaces,
         entered=about.entered,
@@ -178,7 +187,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         ids=about.ids,
         outside=born,
         hooks=hooks,
-        talks=hold or about.terminal or bool(born) or about.hooked,
+        talks=hold or about.terminal or bool(born) or about.hooked or identity.asks(filter),
     )
 
 
@@ -284,17 +293,21 @@ def entered_namespaces(spec: Mapping[str, Any]) -> tuple[tuple[str, str | None],
 
 def _hooks_of(spec: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """What the hooks are told that does not change, and the hooks by OCI's names of their points."""
+    programs = {point: list(map(_hook_of, hooks)) for point, hooks in spec.get("hooks", {}).items()}
+    if (tool := spec.get("annotations", {}).get(RELAY_ANNOTATION)) is not None:
+        programs["relay"] = [_hook_of(relay_of(tool))]
+    return state_of(spec), programs
+
+
+def state_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the container's OCI state does not change."""
     path = spec["root"]["path"]
     annotations = {k: v for k, v in spec.get("annotations", {}).items() if not k.startswith("org.pycontainer.")}
-    state = {
+    return {
         "ociVersion": spec["ociVersion"],
         "bundle": path if path.startswith("/") else "/",
         "annotations": annotations,
     }
-    programs = {point: list(map(_hook_of, hooks)) for point, hooks in spec.get("hooks", {}).items()}
-    if (tool := spec.get("annotations", {}).get(RELAY_ANNOTATION)) is not None:
-        programs["relay"] = [_hook_of(relay_of(tool))]
-    return state, programs
 
 
 #: The tools that pass packets on: their arguments, and the package that has them.  Neither lets the container reach
@@ -350,8 +363,8 @@ def _identity(process: Mapping[str, Any], filter: Filter | None, host: Host) -> 
 
 
 def _last(process: Mapping[str, Any], filter: Filter | None, slots: int) -> Section:
-    """What comes after the last report: the filter, so that it need not allow anything but execve."""
-    return _section(identity.load_filter, slots, filter if process.get("noNewPrivileges") else None)
+    loaded = not process.get("noNewPrivileges")
+    return _section(identity.confine, slots, None if loaded and not identity.asks(filter) else filter, loaded)
 
 
 def _program(process: Mapping[str, Any]) -> Program:

@@ -17,6 +17,7 @@ from pycontainer.service import interpreter
 from pycontainer_native import abi
 from pycontainer_native.cgroups import Layout
 from pycontainer_native.client import LauncherClient
+from pycontainer_native.listener import CAP_SYS_PTRACE
 from pycontainer_native.plan import RELAYS, find_relay
 from pycontainer_native.userns import SUBGID, SUBUID, UserNamespace
 
@@ -185,6 +186,8 @@ def _feature(
         return _network(namespace)
     if feature is Feature.SECCOMP:
         return _seccomp()
+    if feature is Feature.SECCOMP_NOTIFY:
+        return _seccomp_notify(namespace)
     if feature is Feature.LABELS:
         return probe_labels()
     if feature is Feature.ROOTLESS:
@@ -223,6 +226,18 @@ def _seccomp() -> FeatureProbe:
             False, cause=str(error), remedy="apt-get install libseccomp2, or seccomp='unconfined', which does without"
         )
     return FeatureProbe(True, f"libseccomp is there; the kernel's actions: {actions}")
+
+
+def _seccomp_notify(namespace: UserNamespace | None) -> FeatureProbe:
+    found = _seccomp()
+    if not found.usable:
+        return found
+    if "user_notif" not in found.evidence.split():
+        return FeatureProbe(False, cause="the kernel's filters cannot ask anybody", remedy="use Linux 5.0 or later")
+    if namespace is None and not _effective_capabilities() >> CAP_SYS_PTRACE & 1:
+        cause, remedy = "root lacks CAP_SYS_PTRACE here, as in a container", "give the outer container CAP_SYS_PTRACE"
+        return FeatureProbe(False, cause=cause, remedy=remedy)
+    return FeatureProbe(True, "the kernel has user_notif, and this process the right to hand a listener over")
 
 
 def _errno_of(call: str) -> int:

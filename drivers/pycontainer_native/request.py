@@ -17,7 +17,7 @@ class Request:
 
     __slots__ = (  # noqa: RUF023 - their order is that of the message
         "ident", "flags", "groups", "sections", "program", "fork", "outside", "talks", "target", "hooks", "ids",
-        "leased",
+        "leased", "supervisor",
     )  # fmt: skip
 
     ident: str
@@ -33,6 +33,7 @@ class Request:
     hooks: tuple[int, bytes, dict[str, list[Any]]] | None
     ids: tuple[bytes, bytes] | None  #: uid_map and gid_map of the user namespace to make
     leased: int  #: as many descriptors given, the first, are locks: to be held until nothing of the container is left
+    supervisor: tuple[bytes, bytes, str] | None  #: what the connection that is given next is told of its filter
 
     def __init__(self, *fields: Any) -> None:
         for name, value in zip(self.__slots__, fields, strict=True):

@@ -405,3 +405,33 @@ except InvalidCommandError as error:
 """
     )
     assert said == "['resources.memory']\n"
+
+
+def test_a_filter_that_asks(as_user: AsUser) -> None:
+    code = """
+import fcntl, json, socket, struct, threading
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(os.path.abspath("listener"))
+listening.listen()
+told = []
+def supervise():
+    connection, _ = listening.accept()
+    text, [listener], _, _ = socket.recv_fds(connection, 1 << 16, 1)
+    told.append(json.loads(text))
+    request = bytearray(80)
+    fcntl.ioctl(listener, 0xC0502100, request)  # SECCOMP_IOCTL_NOTIF_RECV, and _SEND
+    (ident,) = struct.unpack_from("=Q", request)
+    fcntl.ioctl(listener, 0xC0182101, bytearray(struct.pack("=QqiI", ident, 0, -18, 0)))
+    os.close(listener)
+thread = threading.Thread(target=supervise)
+thread.start()
+rule = {"names": ["symlink", "symlinkat"], "action": "SCMP_ACT_NOTIFY"}
+profile = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": os.path.abspath("listener"), "syscalls": [rule]}
+print(sh("/bin/busybox ln -s a /tmp/b 2>&1; :", seccomp=profile).strip().lower())
+thread.join(30)
+print(told[0]["state"]["pid"] == told[0]["pid"])
+"""
+    for options in ((), (RANGE,)):
+        error, told = as_user(code, *options).splitlines()
+        assert error.endswith("cross-device link")
+        assert told == "True"

@@ -322,6 +322,9 @@ def test_a_filter_is_never_left_out(sh: Callable[..., Any]) -> None:
         sh("true", seccomp=unknown)
     with pytest.raises((InvalidCommandError, UnsupportedError)):
         sh("true", seccomp={"defaultAction": "SCMP_ACT_NOTIFY"})
+    asking = {"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}
+    with pytest.raises(UnsupportedError, match="seccomp-notify"):
+        sh("true", seccomp={"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/s", "syscalls": [asking]})
 
 
 @row("G1", "J2", "J4", "H24")

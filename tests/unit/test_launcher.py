@@ -65,7 +65,7 @@ theirs.send(FAILED + (7).to_bytes(4, "little") + (9).to_bytes(4, "little"))
 theirs.close()
 turn(lambda: spare.channel is None)
 status, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-request = Request("box", 0, [], [], ([], [], []), "", 0, False, "", None, None, False)
+request = Request("box", 0, [], [], ([], [], []), "", 0, False, "", None, None, False, None)
 try:
     spare.dispatch(request, b"", [0, 1, 2], status)
 except DiedError as error:

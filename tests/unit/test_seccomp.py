@@ -15,7 +15,7 @@ from pycontainer.command import DEFAULT_CAPABILITIES, Command, Process
 from pycontainer.driver import Feature
 from pycontainer.errors import InvalidCommandError
 from pycontainer.lifecycle import required_features
-from pycontainer.seccomp import _all_but, check_profile, default_profile
+from pycontainer.seccomp import _all_but, check_profile, default_profile, may_pass, notifying
 from pycontainer.spec import seccomp_to_oci, to_oci
 
 DENY: dict[str, Any] = {"defaultAction": "SCMP_ACT_ERRNO"}
@@ -173,6 +173,16 @@ def with_rules(*rules: tuple[str, str, bool]) -> dict[str, Any]:
         ({**DENY, "architectures": ["x86"]}, "seccomp.architectures", "'x86'"),
         ({**DENY, "flags": ["LOG"]}, "seccomp.flags", "'LOG'"),
         ({**DENY, "listenerPath": 1}, "seccomp.listenerPath", "must be a str"),
+        ({**DENY, "listenerPath": "/a\0b"}, "seccomp.listenerPath", "without a NUL"),
+        ({**DENY, "listenerPath": "run/s"}, "seccomp.listenerPath", "'run/s' is not absolute"),
+        ({**DENY, "listenerPath": ""}, "seccomp.listenerPath", "'' is not absolute"),
+        ({**DENY, "listenerPath": "/" + "é" * 54}, "seccomp.listenerPath", "has 109 bytes"),
+        ({**DENY, "listenerMetadata": "x"}, "seccomp.listenerMetadata", "there is none"),
+        ({**DENY, "listenerPath": "/s", "listenerMetadata": 1}, "seccomp.listenerMetadata", "must be a str"),
+        ({**DENY, "listenerPath": "/s", "listenerMetadata": "\udc80"}, "seccomp.listenerMetadata", "is not Unicode"),
+        ({"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/s"}, "seccomp.defaultAction", "SCMP_ACT_NOTIFY would"),
+        (with_rules(("mkdir", "SCMP_ACT_NOTIFY", False)), "seccomp.listenerPath", "is missing: seccomp.syscalls[0]"),
+        (with_rule(action="SCMP_ACT_NOTIFY", errnoRet=1), "seccomp.syscalls[0].errnoRet", "does not go with"),
         ({**DENY, "syscalls": {}}, "seccomp.syscalls", "must be a list"),
         ({**DENY, "syscalls": ["read"]}, "seccomp.syscalls[0]", "must be an object"),
         (with_rule(names=[]), "seccomp.syscalls[0].names", "is empty"),
@@ -200,6 +210,48 @@ def test_a_mistake_in_a_profile(profile: dict[Any, Any], field: str, problem: st
         Command.of(["true"], seccomp=profile)
     assert caught.value.field == field
     assert problem in caught.value.problem
+
+
+ASKING: dict[str, Any] = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "listenerPath": "/" + "s" * 106,
+    "listenerMetadata": "é",
+    "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"},
+        {
+            "names": ["socket"],
+            "action": "SCMP_ACT_NOTIFY",
+            "args": [{"index": 0, "value": 1, "valueTwo": 0, "op": "SCMP_CMP_EQ"}],
+        },
+        {"names": ["bpf"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
+    ],
+}
+
+
+def test_a_profile_that_asks(tmp_path: Path) -> None:
+    (tmp_path / "profile.json").write_text(json.dumps(ASKING))
+    for given in (ASKING, tmp_path / "profile.json"):
+        command = Command.of(["true"], rootfs=tmp_path, seccomp=given)
+        assert seccomp_to_oci(command) == {**ASKING, "syscalls": [{**r} for r in ASKING["syscalls"]]}
+        assert Command.from_json(command.to_json()) == command
+        assert {Feature.SECCOMP, Feature.SECCOMP_NOTIFY} <= set(required_features(command))
+    assert notifying(check_profile(ASKING)) == {"mkdir", "mkdirat", "socket"}
+
+
+@pytest.mark.parametrize("profile", [None, "unconfined", PROFILE, {**PROFILE, "listenerPath": "/s"}], ids=str)
+def test_a_profile_that_asks_nobody(profile: Any, tmp_path: Path) -> None:
+    command = Command.of(["true"], rootfs=tmp_path, seccomp=profile)
+    assert notifying(command.seccomp) == frozenset()
+    assert Feature.SECCOMP_NOTIFY not in required_features(command)
+
+
+def test_what_may_pass() -> None:
+    rules = (("read", "SCMP_ACT_LOG", False), ("write", "SCMP_ACT_ALLOW", True), ("mkdir", "SCMP_ACT_TRAP", True))
+    both = with_rules(*rules)
+    assert [may_pass(both, name) for name in ("read", "write", "mkdir", "close")] == [True, True, False, False]
+    lenient = {**both, "defaultAction": "SCMP_ACT_ALLOW"}
+    assert [may_pass(lenient, name) for name in ("read", "write", "mkdir", "close")] == [True] * 4
+    assert not may_pass(with_rules(("read", "SCMP_ACT_KILL", False)) | {"defaultAction": "SCMP_ACT_ALLOW"}, "read")
 
 
 def test_rules_that_agree_are_no_mistake() -> None:

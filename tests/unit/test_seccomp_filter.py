@@ -63,6 +63,15 @@ PROFILES: dict[str, dict[str, Any]] = {
             rule("fsync", action="TRACE", errnoRet=77),
         ],
     },
+    "asking": {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+        "syscalls": [
+            rule("mkdir", "mount", "fsopen", action="NOTIFY"),
+            rule("mknod", action="NOTIFY", args=[where(1, "MASKED_EQ", 0o170000, 0o60000)]),
+            rule("keyctl", action="ERRNO", errnoRet=errno.ENOSYS),
+        ],
+    },
     # Not socket(2) and its like, nor those of System V, which i386 also has behind one number.
     "three architectures": {
         **DENY,
@@ -182,7 +191,7 @@ def test_socketcall_is_no_way_around_the_families() -> None:
     [
         ({**DENY, "syscalls": [rule("read"), rule("raed")]}, "seccomp.syscalls[1]", "'raed' is no system call"),
         ({**DENY, "architectures": ["SCMP_ARCH_PDP11"]}, "seccomp.architectures", "SCMP_ARCH_PDP11"),
-        ({**DENY, "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]}, "seccomp.flags", "WAIT_KILLABLE_RECV"),
+        ({**DENY, "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]}, "seccomp.flags", "which no rule has"),
     ],
 )
 def test_nothing_of_a_profile_is_dropped(profile: dict[str, Any], field: str, problem: str) -> None:
@@ -197,9 +206,14 @@ def test_a_name_of_another_architecture_only_is_no_error() -> None:
     assert bpf.run(code, (bpf.X86_64, 0, [0] * 6)) == bpf.ALLOW
 
 
-def test_notify_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match="notify"):
-        seccomp.compile_filter({**DENY, "syscalls": [rule("read", action="NOTIFY")]})
+def test_what_asks_has_a_listener() -> None:
+    asking = {**DENY, "listenerPath": "/s", "syscalls": [rule("mkdir", action="NOTIFY")]}
+    flags, code = seccomp.compile_filter(asking)  # type: ignore[misc]
+    assert flags == 1 << 3
+    assert bpf.run(code, (bpf.X86_64, 83, [0] * 6)) == bpf.USER_NOTIF
+    wanted = ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", "SECCOMP_FILTER_FLAG_LOG"]
+    assert seccomp.compile_filter({**asking, "flags": wanted})[0] == 1 << 5 | 1 << 3 | 1 << 1  # type: ignore[index]
+    assert seccomp.compile_filter({**DENY, "listenerPath": "/s"})[0] == 0  # type: ignore[index]
 
 
 def test_flags() -> None:
@@ -256,6 +270,14 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 READ = {**DENY, "syscalls": [rule("read")]}
+
+
+@pytest.mark.root
+def test_who_is_asked_makes_no_other_program(cache: Path, compiled: list[Any]) -> None:
+    asking = {**DENY, "syscalls": [rule("mkdir", action="NOTIFY")]}
+    for number in range(3):
+        seccomp.compile_filter({**asking, "listenerPath": f"/s{number}", "listenerMetadata": f"{number}"})
+    assert len(compiled) == 1
 
 
 @pytest.mark.root

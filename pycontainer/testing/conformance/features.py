@@ -25,6 +25,12 @@ def _exec(area: Area) -> None:
         area.tested.exec("nobody", Process.of(area.payload.say()), streams.stdio)
 
 
+_ASKING = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "listenerPath": "/nonexistent/socket",
+    "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}],
+}
+
 #: How each feature is asked for, where there is a way to ask.
 ASK: Mapping[Feature, Callable[[Area], object]] = {
     Feature.CREATE: _create,
@@ -48,6 +54,7 @@ ASK: Mapping[Feature, Callable[[Area], object]] = {
     Feature.HUGETLB: lambda area: area.run(area.payload.say(), hugepage_limits={"2MB": 0}),
     Feature.PIDS: lambda area: area.run(area.payload.say(), pids_limit=10),
     Feature.LABELS: lambda area: area.run(area.payload.say(), apparmor_profile="unconfined"),
+    Feature.SECCOMP_NOTIFY: lambda area: area.run(area.payload.say(), seccomp=_ASKING),
     Feature.USERNS: lambda area: area.run(area.payload.say(), userns="auto"),
 }
 
