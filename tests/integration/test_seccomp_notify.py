@@ -263,8 +263,8 @@ def test_nobody_but_the_supervisor_keeps_the_listener(
 ) -> None:
     box = start(["sleep", "1000"], seccomp=supervisor.profile(), init=True)
     until(lambda: len(supervisor.threads) == 2)
-    assert native._launcher is not None
-    for pid in (native._launcher.pid, box.pid, *host.children(box.pid)):
+    assert native._launchers.current is not None
+    for pid in (native._launchers.current.pid, box.pid, *host.children(box.pid)):
         assert not [fd for fd in host.descriptors(pid) if "seccomp" in fd]
     assert len([fd for fd in host.descriptors() if "seccomp" in fd]) == 1  # the supervisor's
 
