@@ -250,14 +250,16 @@ class NativeDriver(DetachedVerbs):
             self._launchers.use_parent(command.cgroup_parent)
 
     @contextlib.contextmanager
-    def _lend(self, command: Command, compiled: plan.Plan, deadline: float | None) -> Iterator[Given]:
-        """What *compiled* is about, besides what the launcher can find itself, and locks."""
+    def _lend(
+        self, command: Command, compiled: plan.Plan, deadline: float | None, held: Sequence[Lease] = ()
+    ) -> Iterator[Given]:
+        """What *compiled* is about, besides what the launcher can find itself; and locks, those *held* first."""
         self._bridges = self._bridges or any(n.mode == "bridge" and n.create_bridge for n in command.networks)
         with contextlib.ExitStack() as stack:
-            leases = []
+            leases = [*held]
             if (upper := upper_of(command)) is not None:
                 leases.append(lease_upper(upper))
-                self._own(stack, leases[0])
+                self._own(stack, leases[-1])
                 self._launchers.sweep()  # who has had it before may have been killed, and his container be ending still
             yield stack.enter_context(lend(command, compiled, self._running, self._holds, leases, deadline))
 
@@ -268,14 +270,15 @@ class NativeDriver(DetachedVerbs):
     def _begin_leased(self, command: Command, stdio: Stdio, *, hold: bool) -> NativeProcess:
         """Start it with ids that nobody else has. Raises SetupError."""
         try:
-            ids, lease = userns.lease_range()
+            ids, fd = userns.lease_range()
         except OSError as error:
             raise SetupError("reserve a range of ids", error.errno or errno.EPROTO, error.filename) from None
         with contextlib.ExitStack() as stack:
-            self._own(stack, Lease(lease))
+            own = Lease(fd)
+            self._own(stack, own)
             compiled = self.compile(command, hold=hold, size=stdio.size, ids=ids)
-            asked = stack.enter_context(listener.connected(compiled.listener, command.id, stdio.deadline))
-            return self._launch(command, compiled, stdio, given=Given([lease, *asked], leased=1))
+            given = stack.enter_context(self._lend(command, compiled, stdio.deadline, [own]))
+            return self._launch(command, compiled, stdio, given=given)
 
     def _launch(
         self,
