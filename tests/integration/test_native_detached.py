@@ -196,6 +196,7 @@ signal.pause()
         directories = {path for pid in pids for path in cgroups_of(pid)}
         assert len(pids) == 2
         assert any(name in str(path) for path in directories)
+        os.kill(launcher, signal.SIGSTOP)  # or it could clean up when its caller has died
         for pid in (process.pid, launcher):  # the caller first: it would sweep
             os.kill(pid, signal.SIGKILL)
         process.wait(60)
