@@ -211,7 +211,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             samples, reasons = measure_latency(entries, options.rounds, options.warm_up, shuffle)
             rates: dict[str, dict[str, float]] = {}
             for entry in entries:
-                if entry.name not in samples or not entry.task or "ballast" in entry.task:
+                if (
+                    entry.name not in samples
+                    or not entry.task
+                    or not entry.task.keys().isdisjoint(("ballast", "seccomp"))
+                ):
                     continue
                 for count in options.callers:
                     try:
@@ -229,10 +233,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if {report.LXC, report.LXC_ALONE} <= samples.keys():
         ratio = report.paired_ratio(samples[report.LXC], samples[report.LXC_ALONE])
         latency[report.LXC]["times_lxc_start"] = ratio
+    filter_ms = None
+    if {report.OURS, report.UNFILTERED} <= samples.keys():
+        filter_ms = report.paired_difference(samples[report.OURS], samples[report.UNFILTERED])
     results = {
         "surroundings": surroundings(entries),
         "rounds": options.rounds,
         "latency_ms": latency,
+        "filter_ms": filter_ms,
         "starts_per_second": rates,
         "imports_ms": imports,
         "not_measured": reasons,

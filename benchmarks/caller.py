@@ -16,7 +16,7 @@ Keys of the JSON object: ``argv`` (a program, started by posix_spawn; ``{id}`` i
 and ``rootfs`` (pycontainer.run in this process); ``id`` (prefix of the ids); ``hide_cgroup2`` (run in a mount
 namespace without the unified hierarchy); ``ballast`` (bytes touched first); ``threads`` (idle threads started first);
 of programs ``hold``, ``exec`` and ``drop`` (argvs, the last a list of them), of the library ``detach`` (what stays has
-a monitor of its own) and ``network`` (the fields of a Network).
+a monitor of its own), ``seccomp`` (the profile, or unconfined) and ``network`` (the fields of a Network).
 """
 
 from __future__ import annotations
@@ -125,6 +125,8 @@ class Library:
             "rootfs": task["rootfs"], "driver": task["driver"],
             "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL,
         }  # fmt: skip
+        if "seccomp" in task:
+            self.options["seccomp"] = task["seccomp"]
         if "network" in task:
             import pycontainer
 

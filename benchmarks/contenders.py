@@ -113,6 +113,7 @@ def contenders(work: Path, rootfs: Path, prefix: str, seccomp: Path | None = Non
     ours = {"driver": "native", "rootfs": str(rootfs), "id": prefix}
     yield Contender("pycontainer", ours)
     yield Contender("pycontainer, 1 GB and 8 threads", {**ours, "ballast": 1 << 30, "threads": 8})
+    yield Contender("pycontainer, no filter", {**ours, "seccomp": "unconfined"})
 
     seccomp = seccomp or default_filter(work / "seccomp.bpf")
     try:

@@ -12,6 +12,8 @@ OURS = "pycontainer"
 FLOOR = "floor"
 #: The LXC driver, and what it runs.
 LXC, LXC_ALONE = "pycontainer, driver lxc", "lxc-start"
+#: Ours without the seccomp filter.
+UNFILTERED = "pycontainer, no filter"
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -32,6 +34,15 @@ def paired_ratio(values: Sequence[float], base: Sequence[float]) -> float:
         ValueError: the two are not of the same rounds
     """
     return statistics.median(value / other for value, other in zip(values, base, strict=True))
+
+
+def paired_difference(values: Sequence[float], base: Sequence[float]) -> float:
+    """The median of the differences round by round.
+
+    Raises:
+        ValueError: the two are not of the same rounds
+    """
+    return statistics.median(value - other for value, other in zip(values, base, strict=True))
 
 
 def summary(rounds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
@@ -74,6 +85,8 @@ def render(results: Mapping[str, Any]) -> str:
     parts[0] += "\nx: median of the ratios within each round; *: ratio of the medians; callers: starts per second"
     if "times_lxc_start" in latency.get(LXC, {}):
         parts.append(f"{LXC}: {latency[LXC]['times_lxc_start']:.2f} times {LXC_ALONE} in the same round")
+    if results.get("filter_ms") is not None:
+        parts.append(f"the default seccomp filter: {results['filter_ms']:+.2f} ms in the same round")
     if results["not_measured"]:
         parts.append("\n".join(f"{name}: {reason}" for name, reason in results["not_measured"].items()))
     if results["imports_ms"]:

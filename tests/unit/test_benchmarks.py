@@ -53,6 +53,10 @@ def test_paired_ratio_cancels_a_slow_round() -> None:
     assert report.paired_ratio([2.0, 20.0, 2.0, 20.0], [1.0, 10.0, 1.0, 10.0]) == 2.0
 
 
+def test_a_slow_round_is_none_for_the_difference() -> None:
+    assert report.paired_difference([2.0, 22.0, 2.0, 22.0], [1.0, 21.0, 1.0, 21.0]) == 1.0
+
+
 def test_paired_ratio_refuses_unequal_rounds() -> None:
     with pytest.raises(ValueError, match="shorter"):
         report.paired_ratio([1.0, 2.0], [1.0])
