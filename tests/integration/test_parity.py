@@ -326,6 +326,16 @@ def test_environment(both: Both) -> None:
     assert len(lines) == len(env) + 2
 
 
+@pytest.mark.parametrize("tty", [False, True])
+def test_a_long_command(both: Both, tty: bool) -> None:
+    """Longer than a message on the control socket: it comes in a file, which must not get into the container."""
+    streams = {"capture_output": False, "stdout": PIPE, "tty": True} if tty else {}
+    argv = [*sh("echo $# ${#A} $1; cat /etc/passwd; ls /proc/self/fd"), *(f"{number:0100}" for number in range(2000))]
+    status, out, _ = both(argv, env={"PATH": "/bin", "A": "x" * 100_000}, **streams)
+    assert status.exit_code == 0
+    assert out.split()[:3] == [b"1999", b"100000", f"{1:0100}".encode()]
+
+
 @pytest.mark.parametrize("read_only", [True, False])
 @pytest.mark.parametrize("options", [(), ("nosuid", "nodev", "noexec"), ("noatime",)], ids=str)
 def test_mounts_and_their_flags(both: Both, tmp_path: Path, read_only: bool, options: tuple[str, ...]) -> None:
@@ -531,6 +541,14 @@ def test_out_of_memory_of_a_further_process(drivers: Any, busybox_rootfs: Path, 
 
 
 @needs(Feature.EXEC)
+def test_a_long_exec(boxes: Any) -> None:
+    argv = [*sh("echo $# ${#A} $1; ls /proc/self/fd"), *(f"{number:0100}" for number in range(2000))]
+    first, second = (execute(box, argv, env={"PATH": "/bin", "A": "x" * 100_000}) for box in boxes)
+    assert first == second
+    assert first[0].split()[:3] == [b"1999", b"100000", f"{1:0100}".encode()]
+
+
+@needs(Feature.EXEC)
 def test_exec_in_what_is_paused_or_over(boxes: Any) -> None:
     for box in boxes:
         box.pause()
@@ -618,6 +636,21 @@ def test_restore(drivers: Any, busybox_rootfs: Path, tty: bool) -> None:
         finally:
             pycontainer.get(first.id, driver).remove(force=True)
     assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize("tty", [False, True])
+def test_a_long_detached_command(drivers: Any, busybox_rootfs: Path, tty: bool) -> None:
+    results = []
+    for driver in drivers:
+        if Feature.RESTORE not in driver.features():
+            continue
+        argv, env = sh("echo ${#A}; ls /proc/self/fd; exit 3"), {"PATH": "/bin", "A": "x" * 100_000}
+        box = pycontainer.Container(argv, rootfs=busybox_rootfs, driver=driver, detach=True, tty=tty, env=env)
+        try:
+            results.append((box.wait(60), b"".join(one.data for one in box.logs()).split()))
+        finally:
+            box.remove(force=True)
+    assert results[0] == results[1] == (3, [b"100000", *results[0][1][1:]])
 
 
 def test_validate_says_the_same(drivers: Any, busybox_rootfs: Path) -> None:
