@@ -78,8 +78,8 @@ def _entry(source: str, target: str, kind: str, options: tuple[str, ...]) -> str
 
 
 def _octal(text: str) -> str:
-    """As fstab(5) wants blanks, and what begins a comment there."""
-    return re.sub(r"[\s\\#]", lambda match: "".join(f"\\{byte:03o}" for byte in match[0].encode()), text)
+    """As getmntent(3) reads a field: it knows these four, and leaves any other such number as it is."""
+    return re.sub(r"[ \t\n\\]", lambda match: f"\\{ord(match[0]):03o}", text)
 
 
 def render(

@@ -360,6 +360,17 @@ def test_mounts_and_their_flags(both: Both, tmp_path: Path, read_only: bool, opt
     assert both(sh(script), look, mounts=mounts)[0].exit_code == 0
 
 
+@pytest.mark.parametrize(
+    "name", ["a#b", "#", "a\\b", "\\043", "a\tb", "a\u00a0b", "\u2028", "a\x0bb", "\x85", "\udcff"]
+)
+def test_mounts_of_any_name(both: Both, tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    source.mkdir()
+    (source / "file").write_text("x\n")
+    mounts = [Mount(str(source), f"/mnt/names/{name}"), Mount.tmpfs(f"/mnt/memory/{name}")]
+    assert both(sh("cat /mnt/names/*/file; ls -A /mnt/memory/*"), mounts=mounts)[1:] == (b"x\n", b"")
+
+
 def test_a_mount_below_a_read_only_one(both: Both, tmp_path: Path) -> None:
     import subprocess
 
