@@ -196,7 +196,9 @@ def _network(config: Config, networks: Sequence[Network]) -> None:
             if address is None:
                 continue
             kind = "ipv6" if ":" in address else "ipv4"
-            config.add(f"{key}.{kind}.address", f"{address}/{bits}", "network.address")
+            # No broadcast address, as native: the one that LXC thinks of is 0.0.0.255.
+            rest = " 0.0.0.0" if kind == "ipv4" else ""
+            config.add(f"{key}.{kind}.address", f"{address}/{bits}{rest}", "network.address")
             if gateway is not None:
                 config.add(f"{key}.{kind}.gateway", gateway, "network.gateway")
 

@@ -390,6 +390,7 @@ def test_the_networks_of_docker_0_9(run: Callable[..., Any], driver: LxcDriver, 
         done = run("ip -o addr show eth0; ip link show eth0; ip route; ping -c1 -W2 10.213.7.1", network=network)
         for expected in ("10.213.7.2/24", "mtu 1400", "02:11:22:33:44:55", "default via 10.213.7.1"):
             assert expected in done.stdout
+        assert "brd" not in done.stdout.splitlines()[0]  # none, as native; LXC's own is 0.0.0.255
         with pycontainer.Container(["sleep", "50"], rootfs=busybox_rootfs, driver=driver, network=network) as box:
             shared = run("ip -o addr show eth0", network=f"container:{box.id}")
             assert "10.213.7.2/24" in shared.stdout
