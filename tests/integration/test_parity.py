@@ -296,6 +296,8 @@ WITH_NODES = (
         ({"rootfs": "/"}, (InvalidCommandError, "rootfs")),
         ({"name": "../x"}, (InvalidCommandError, "id")),
         ({"cpuset_cpus": "0"}, Shown(cpus="0")),
+        ({"cpuset_cpus": "0,9999"}, (InvalidCommandError, "resources.cpuset_cpus")),
+        ({"cpuset_mems": "999"}, (InvalidCommandError, "resources.cpuset_mems")),
     ],
     ids=str,
 )  # fmt: skip
