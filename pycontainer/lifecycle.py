@@ -748,8 +748,8 @@ def required_features(command: Command) -> list[Feature]:
         (Feature.SYSCTLS, bool(command.sysctls)),
         (Feature.USERNS, command.userns is not None or bool(command.uid_mappings)),
         (Feature.LABELS, command.is_labelled),
+        (Feature.SECCOMP_NOTIFY, _asks(command)),  # before the other, which goes with it: an error names the first
         (Feature.SECCOMP, isinstance(command.seccomp, Mapping)),
-        (Feature.SECCOMP_NOTIFY, _asks(command)),
     )
     needed = [feature for feature, is_needed in needs if is_needed]
     return needed + [feature for feature in _limited_features(command.resources) if feature not in needed]

@@ -146,6 +146,27 @@ def missing(resources: Mapping[str, Any], where: Mapping[str, str]) -> Iterator[
     swap, limit = memory.get("swap"), memory.get("limit")
     if swap not in (None, -1) and swap != 2 * (limit or 0) and not accounts_swap(where):
         yield "resources.memory_swap", "the kernel does not account swap (booted without swapaccount=1)"
+    for name in ("cpus", "mems"):
+        wanted, had = resources.get("cpu", {}).get(name), effective(name, where)
+        if wanted and had and (excess := _numbers(wanted) - _numbers(had)):
+            yield f"resources.cpuset_{name}", f"{min(excess)} is not among the caller's own, {had}"
+
+
+def effective(kind: str, where: Mapping[str, str]) -> str:
+    """The "cpus" or the "mems" that the caller's own cgroup may use, "" where nobody says."""
+    v1 = "cpuset" in where
+    name, directory = f"cpuset.effective_{kind}" if v1 else f"cpuset.{kind}.effective", where.get("cpuset" * v1, "")
+    while directory:  # of cgroup2 it may be one above, where the controller is not handed down
+        with contextlib.suppress(OSError):
+            return read(f"{directory}/{name}").strip()
+        directory = directory.rpartition("/")[0]
+    return ""
+
+
+def _numbers(text: str) -> set[int]:
+    """The set that ``0-3,5`` stands for."""
+    ends = (part.partition("-") for part in text.split(","))
+    return {number for first, _, last in ends for number in range(int(first), int(last or first) + 1)}
 
 
 def _asked(resources: Mapping[str, Any]) -> dict[str, int | str | None]:

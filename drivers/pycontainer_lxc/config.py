@@ -78,8 +78,8 @@ def _entry(source: str, target: str, kind: str, options: tuple[str, ...]) -> str
 
 
 def _octal(text: str) -> str:
-    """As fstab(5) wants blanks, and what begins a comment there."""
-    return re.sub(r"[\s\\#]", lambda match: "".join(f"\\{byte:03o}" for byte in match[0].encode()), text)
+    """As getmntent(3) reads a field: it knows these four, and leaves any other such number as it is."""
+    return re.sub(r"[ \t\n\\]", lambda match: f"\\{ord(match[0]):03o}", text)
 
 
 def render(
@@ -196,7 +196,9 @@ def _network(config: Config, networks: Sequence[Network]) -> None:
             if address is None:
                 continue
             kind = "ipv6" if ":" in address else "ipv4"
-            config.add(f"{key}.{kind}.address", f"{address}/{bits}", "network.address")
+            # No broadcast address, as native: the one that LXC thinks of is 0.0.0.255.
+            rest = " 0.0.0.0" if kind == "ipv4" else ""
+            config.add(f"{key}.{kind}.address", f"{address}/{bits}{rest}", "network.address")
             if gateway is not None:
                 config.add(f"{key}.{kind}.gateway", gateway, "network.gateway")
 

@@ -29,6 +29,7 @@ from pycontainer.errors import (
 )
 from pycontainer.labels import unknown_labels
 from pycontainer.network import RELAYS, named
+from pycontainer.process import capability_numbers
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp import notifying
 from pycontainer.seccomp_filter import Filter, compile_filter
@@ -182,6 +183,12 @@ class LxcDriver(ExecutionDriver):
             if "\n" in value or "\r" in value:
                 problem = f"{name} has a line break, and LXC's configuration has one value in a line"
                 problems.append(InvalidCommandError("process.env", problem))
+        if process.capabilities is not None:
+            held, numbers = _held_capabilities(), capability_numbers()
+            for name in process.capabilities:
+                if not held >> numbers[name] & 1:
+                    problem = f"this process does not have {name} to give"
+                    problems.append(InvalidCommandError("process.capabilities", problem))
         for limit in process.rlimits:
             if limit.type == "RLIMIT_NOFILE" and -1 < limit.soft < MIN_DESCRIPTORS:
                 problem = f"LXC sets it before it sets up the container, for which it needs {MIN_DESCRIPTORS}"
@@ -644,6 +651,12 @@ _DEVICE_FIELDS = {
     **{f"devices.{name}": name for name in ("type", "major", "minor", "uid", "gid")},
     "devices.mode": "fileMode",
 }
+
+
+def _held_capabilities() -> int:
+    """What this process has and may hand on, as a bit set: LXC leaves out the rest of what it is to keep."""
+    sets = dict(line.split(":\t") for line in cgroups.read("/proc/self/status").splitlines() if line.startswith("Cap"))
+    return int(sets["CapPrm"], 16) & int(sets["CapBnd"], 16)
 
 
 def _may_lower_oom_score() -> bool:

@@ -108,7 +108,11 @@ class Guard:
                 Job(self, status, UNREAD).fail("receive descriptors", errno.EMFILE)
                 return
             if message == b"memfd":
-                message = os.pread(fds[-1], os.fstat(fds[-1]).st_size, 0)
+                memfd = fds.pop()  # none of the tool's: by its place it would be LXC's configuration
+                try:
+                    message = os.pread(memfd, os.fstat(memfd).st_size, 0)
+                finally:
+                    os.close(memfd)
             kind, request = marshal.loads(message)
             job: Job = KINDS[kind](self, status, request)
             try:

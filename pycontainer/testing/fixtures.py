@@ -80,7 +80,9 @@ class ContainerFactory:
         self.runs: list[CompletedContainer | WaitTimeoutError] = []
 
     def __call__(self, argv: Argv, **keywords: Any) -> LoggedContainer:
-        """A container that has been started: the arguments of :class:`pycontainer.Container`."""
+        """A container that has been started: the arguments of :class:`pycontainer.Container`, but for ``detach``."""
+        if keywords.get("detach"):
+            raise ValueError("a fixture's container ends with pytest: make a detached one by pycontainer.Container")
         fields = {"driver": self.driver, "name": unique_id(), **self.defaults, **keywords}
         box = LoggedContainer(argv, **fields)
         self.containers.append(box)

@@ -12,7 +12,9 @@ Fixtures:
     driver can do (None is a view of the host's own).
 ``container_factory``
     Starts containers as :class:`pycontainer.Container` does, with their output
-    in ``box.output`` and ``box.errors``, and ends them after the test.
+    in ``box.output`` and ``box.errors``, and ends them after the test. None is
+    detached, for that would outlive a pytest that is killed: the test makes it
+    by :class:`pycontainer.Container`, and removes it.
 ``run_container``
     :func:`pycontainer.run`; output is captured as text.
 ``container``

@@ -373,6 +373,23 @@ def test_without_a_pid_namespace_everything_ends_with_the_first_process(run: Cal
     assert not host.is_alive(int(done.stdout))
 
 
+@pytest.mark.parametrize("given_up", ["prctl.cap_effective.sys_boot = prctl.cap_permitted.sys_boot = False",
+                                      "prctl.capbset.sys_boot = False"], ids=["permitted", "bounding"])  # fmt: skip
+def test_a_capability_that_the_caller_does_not_have(busybox_rootfs: Path, given_up: str) -> None:
+    """LXC leaves out what it cannot give, and says nothing."""
+    code = f"""
+import prctl, pycontainer
+{given_up}
+try:
+    pycontainer.run(["true"], rootfs={str(busybox_rootfs)!r}, driver="lxc", cap_add=["SYS_BOOT"])
+except pycontainer.InvalidCommandError as error:
+    print(error)
+pycontainer.run(["true"], rootfs={str(busybox_rootfs)!r}, driver="lxc", check=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout == "process.capabilities: this process does not have CAP_SYS_BOOT to give\n"
+
+
 def test_the_networks_of_docker_0_9(run: Callable[..., Any], driver: LxcDriver, busybox_rootfs: Path) -> None:
     bridge = f"pyc{os.getpid() % 10000}"
     subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], check=True)
@@ -390,6 +407,7 @@ def test_the_networks_of_docker_0_9(run: Callable[..., Any], driver: LxcDriver, 
         done = run("ip -o addr show eth0; ip link show eth0; ip route; ping -c1 -W2 10.213.7.1", network=network)
         for expected in ("10.213.7.2/24", "mtu 1400", "02:11:22:33:44:55", "default via 10.213.7.1"):
             assert expected in done.stdout
+        assert "brd" not in done.stdout.splitlines()[0]  # none, as native; LXC's own is 0.0.0.255
         with pycontainer.Container(["sleep", "50"], rootfs=busybox_rootfs, driver=driver, network=network) as box:
             shared = run("ip -o addr show eth0", network=f"container:{box.id}")
             assert "10.213.7.2/24" in shared.stdout

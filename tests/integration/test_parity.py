@@ -296,6 +296,8 @@ WITH_NODES = (
         ({"rootfs": "/"}, (InvalidCommandError, "rootfs")),
         ({"name": "../x"}, (InvalidCommandError, "id")),
         ({"cpuset_cpus": "0"}, Shown(cpus="0")),
+        ({"cpuset_cpus": "0,9999"}, (InvalidCommandError, "resources.cpuset_cpus")),
+        ({"cpuset_mems": "999"}, (InvalidCommandError, "resources.cpuset_mems")),
     ],
     ids=str,
 )  # fmt: skip
@@ -326,6 +328,16 @@ def test_environment(both: Both) -> None:
     assert len(lines) == len(env) + 2
 
 
+@pytest.mark.parametrize("tty", [False, True])
+def test_a_long_command(both: Both, tty: bool) -> None:
+    """Longer than a message on the control socket: it comes in a file, which must not get into the container."""
+    streams = {"capture_output": False, "stdout": PIPE, "tty": True} if tty else {}
+    argv = [*sh("echo $# ${#A} $1; cat /etc/passwd; ls /proc/self/fd"), *(f"{number:0100}" for number in range(2000))]
+    status, out, _ = both(argv, env={"PATH": "/bin", "A": "x" * 100_000}, **streams)
+    assert status.exit_code == 0
+    assert out.split()[:3] == [b"1999", b"100000", f"{1:0100}".encode()]
+
+
 @pytest.mark.parametrize("read_only", [True, False])
 @pytest.mark.parametrize("options", [(), ("nosuid", "nodev", "noexec"), ("noatime",)], ids=str)
 def test_mounts_and_their_flags(both: Both, tmp_path: Path, read_only: bool, options: tuple[str, ...]) -> None:
@@ -348,6 +360,17 @@ def test_mounts_and_their_flags(both: Both, tmp_path: Path, read_only: bool, opt
         return done.status, re.sub(rb"(?m)^(/mnt/a.* r[ow](,nosuid)?),nodev", rb"\1", done.stdout), done.stderr
 
     assert both(sh(script), look, mounts=mounts)[0].exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["a#b", "#", "a\\b", "\\043", "a\tb", "a\u00a0b", "\u2028", "a\x0bb", "\x85", "\udcff"]
+)
+def test_mounts_of_any_name(both: Both, tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    source.mkdir()
+    (source / "file").write_text("x\n")
+    mounts = [Mount(str(source), f"/mnt/names/{name}"), Mount.tmpfs(f"/mnt/memory/{name}")]
+    assert both(sh("cat /mnt/names/*/file; ls -A /mnt/memory/*"), mounts=mounts)[1:] == (b"x\n", b"")
 
 
 def test_a_mount_below_a_read_only_one(both: Both, tmp_path: Path) -> None:
@@ -531,6 +554,14 @@ def test_out_of_memory_of_a_further_process(drivers: Any, busybox_rootfs: Path, 
 
 
 @needs(Feature.EXEC)
+def test_a_long_exec(boxes: Any) -> None:
+    argv = [*sh("echo $# ${#A} $1; ls /proc/self/fd"), *(f"{number:0100}" for number in range(2000))]
+    first, second = (execute(box, argv, env={"PATH": "/bin", "A": "x" * 100_000}) for box in boxes)
+    assert first == second
+    assert first[0].split()[:3] == [b"1999", b"100000", f"{1:0100}".encode()]
+
+
+@needs(Feature.EXEC)
 def test_exec_in_what_is_paused_or_over(boxes: Any) -> None:
     for box in boxes:
         box.pause()
@@ -618,6 +649,21 @@ def test_restore(drivers: Any, busybox_rootfs: Path, tty: bool) -> None:
         finally:
             pycontainer.get(first.id, driver).remove(force=True)
     assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize("tty", [False, True])
+def test_a_long_detached_command(drivers: Any, busybox_rootfs: Path, tty: bool) -> None:
+    results = []
+    for driver in drivers:
+        if Feature.RESTORE not in driver.features():
+            continue
+        argv, env = sh("echo ${#A}; ls /proc/self/fd; exit 3"), {"PATH": "/bin", "A": "x" * 100_000}
+        box = pycontainer.Container(argv, rootfs=busybox_rootfs, driver=driver, detach=True, tty=tty, env=env)
+        try:
+            results.append((box.wait(60), b"".join(one.data for one in box.logs()).split()))
+        finally:
+            box.remove(force=True)
+    assert results[0] == results[1] == (3, [b"100000", *results[0][1][1:]])
 
 
 def test_validate_says_the_same(drivers: Any, busybox_rootfs: Path) -> None:

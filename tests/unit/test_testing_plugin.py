@@ -251,6 +251,19 @@ def test_a_detached_one_is_a_leak_as_well(pytester: pytest.Pytester, driver: str
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_leaks*", "*left containers running*leaked-detached*"])
 
 
+def test_a_fixture_makes_none_that_would_outlive_pytest(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def test_it(container_factory):
+            with pytest.raises(ValueError, match="detached one"):
+                container_factory(["sleep", "1000"], detach=True)
+        """
+    )
+    pytester.runpytest_subprocess("--container-driver", "fake").assert_outcomes(passed=1)
+
+
 def test_the_fake_driver_fixture(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
