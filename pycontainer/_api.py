@@ -397,6 +397,8 @@ class Container:
         return self._exchange is not None and self._exchange.truncated
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_life"):  # a traceback shows it although its __init__ has failed
+            return f"<{type(self).__name__}, never made>"
         return f"<{type(self).__name__} {self.id}: returncode: {self.returncode} args: {self.args!r}>"
 
     # -- its beginning -------------------------------------------------------

@@ -38,7 +38,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=_seconds, default=None, metavar="SECONDS", help="kill it after that time and exit with 124")
     add("--receipt", default=None, metavar="FILE", help="write down as JSON what really held for it when it began")
     add("--name", metavar="NAME", help="its id; default: a random one")
-    add("--driver", default=None, metavar="NAME", help="default: $PYCONTAINER_DRIVER, or native")
+    add(
+        "--driver",
+        default=None,
+        metavar="NAME[,NAME]",
+        help="default: $PYCONTAINER_DRIVER, or native; of several the first that can be used",
+    )
     add(
         "--require",
         default=[],

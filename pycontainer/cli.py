@@ -228,12 +228,17 @@ def _driver(options: argparse.Namespace) -> ExecutionDriver:
     """The driver that the flags choose. Raises ContainerError, also for an option that is not its own."""
     from pycontainer.plugins import default_names, get_driver
 
-    if options.require:
+    own = [key for key in vars(options) if key.startswith("option ")]
+    names = [name.strip() for name in options.driver.split(",")] if options.driver else []
+    if options.require or len(names) > 1:
         from pycontainer.requirements import choose_driver
 
-        return choose_driver(options.require, options.driver)
+        if own:
+            _, driver, option = own[0].split(" ")
+            raise ContainerError(f"--{driver}-{option.replace('_', '-')} is for one driver, which --driver has to name")
+        return choose_driver(options.require, names or None)
     try:
-        if not any(key.startswith("option ") for key in vars(options)):
+        if not own:
             return get_driver(options.driver or None)
         from pycontainer.options import given_flags
 

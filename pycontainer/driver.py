@@ -242,7 +242,8 @@ class Stdio:
     stdout: int
     stderr: int
     size: tuple[int, int] | None = None  #: the terminal's (rows, columns)
-    deadline: float | None = None  #: when the start has to be over, of time.monotonic(); else WaitTimeoutError
+    #: When the start has to be over, of time.monotonic(), or else WaitTimeoutError; it may be float("inf").
+    deadline: float | None = None
     #: A descriptor that is readable once the start is to be given up, with WaitTimeoutError; -1: it never is. For a
     #: driver that does not look at it the core ends the container when it has started.
     give_up: int = -1

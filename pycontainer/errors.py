@@ -247,6 +247,9 @@ class SetupError(ContainerError, OSError):
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.step, self.errno, self.path), self.__dict__)
 
+    def __repr__(self) -> str:
+        return f"SetupError({self.step!r}, {self.errno}, {self.path!r})"
+
     def __str__(self) -> str:
         where = f" {self.path}" if self.path and self.path not in self.step else ""
         return f"{self.step}{where}: {errno.errorcode.get(self.errno or 0, self.errno)} ({self.strerror})"

@@ -14,11 +14,10 @@ EVERYBODY = UserNamespace(((0, 0, 0xFFFFFFFF),), ((0, 0, 0xFFFFFFFF),))
 
 
 def _host_capabilities() -> int:
+    """What this process has, and may hand on to what it executes, as a bit set."""
     with open("/proc/self/status", "rb") as status:
-        for line in status:
-            if line.startswith(b"CapPrm:"):
-                return int(line.split()[1], 16)
-    return 0
+        sets = [int(line.split()[1], 16) for line in status if line.startswith((b"CapPrm:", b"CapBnd:"))]
+    return sets[0] & sets[1]
 
 
 def _last_capability() -> int:

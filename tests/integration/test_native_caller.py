@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import pycontainer
-from pycontainer import ContainerError, Mount, NotRunningError, Pipes
+from pycontainer import ContainerError, InvalidCommandError, Mount, NotRunningError, Pipes
 from pycontainer.command import Command
 from pycontainer_native import abi
 from pycontainer_native.driver import NativeDriver
@@ -222,6 +222,18 @@ def test_two_threads_of_different_rights_do_not_get_each_others_launcher(
         assert sh(driver, busybox_rootfs, "echo here") == "here\n"
         assert driver._launchers.current is first
         driver.close()
+
+    in_child(body)
+
+
+def test_what_the_bounding_set_lacks_cannot_be_handed_on(busybox_rootfs: Path) -> None:
+    def body() -> None:
+        assert libc.prctl(abi.PR_CAPBSET_DROP, 0, 0, 0, 0) == 0  # CAP_CHOWN, which this process itself still has
+        driver = NativeDriver()
+        with pytest.raises(InvalidCommandError, match="does not have CAP_CHOWN to give") as caught:
+            pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver, cap_add=["CHOWN"])
+        assert caught.value.field == "process.capabilities"
+        assert sh(driver, busybox_rootfs, "echo done", cap_drop=["ALL"], cap_add=["KILL"]) == "done\n"
 
     in_child(body)
 

@@ -442,6 +442,13 @@ def test_what_it_tells_of_itself(driver: SpawnDriver) -> None:
         assert repr(container) == "<Container me: returncode: None args: ['sleep', '100']>"
 
 
+def test_one_that_was_never_made_tells_that(driver: SpawnDriver) -> None:
+    box = Container.__new__(Container)
+    with pytest.raises(pycontainer.InvalidCommandError):
+        box.__init__(["true"], name="../up", driver=driver)  # type: ignore[misc]
+    assert repr(box) == "<Container, never made>"
+
+
 def test_processes_that_ended_in_between_are_left_out(box: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with box("sleep 100") as container:
         monkeypatch.setattr(container, "pids", lambda: [container.pid, 2**22 + 1])

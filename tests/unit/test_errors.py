@@ -65,6 +65,11 @@ def test_errors_has_no_other_names_than_it_has() -> None:
         pycontainer.errors.Nothing  # noqa: B018
 
 
+def test_a_failed_step_shows_itself_as_it_is_made() -> None:
+    error = SetupError("mount proc on /proc", 1, "/proc")
+    assert repr(error) == "SetupError('mount proc on /proc', 1, '/proc')"
+
+
 def test_the_path_of_a_step_is_the_filename_of_an_os_error() -> None:
     error = SetupError("execve", errno.ENOENT, "/no/such")
     assert (error.filename, error.path) == ("/no/such", "/no/such")

@@ -106,6 +106,8 @@ class TestChoice:
     def test_the_flag(self, capfd: pytest.CaptureFixture[str]) -> None:
         assert main(["run", "--require", "pause,exec", "--require", "tty", "--", "echo", "hi"]) == 0
         assert capfd.readouterr().out == "hi\n"
+        assert main(["run", "--driver", "dead,mine", "--", "echo", "hi"]) == 0
+        assert main(["run", "--driver", "dead, plain", "--require", "pause", "--", "echo", "hi"]) == 125
         assert main(["run", "--require", "network", "--", "echo", "hi"]) == 125
         assert "lxc: it does not have network" in capfd.readouterr().err
         with pytest.raises(SystemExit):
