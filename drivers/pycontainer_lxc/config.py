@@ -174,11 +174,20 @@ def check_raw(line: str) -> str | None:
     return None if equals and key.strip().startswith("lxc.") else f"{line!r} is not of the form lxc.key = value"
 
 
+#: In the container's network, which has its interfaces by then, none of them up: whoever else is on the bridge gives it
+#: no addresses and no routes. A kernel without IPv6 has no such files.
+_IGNORE_ADVERTISEMENTS = (
+    'lxc.hook.pre-mount="</dev/null; for file in /proc/sys/net/ipv6/conf/*/accept_ra; do'
+    ' [ ! -e $file ] || echo 0 >$file || exit 1; done; exit 0; :"'
+)
+
+
 def _network(config: Config, networks: Sequence[Network]) -> None:
     if not networks or networks[0].mode == "none":
         config.add("lxc.net.0.type", "empty")
         config.add("lxc.net.0.flags", "up")
         return
+    config.lines.append(_IGNORE_ADVERTISEMENTS)  # a constant: no value makes a hook
     for number, network in enumerate(named(networks)):
         key = f"lxc.net.{number}"
         config.add(f"{key}.type", "veth")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 import pycontainer
@@ -408,6 +409,10 @@ def test_the_networks_of_docker_0_9(run: Callable[..., Any], driver: LxcDriver, 
         for expected in ("10.213.7.2/24", "mtu 1400", "02:11:22:33:44:55", "default via 10.213.7.1"):
             assert expected in done.stdout
         assert "brd" not in done.stdout.splitlines()[0]  # none, as native; LXC's own is 0.0.0.255
+        two = [network, attrs.evolve(network, mac=None, address="10.213.7.3", gateway=None, interface="eth1")]
+        done = run("cat /proc/sys/net/ipv6/conf/*/accept_ra", network=two)
+        assert set(done.stdout.split()) == {"0"}  # all, default, lo, eth0, eth1 and what the kernel has of itself
+        assert len(done.stdout.split()) >= 5
         with pycontainer.Container(["sleep", "50"], rootfs=busybox_rootfs, driver=driver, network=network) as box:
             shared = run("ip -o addr show eth0", network=f"container:{box.id}")
             assert "10.213.7.2/24" in shared.stdout
