@@ -22,7 +22,6 @@ from pycontainer.errors import (
     ContainerError,
     ContainerLostError,
     ContainerNotFoundError,
-    InvalidCommandError,
     NotRunningError,
     SetupError,
     UnsupportedError,
@@ -31,10 +30,9 @@ from pycontainer.errors import (
 from pycontainer.logs import LogRecord, read_log
 from pycontainer.service import TRUNCATED, ServiceGoneError, exit_status, send_request, wait_readable
 from pycontainer_native import state
-from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer, sweep
+from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer
 from pycontainer_native.cgroups.layout import LAUNCHER_DIRECTORY
 from pycontainer_native.cgroups.live import DYING, remove_dead
-from pycontainer_native.client import LauncherClient
 from pycontainer_native.namespaces import BRIDGES
 from pycontainer_native.process import NativeProcess
 from pycontainer_native.state import Claim, Record, Store
@@ -43,7 +41,8 @@ if TYPE_CHECKING:
     import weakref
 
     from pycontainer.command import Command
-    from pycontainer_native.network import Attachment
+    from pycontainer_native.given import Given
+    from pycontainer_native.launchers import Launchers
     from pycontainer_native.plan import Plan
 
 #: How long a monitor that has closed its sockets may take to be gone (seconds).
@@ -123,6 +122,7 @@ class DetachedVerbs(ExecutionDriver):
     """The native driver's verbs for detached containers. What is declared here and not defined is the driver's."""
 
     _store: Store
+    _launchers: Launchers
     _has_collected = False
     _processes: weakref.WeakValueDictionary[str, NativeProcess]
     _sockets: set[Any]
@@ -138,15 +138,7 @@ class DetachedVerbs(ExecutionDriver):
     def _check(self, command: Command) -> None: ...
 
     @abstractmethod
-    def _ask(self, request: bytes, fds: list[int], owner: LauncherClient | None = None) -> LauncherClient: ...
-
-    @abstractmethod
-    def _build_network(self, command: Command, stack: contextlib.ExitStack) -> Attachment | None: ...
-
-    @abstractmethod
-    def _open_given(
-        self, command: Command, compiled: Plan, stack: contextlib.ExitStack, network: Attachment | None
-    ) -> list[int]: ...
+    def _lend(self, command: Command, compiled: Plan) -> contextlib.AbstractContextManager[Given]: ...
 
     @abstractmethod
     def _register(self, process: NativeProcess) -> None: ...
@@ -174,7 +166,7 @@ class DetachedVerbs(ExecutionDriver):
                 raise SetupError("record the container", error.errno or errno.EIO, error.filename) from None
             self._own(stack, claim)
             try:
-                given = self._open_given(command, compiled, stack, self._build_network(command, stack))
+                given = stack.enter_context(self._lend(command, compiled))
                 return self._start_claimed(stack, claim, command, compiled, given, (token, log), deadline)
             except BaseException as error:
                 stack.__exit__(*sys.exc_info())  # the lock is the monitor's alone, if there is one
@@ -189,7 +181,7 @@ class DetachedVerbs(ExecutionDriver):
         claim: Claim,
         command: Command,
         compiled: Plan,
-        given: Sequence[int],
+        given: Given,
         options: tuple[str, LogLimits],
         deadline: float | None,
     ) -> DetachedProcess:
@@ -233,7 +225,7 @@ class DetachedVerbs(ExecutionDriver):
             answer, answering = pair()
             self._own(stack, answer)
             request = marshal.dumps((None, "detach", token, log.size, log.files))
-            self._ask(request, [answering.fileno(), monitors.fileno(), listener.fileno(), claim.fd, *outputs])
+            self._launchers.ask(request, [answering.fileno(), monitors.fileno(), listener.fileno(), claim.fd, *outputs])
             answering.close()
             began = time.monotonic()
             while not wait_readable(answer.fileno(), deadline):
@@ -243,7 +235,7 @@ class DetachedVerbs(ExecutionDriver):
             if not said or marshal.loads(said)[0] != "monitor":
                 raise SetupError(*(marshal.loads(said)[1:3] if said else ("fork a monitor", errno.EPIPE)))
             with contextlib.suppress(ServiceGoneError):  # it has died: which process finds out by itself
-                send_request(connection, compiled.wire(command.id), [theirs.fileno(), *stdio, *given])
+                send_request(connection, compiled.wire(command.id), [theirs.fileno(), *stdio, *given.fds])
             theirs.close()
             process.wait_for_start(State.CREATING, deadline)
         except BaseException:
@@ -380,16 +372,8 @@ class DetachedVerbs(ExecutionDriver):
         if not removed:
             raise ContainerError(f"container {id!r} cannot be removed: its monitor does not end")
 
-    def _sweep_parents(self) -> list[str]:
-        """Remove what dead launchers have left below the cgroup_parents that their callers have written down."""
-        gone = []
-        for parent in self._store.orphaned_parents():
-            with contextlib.suppress(InvalidCommandError):  # it is gone, and with it what was below
-                gone += sweep(self.layout, cgroup_parent=parent)
-        return gone
-
     def gc(self) -> Sequence[str]:
-        gone = sweep(self.layout, everywhere=True) + self._sweep_parents()
+        gone = self._launchers.sweep(everywhere=True)
         for record in self._store.records():
             if not record.alive and not record.is_settled:
                 self._kill_rest(record)

@@ -216,7 +216,7 @@ class Holdings(NamedTuple):
                     os.waitpid(pid, os.WNOHANG)
         left += [f"mount {mount}" for mount in now.mounts - self.mounts]
         left += [f"cgroup {path}" for path in now.directories - self.directories if _is_nobodys(path)]
-        launcher = driver._launcher
+        launcher = driver._launchers.current
         assert launcher is not None
         # A launcher may own one container that does not run yet: its spare.
         if len(waiting := children(launcher.pid)) > 1:

@@ -141,16 +141,16 @@ def test_a_thread_elsewhere_has_a_launcher_of_its_own_and_comes_back_to_the_firs
         driver = NativeDriver()
         home = os.open("/proc/self/ns/uts", os.O_RDONLY)
         box = pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=driver)
-        first = driver._launcher
+        first = driver._launchers.current
         assert libc.unshare(abi.CLONE_NEWUTS) == 0
         sh(driver, busybox_rootfs, "true")
-        second = driver._launcher
+        second = driver._launchers.current
         assert first is not None
         assert second is not None
         assert first is not second
         assert libc.setns(home, abi.CLONE_NEWUTS) == 0
         assert sh(driver, busybox_rootfs, "echo here") == "here\n"
-        assert driver._launcher is first
+        assert driver._launchers.current is first
         assert box.poll() is None
         os.kill(first.pid, 9)  # of which the other one hears nothing
         with pytest.raises((ContainerError, NotRunningError)):
@@ -183,7 +183,7 @@ def test_two_threads_of_different_rights_do_not_get_each_others_launcher(
     def body() -> None:
         driver = NativeDriver()
         sh(driver, busybox_rootfs, "true")
-        first = driver._launcher
+        first = driver._launchers.current
         real = driver.compile
 
         def elsewhere() -> None:
@@ -196,14 +196,14 @@ def test_two_threads_of_different_rights_do_not_get_each_others_launcher(
             thread = threading.Thread(target=elsewhere)
             thread.start()
             thread.join()
-            assert driver._launcher is not first
+            assert driver._launchers.current is not first
             return real(*arguments, **keywords)
 
         monkeypatch.setattr(driver, "compile", compile)
         with pytest.raises(ContainerError, match="another thread"):
             sh(driver, busybox_rootfs, "true")
         assert sh(driver, busybox_rootfs, "echo here") == "here\n"
-        assert driver._launcher is first
+        assert driver._launchers.current is first
         driver.close()
 
     in_child(body)

@@ -55,7 +55,7 @@ def cgroup_of(pid: int) -> str:
 
 def test_a_container_of_the_root_cgroup_is_below_it(native: Any, cgroup2: Path, start: Any) -> None:
     pid = start(["sleep", "100"], memory="64m", cpus=1, cpuset_cpus="0").pid
-    directory = cgroup2 / f"{PREFIX}{native._launcher.token}"
+    directory = cgroup2 / f"{PREFIX}{native._launchers.current.token}"
     assert cgroup_of(pid).startswith(f"/{directory.name}/")
     assert {"cpu", "cpuset", "memory", "pids"} <= {*(directory / "cgroup.subtree_control").read_text().split()}
     assert (directory / "cgroup.procs").read_text() == ""

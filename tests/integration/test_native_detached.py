@@ -105,7 +105,7 @@ for number in range(int(sys.argv[2])):
     wait = "sleep 1000 & wait;" if number % 2 else ""
     script = f"trap '{end}' TERM; echo out {number}; echo err {number} >&2; {wait} {end}"
     pycontainer.Container(["sh", "-c", script], rootfs=ROOTFS, driver=driver, name=f"box{number}", detach=True).close()
-print(driver._launcher.pid, flush=True)
+print(driver._launchers.current.pid, flush=True)
 signal.pause()
 """
 
@@ -182,7 +182,7 @@ argv = ["sh", "-c", "sleep {marker} & echo; wait"]
 keywords = dict(rootfs=ROOTFS, driver=driver, cgroup_parent={name!r}, stdout=pycontainer.PIPE)
 box = pycontainer.Container(argv, pid="host", **keywords)
 box.stdout.readline()
-print(driver._launcher.pid, *box.pids(), flush=True)
+print(driver._launchers.current.pid, *box.pids(), flush=True)
 signal.pause()
 """)
         launcher, *pids = map(int, process.stdout.readline().split())
@@ -618,8 +618,8 @@ def test_the_deadline_of_a_start_whose_launcher_does_not_answer(
     driver: NativeDriver, busybox_rootfs: Path, detach: Any, root: str
 ) -> None:
     pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver)
-    assert driver._launcher is not None
-    launcher = driver._launcher.pid
+    assert driver._launchers.current is not None
+    launcher = driver._launchers.current.pid
     command = pycontainer.Command.of(["sleep", "1000"], rootfs=busybox_rootfs, name="late")
     os.kill(launcher, signal.SIGSTOP)
     began = time.monotonic()
@@ -639,16 +639,16 @@ def test_a_launcher_that_dies_instead_of_forking_a_monitor(
     driver: NativeDriver, busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver)
-    ask = driver._ask
+    ask = driver._launchers.ask
 
     def ask_and_kill(request: bytes, fds: list[int]) -> Any:
-        assert driver._launcher is not None
-        os.kill(driver._launcher.pid, signal.SIGSTOP)
+        assert driver._launchers.current is not None
+        os.kill(driver._launchers.current.pid, signal.SIGSTOP)
         launcher = ask(request, fds)
         os.kill(launcher.pid, signal.SIGKILL)
         return launcher
 
-    monkeypatch.setattr(driver, "_ask", ask_and_kill)
+    monkeypatch.setattr(driver._launchers, "ask", ask_and_kill)
     command = pycontainer.Command.of(["true"], rootfs=busybox_rootfs, name="unlucky")
     with pytest.raises(SetupError) as caught:
         driver.start_detached(command, LogLimits())
@@ -995,8 +995,8 @@ def test_a_launcher_without_room_for_a_monitor_refuses_it(
     driver: NativeDriver, detach: Callable[..., pycontainer.Container], busybox_rootfs: Path, until: Callable[..., None]
 ) -> None:
     pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver)
-    assert driver._launcher is not None
-    launcher, wanted, failed = driver._launcher.pid, ("fork a monitor", errno.EMFILE), set()
+    assert driver._launchers.current is not None
+    launcher, wanted, failed = driver._launchers.current.pid, ("fork a monitor", errno.EMFILE), set()
     _, hard = resource.prlimit(launcher, resource.RLIMIT_NOFILE)
     free = host.leave_no_descriptor(launcher)
     # More than once: a spare that comes or goes meanwhile changes how many there are.
@@ -1012,4 +1012,4 @@ def test_a_launcher_without_room_for_a_monitor_refuses_it(
     until(lambda: len(host.children(launcher)) <= 1)
     resource.prlimit(launcher, resource.RLIMIT_NOFILE, (hard, hard))
     assert pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver).returncode == 0
-    assert driver._launcher.pid == launcher
+    assert driver._launchers.current.pid == launcher

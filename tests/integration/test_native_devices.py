@@ -30,7 +30,7 @@ KMSG = Device("/dev/kmsg", "/dev/log", type="c", major=1, minor=11)
 def driver(request: pytest.FixtureRequest, native: NativeDriver, own_driver: NativeDriver) -> NativeDriver:
     if request.param == "host":
         return native
-    own_driver._layout = Layout(tuple(place for place in detect().hierarchies if place.version == 2))
+    own_driver._launchers._layout = Layout(tuple(place for place in detect().hierarchies if place.version == 2))
     return own_driver
 
 
@@ -222,7 +222,7 @@ def test_no_device_in_a_user_namespace(start: Any) -> None:
 
 @pytest.mark.parametrize("keywords", [{"devices": [KMSG]}, {"cap_add": ["MKNOD"]}, {"device_cgroup_rules": []}])
 def test_where_nothing_can_hold_rules(start: Any, own_driver: NativeDriver, keywords: Any) -> None:
-    own_driver._layout = Layout()
+    own_driver._launchers._layout = Layout()
     with pytest.raises(InvalidCommandError, match="controller devices") as caught:
         start(["true"], driver=own_driver, **keywords)
     assert caught.value.field == "devices"

@@ -274,8 +274,8 @@ one.close()
 
 def test_a_launcher_that_was_stopped_delays_nobody_for_ever(busybox_rootfs: Path, own_driver: NativeDriver) -> None:
     pycontainer.run(["true"], rootfs=busybox_rootfs, driver=own_driver)
-    assert own_driver._launcher is not None
-    os.kill(own_driver._launcher.pid, signal.SIGSTOP)
+    assert own_driver._launchers.current is not None
+    os.kill(own_driver._launchers.current.pid, signal.SIGSTOP)
     with pytest.raises(pycontainer.WaitTimeoutError):
         pycontainer.run(["true"], rootfs=busybox_rootfs, driver=own_driver, timeout=0.3)
     own_driver.close()
@@ -304,8 +304,8 @@ def test_a_launcher_without_room_for_a_descriptor_ends_that_process_alone(
     until: Callable[..., None],
 ) -> None:  # fmt: skip
     with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=own_driver) as box:
-        assert own_driver._launcher is not None
-        launcher = own_driver._launcher.pid
+        assert own_driver._launchers.current is not None
+        launcher = own_driver._launchers.current.pid
         _, hard = resource.prlimit(launcher, resource.RLIMIT_NOFILE)
         until(lambda: len(host.children(launcher)) == 2)  # the spare
         null = os.open(os.devnull, os.O_RDWR)
@@ -324,4 +324,4 @@ def test_a_launcher_without_room_for_a_descriptor_ends_that_process_alone(
         assert box.poll() is None
         resource.prlimit(launcher, resource.RLIMIT_NOFILE, (hard, hard))
         assert box.exec(["true"]).returncode == 0
-        assert own_driver._launcher.pid == launcher
+        assert own_driver._launchers.current.pid == launcher

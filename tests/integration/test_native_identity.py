@@ -438,7 +438,7 @@ def test_input_cannot_be_pushed_into_the_callers_terminal(native: Any) -> None:
 
 
 def test_the_launcher_can_be_neither_traced_nor_read(native: Any) -> None:
-    pid = native._launcher.pid
+    pid = native._launchers.current.pid
     assert stat.S_IMODE(os.stat(f"/proc/{pid}/mem").st_mode) == 0o600
     assert os.stat(f"/proc/{pid}/mem").st_uid == 0
     # An unprivileged user with the same ids could not: dumpable is 0, and so the files are root's in any case.

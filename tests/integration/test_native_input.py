@@ -128,6 +128,6 @@ def test_nothing_is_started_for_it(busybox_rootfs: Path, native: Any) -> None:
             pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver, user="mallory")
         with pytest.raises(InvalidCommandError):
             pycontainer.run(["true"], rootfs="/missing", driver=driver)
-        assert driver._launcher is None
+        assert driver._launchers.current is None
     finally:
         driver.close()

@@ -46,7 +46,7 @@ class Gauge:
     """What the caller and the launcher hold, with the launcher's spare in place."""
 
     def __init__(self, driver: Any, until: Callable[..., None]) -> None:
-        self.launcher = driver._launcher.pid
+        self.launcher = driver._launchers.current.pid
         until(self.is_settled)
         self.descriptors = [len(host.descriptors(pid)) for pid in ("self", self.launcher)]
         self.memory = [resident(pid) for pid in (os.getpid(), self.launcher)]
@@ -109,7 +109,7 @@ def test_four_threads_with_a_hundred_each(native: Any, busybox_rootfs: Path, unt
 def test_failed_starts_leave_nothing(
     native: Any, start: Any, until: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pycontainer_native.driver.NOFILE_MIN", 0)  # which would be refused before anything is begun
+    monkeypatch.setattr("pycontainer_native.checks.NOFILE_MIN", 0)  # which would be refused before anything is begun
     failing: list[dict[str, Any]] = [
         {"cwd": "/missing"},
         {"mounts": [pycontainer.Mount(str(tmp_path), "/etc/passwd")]},
@@ -172,7 +172,7 @@ def test_asking_about_one_that_is_closed_leaves_the_others(start: Any, own_drive
     with pytest.raises(NotRunningError):
         own_driver.kill(first.id, signal.SIGKILL)
     assert second.poll() is None
-    assert (own_driver._launcher.pid, host.is_alive(launcher)) == (launcher, True)
+    assert (own_driver._launchers.current.pid, host.is_alive(launcher)) == (launcher, True)
 
 
 def test_ctrl_c_while_it_is_closed_leaves_the_others(
@@ -230,8 +230,8 @@ def test_failed_starts_are_freed_without_a_collector(own_driver: Any, busybox_ro
 def test_a_launcher_that_lives_is_not_given_up(start: Any, own_driver: Any, launcher_of: Any) -> None:
     launcher = launcher_of()
     box = start(["sleep", "100"], driver=own_driver)
-    assert "let go" in own_driver._drop(own_driver._launcher)
-    assert own_driver._launcher.pid == launcher
+    assert "let go" in own_driver._launchers.drop(own_driver._launchers.current)
+    assert own_driver._launchers.current.pid == launcher
     assert box.poll() is None
 
 
@@ -410,13 +410,13 @@ def test_a_forked_child_has_a_launcher_of_its_own(native: Any, start: Any, sh: A
 
     def run() -> tuple[str, list[int], int]:
         done = sh("echo in a fork")
-        launcher = native._launcher.pid
+        launcher = native._launchers.current.pid
         native.close()
         return done.stdout, [launcher], os.getpid()
 
     output, [launcher], _ = in_fork(run)
     assert output == "in a fork\n"
-    assert launcher != native._launcher.pid
+    assert launcher != native._launchers.current.pid
     until(lambda: not host.is_alive(launcher))
     assert box.poll() is None
     assert sh("echo and here").stdout == "and here\n"
@@ -450,7 +450,7 @@ def launcher_of(own_driver: Any, sh: Any, until: Any) -> Callable[[], int]:
 
     def launcher_of() -> int:
         sh("true", driver=own_driver)
-        pid: int = own_driver._launcher.pid
+        pid: int = own_driver._launchers.current.pid
         # A spare that is just being cloned holds the launcher's sockets open a little longer than it lives.
         until(lambda: [host.waits_for_a_request(child) for child in host.children(pid)] == [True])
         return pid
@@ -487,7 +487,7 @@ def test_the_launcher_is_killed(start: Any, own_driver: Any, launcher_of: Any, u
     with pytest.raises(ContainerLostError):
         boxes[0].poll()
     assert start(["sh", "-c", "exit 3"], driver=own_driver).wait(30) == 3
-    assert own_driver._launcher.pid != launcher
+    assert own_driver._launchers.current.pid != launcher
     assert gone(pids, directories)
     assert not [path for path in directories if path.parent.exists()]
 
@@ -569,8 +569,8 @@ def test_a_payload_that_has_cleared_its_death_signal(start: Any, own_driver: Any
 
 def test_a_killed_spare_is_nobodys_problem(native: Any, start: Any, until: Any) -> None:
     for _ in range(3):
-        until(lambda: host.children(native._launcher.pid))
-        for pid in host.children(native._launcher.pid):
+        until(lambda: host.children(native._launchers.current.pid))
+        for pid in host.children(native._launchers.current.pid):
             os.kill(pid, signal.SIGKILL)
             until(lambda pid=pid: not host.is_alive(pid))
         assert start(["true"]).wait(30) == 0
@@ -594,8 +594,8 @@ def test_closing_the_driver_ends_all(start: Any, own_driver: Any, launcher_of: A
 
 def test_the_spare_is_made_ahead_and_alone(native: Any, start: Any, until: Any) -> None:
     start(["true"]).wait(30)
-    until(lambda: [host.waits_for_a_request(pid) for pid in host.children(native._launcher.pid)] == [True])
-    [spare] = host.children(native._launcher.pid)
+    until(lambda: [host.waits_for_a_request(pid) for pid in host.children(native._launchers.current.pid)] == [True])
+    [spare] = host.children(native._launchers.current.pid)
     assert os.stat(f"/proc/{spare}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino
     box = start(["sleep", "100"])
     assert box.pid == spare
@@ -622,7 +622,7 @@ def test_a_step_that_fails_before_the_request_is_named_and_not_tried_for_ever(
         seen: set[int] = set()
         for _ in range(50):
             time.sleep(0.001)
-            seen.update(host.children(own_driver._launcher.pid))
+            seen.update(host.children(own_driver._launchers.current.pid))
         assert len(seen) <= 1
     assert start(["true"], driver=own_driver).wait(30) == 0
 

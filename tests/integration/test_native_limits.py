@@ -222,7 +222,7 @@ def test_the_least_memory_is_enough_for_a_start(start: Any) -> None:
 
 def test_a_payload_that_cannot_even_start(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # Less than a process needs: an error or a kill, and no hang; and nothing is left.
-    monkeypatch.setattr("pycontainer_native.driver.MEMORY_MIN", 0)
+    monkeypatch.setattr("pycontainer_native.checks.MEMORY_MIN", 0)
     try:
         box = start(["sleep", "100"], memory=4096)
     except SetupError as error:

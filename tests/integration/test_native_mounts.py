@@ -255,7 +255,7 @@ def test_what_was_mounted_just_before_is_seen(
 ) -> None:
     # The next container's first process, cloned ahead, has a mount namespace of its own already.
     start(["true"]).wait(30)
-    until(lambda: host.children(native._launcher.pid))
+    until(lambda: host.children(native._launchers.current.pid))
     source = host_mount(tmp_path / "source")
     (source / "file").write_text("on the new mount\n")
     box = start(["cat", "/v/file"], mounts=[Mount(str(source), "/v")], stdout=PIPE)
@@ -267,12 +267,12 @@ def test_what_was_unmounted_is_not_kept(start: Any, until: Any, tmp_path: Path, 
     source.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "canary", source], check=True)
     start(["true"]).wait(30)
-    until(lambda: host.children(native._launcher.pid))
+    until(lambda: host.children(native._launchers.current.pid))
     umount(source)
 
     def is_kept() -> bool:
         with contextlib.suppress(OSError):  # of one that is just ending
-            return any(str(source) in str(host.mounts(pid)) for pid in host.children(native._launcher.pid))
+            return any(str(source) in str(host.mounts(pid)) for pid in host.children(native._launchers.current.pid))
         return True
 
     until(lambda: not is_kept())

@@ -95,7 +95,7 @@ def test_no_descriptor_stays(start: Any, native: Any, namespace: str) -> None:
     """Neither here nor in the launcher nor in the container: or the namespace would never end."""
     box = start(["sleep", "1000"], network=f"ns:{namespace}")
     wanted = os.readlink(namespace)
-    for pid in (os.getpid(), native._launcher.pid, box.pid):
+    for pid in (os.getpid(), native._launchers.current.pid, box.pid):
         links = (os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd") if os.path.lexists(entry.path))
         assert wanted not in list(links)
 
@@ -498,7 +498,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_restarted_launcher(bridge: str, own_driver: Any, busybox_rootfs: Path) -> None:
     before = ports(bridge)
     box = pycontainer.Container(["sleep", "1000"], rootfs=busybox_rootfs, driver=own_driver, network=at(bridge, 2))
-    os.kill(own_driver._launcher.pid, signal.SIGKILL)
+    os.kill(own_driver._launchers.current.pid, signal.SIGKILL)
     with pytest.raises(ContainerLostError):
         box.wait()
     box.close()

@@ -45,7 +45,7 @@ LAYOUTS = ["host", "v1"] if detect().mode == "hybrid" else ["host"]
 def driver(request: pytest.FixtureRequest, native: NativeDriver, own_driver: NativeDriver) -> NativeDriver:
     if request.param == "host":
         return native
-    own_driver._layout = Layout(tuple(place for place in detect().hierarchies if place.version == 1))
+    own_driver._launchers._layout = Layout(tuple(place for place in detect().hierarchies if place.version == 1))
     return own_driver
 
 
@@ -236,7 +236,7 @@ def test_a_paused_one_ends_with_its_caller(caller, until, versions):
     process = caller(
         "from pycontainer_native.cgroups import Layout\n"
         "driver = pycontainer.get_driver('native')\n"
-        f"driver._layout = Layout(tuple(p for p in driver.layout.hierarchies if p.version in {versions}))\n"
+        f"driver._launchers._layout = Layout(tuple(p for p in driver.layout.hierarchies if p.version in {versions}))\n"
         "box = pycontainer.Container(['sleep', '1000'], rootfs=ROOTFS, driver=driver)\n"
         "box.pause(); print(box.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
     )

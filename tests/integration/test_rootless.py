@@ -289,7 +289,7 @@ def test_the_launcher_cannot_be_looked_into(as_user: AsUser) -> None:
     code = """
 driver = get_driver("native")
 sh("true")
-pid = driver._launcher.pid
+pid = driver._launchers.current.pid
 status = dict(line.split(":", 1) for line in open(f"/proc/{pid}/status").read().splitlines())
 print(status["Threads"].strip(), os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user"))
 try:
@@ -302,7 +302,7 @@ except OSError as error:
     assert output[1] in ("Read-only file system", "Permission denied", "Text file busy")
 
 
-@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "os.kill(driver._launcher.pid, 9), os._exit(0)"])
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "os.kill(driver._launchers.current.pid, 9), os._exit(0)"])
 def test_everything_ends_with_the_caller(as_user: AsUser, until: Callable[..., None], end: str) -> None:
     code = f"""
 driver = get_driver("native")

@@ -235,7 +235,7 @@ def test_a_profile_that_allows_next_to_nothing(native: NativeDriver, busybox_roo
 def test_a_filter_that_the_kernel_refuses_ends_the_start(
     own_driver: NativeDriver, busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_driver, "_filter", lambda command: (0, bytes(8)))
+    monkeypatch.setattr(own_driver._filters, "of", lambda command: (0, bytes(8)))
     with pytest.raises(SetupError) as caught:
         pycontainer.run(["true"], rootfs=busybox_rootfs, driver=own_driver)
     assert (caught.value.step, caught.value.errno) == ("load the seccomp filter", errno.EINVAL)

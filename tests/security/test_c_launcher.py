@@ -91,7 +91,7 @@ def held_inside(driver, held_exec, until):
         def joined(name):
             """The launcher's other children that are in this namespace of the container's."""
             own, found = os.stat(f"/proc/{box.pid}/ns/{name}").st_ino, set()
-            for pid in host.children(driver._launcher.pid):
+            for pid in host.children(driver._launchers.current.pid):
                 with contextlib.suppress(OSError):
                     if pid != box.pid and os.stat(f"/proc/{pid}/ns/{name}").st_ino == own:
                         found.add(pid)
@@ -122,7 +122,7 @@ def test_c2_cve_2016_9962_who_comes_in_cannot_be_looked_at(start, held_exec, hel
 @row(
     "C2",
     "K13",
-    mutants=[Patch("it is joined all the same", "pycontainer_native.driver._may_trace", lambda command: False)],
+    mutants=[Patch("it is joined all the same", "pycontainer_native.checks.may_trace", lambda command: False)],
 )
 def test_c2_cve_2016_9962_who_could_look_at_everybody_is_joined_by_nobody(start):
     # That capability goes beyond PR_SET_DUMPABLE, and the launcher's memory has what others have asked for.
@@ -336,7 +336,7 @@ def test_c14_cve_2021_3602_no_environment_on_the_way(driver, held, start, sh, un
 
     loader = {b"LD_LIBRARY_PATH"} if "LD_LIBRARY_PATH" in os.environ else set()
     start(["true"]).wait(30)
-    launcher = driver._launcher.pid
+    launcher = driver._launchers.current.pid
     until(lambda: host.children(launcher))
     for pid in (launcher, *host.children(launcher)):
         assert names(pid) == loader
@@ -543,7 +543,7 @@ def test_c21_the_launcher_knows_no_secret_of_its_caller(monkeypatch, busybox_roo
         assert knows("self", other)
         assert run_in(own, busybox_rootfs, "true", env={}).returncode == 0
         with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=own, init=True) as box:
-            launcher = own._launcher.pid
+            launcher = own._launchers.current.pid
             assert box.pid in host.children(launcher)
             for pid in (launcher, *host.children(launcher)):  # the container's init, and a process for the next one
                 for text in (secret, other):
@@ -567,7 +567,7 @@ def test_c22_nothing_outlives_a_killed_launcher(own_driver, busybox_rootfs, monk
             box.create()
             if stage is None:
                 box.start()
-        os.kill(own_driver._launcher.pid, signal.SIGKILL)
+        os.kill(own_driver._launchers.current.pid, signal.SIGKILL)
         try:
             until(lambda pid=box.pid: not host.is_alive(pid), seconds=patience)
         finally:
@@ -612,7 +612,7 @@ def test_c25_the_hosts_stdio_keeps_its_owner(start, hostile):
 def test_c26_no_fault_leaks_a_descriptor(driver, start, monkeypatch, tmp_path, until, patience):
     keywords = {"mounts": [Mount(str(tmp_path), "/a/b")], "user": "alice", "read_only": True, "hostname": "other"}
     start(["true"], **keywords).wait(30)
-    launcher = driver._launcher.pid
+    launcher = driver._launchers.current.pid
 
     def opened():
         gc.collect()

@@ -75,7 +75,7 @@ def _comparing_64_bits(command):
 
 
 _64_bits = Patch(
-    "64 bits are compared", "pycontainer_native.driver.seccomp_to_oci", _comparing_64_bits, own_launcher=True
+    "64 bits are compared", "pycontainer_native.filters.seccomp_to_oci", _comparing_64_bits, own_launcher=True
 )
 
 

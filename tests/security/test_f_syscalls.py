@@ -14,8 +14,7 @@ from pycontainer.errors import ContainerError, SetupError
 from pycontainer.seccomp import default_profile
 from pycontainer.seccomp_filter import compile_filter, load_library
 from pycontainer.spec import seccomp_to_oci
-from pycontainer_native import abi, plan
-from pycontainer_native import driver as driver_module
+from pycontainer_native import abi, filters, plan
 from pycontainer_native.driver import NativeDriver
 
 from ..integration import host
@@ -88,12 +87,12 @@ def _blind(profile):
 
 
 _any_architecture = Patch(
-    "no look at the architecture", "pycontainer_native.driver.compile_filter", _blind, own_launcher=True
+    "no look at the architecture", "pycontainer_native.filters.compile_filter", _blind, own_launcher=True
 )
 
 
 def filter_of(command):
-    return driver_module.compile_filter(seccomp_to_oci(command))[1]
+    return filters.compile_filter(seccomp_to_oci(command))[1]
 
 
 @row("F3", mutants=[_any_architecture])
@@ -205,11 +204,11 @@ def _shortened(profile):
     return flags, bytes(changed)
 
 
-@row("F12", mutants=[Patch("a jump goes wrong", "pycontainer_native.driver.compile_filter", _shortened)])
+@row("F12", mutants=[Patch("a jump goes wrong", "pycontainer_native.filters.compile_filter", _shortened)])
 def test_f12_the_filter_says_what_the_profile_says():
     for capabilities in ((), ("CAP_SYS_ADMIN",), ("CAP_NET_RAW", "CAP_SYS_PTRACE")):
         profile = default_profile(capabilities)
-        _, code = driver_module.compile_filter(profile)
+        _, code = filters.compile_filter(profile)
         bpf.check(code)
         for number in range(601):
             for call in (

@@ -164,7 +164,7 @@ def test_every_call_of_the_launcher(keywords: dict[str, Any], ahead: bool, fault
     own, arm, hit = faulty_launcher
     keywords = {"rootfs": rootfs, "driver": own, "stdout": pycontainer.DEVNULL, "timeout": 10, **keywords}
     assert pycontainer.run(["true"], **keywords).returncode == 0
-    launcher = own._launcher
+    launcher = own._launchers.current
     seen, failed = [], 0
     for number in range(200):
         arm(number)
@@ -180,7 +180,7 @@ def test_every_call_of_the_launcher(keywords: dict[str, Any], ahead: bool, fault
             assert outcome.errno == errno.ENOMEM, seen
         arm(-2)
         assert attempt(lambda: pycontainer.run(["true"], **keywords).returncode) == 0, seen
-        assert own._launcher is launcher, f"the launcher has ended: {seen}"
+        assert own._launchers.current is launcher, f"the launcher has ended: {seen}"
     arm(-2)
     assert pycontainer.run(["true"], **keywords).returncode == 0
     assert failed >= (1 if ahead else 5), seen

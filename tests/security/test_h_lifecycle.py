@@ -203,7 +203,7 @@ _BOUND = """    reached = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 def test_h5_cve_2020_15257_no_socket_has_a_name(driver, start):
     box = start(["sleep", "100"])
     inodes = set()
-    for pid in ("self", driver._launcher.pid, box.pid, *host.children(driver._launcher.pid)):
+    for pid in ("self", driver._launchers.current.pid, box.pid, *host.children(driver._launchers.current.pid)):
         inodes |= {match[1] for fd in host.descriptors(pid) if (match := re.search(r"socket:\[(\d+)\]", fd))}
     lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
     assert [line[7:] for line in lines if line[6] in inodes and line[7:]] == []
@@ -399,7 +399,7 @@ _FDS = LauncherMutant("a pidfd stays open", "container", "for fd in (self.pidfd,
 @row("H8", mutants=[_FDS])
 def test_h8_cve_2022_31030_many_execs_leave_nothing(driver, start, until, patience):
     box = start(["sleep", "100"])
-    launcher = driver._launcher.pid
+    launcher = driver._launchers.current.pid
 
     def held():
         gc.collect()

@@ -121,7 +121,7 @@ _THREAD = "    import _thread, time\n    _thread.start_new_thread(time.sleep, (1
 @row("K5", mutants=[LauncherMutant("the launcher has a thread", "launcher", CLEARED, _THREAD + CLEARED)])
 def test_k5_the_launcher_is_single_threaded(driver, held, start):
     start(["true"]).wait(30)
-    launcher = driver._launcher.pid
+    launcher = driver._launchers.current.pid
     box = held("set groups and ids", user="alice")
     for pid in (launcher, box.pid, *host.children(launcher)):
         assert len(os.listdir(f"/proc/{pid}/task")) == 1
@@ -280,7 +280,7 @@ def test_k12_an_exception_at_any_moment_leaves_nothing(driver, start, busybox_ro
     from pycontainer_native import driver as module
 
     start(["true"], name="again").wait(30)
-    launcher = driver._launcher.pid
+    launcher = driver._launchers.current.pid
 
     class Interrupt(BaseException):
         pass
@@ -330,7 +330,7 @@ def test_k13_a_later_container_has_nothing_of_an_earlier_one(driver, start, sh, 
         return len(host.descriptors(launcher)) - 2 * len(host.children(launcher))  # a spare's pidfd and channel
 
     assert sh("true").returncode == 0
-    launcher = driver._launcher.pid
+    launcher = driver._launchers.current.pid
     before = held()
     secret = f"secret-{random.getrandbits(64)}"
     for _ in range(5):
