@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import weakref
 
     from pycontainer.command import Command
-    from pycontainer_native.given import Given
+    from pycontainer_native.given import Given, Making
     from pycontainer_native.launchers import Launchers
     from pycontainer_native.plan import Plan
 
@@ -138,7 +138,9 @@ class DetachedVerbs(ExecutionDriver):
     def _check(self, command: Command) -> None: ...
 
     @abstractmethod
-    def _lend(self, command: Command, compiled: Plan) -> contextlib.AbstractContextManager[Given]: ...
+    def _lend(
+        self, command: Command, compiled: Plan, deadline: float | None = None
+    ) -> contextlib.AbstractContextManager[Given]: ...
 
     @abstractmethod
     def _register(self, process: NativeProcess) -> None: ...
@@ -166,7 +168,7 @@ class DetachedVerbs(ExecutionDriver):
                 raise SetupError("record the container", error.errno or errno.EIO, error.filename) from None
             self._own(stack, claim)
             try:
-                given = stack.enter_context(self._lend(command, compiled))
+                given = stack.enter_context(self._lend(command, compiled, deadline))
                 return self._start_claimed(stack, claim, command, compiled, given, (token, log), deadline)
             except BaseException as error:
                 stack.__exit__(*sys.exc_info())  # the lock is the monitor's alone, if there is one
@@ -243,7 +245,7 @@ class DetachedVerbs(ExecutionDriver):
             raise
         return process
 
-    def _own(self, stack: contextlib.ExitStack, end: socket.socket | Claim) -> None:
+    def _own(self, stack: contextlib.ExitStack, end: socket.socket | Claim | Making) -> None:
         """Have *stack* close it, and know it, so that a child forked by another thread lets go of its copy."""
         self._sockets.add(end)
         stack.callback(end.close)

@@ -41,7 +41,7 @@ from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer
 from pycontainer_native.checks import Checks, check_further
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
 from pycontainer_native.filters import Filters
-from pycontainer_native.given import NOTHING, Given, lend
+from pycontainer_native.given import NOTHING, Given, Making, lend, make_namespaces
 from pycontainer_native.host import Host
 from pycontainer_native.launchers import Launchers
 from pycontainer_native.process import NativeProcess
@@ -98,7 +98,8 @@ class NativeDriver(DetachedVerbs):
         self._unlimited: tuple[Group, ...] = ()  # the cgroups of a container without limits
         self._processes: weakref.WeakValueDictionary[str, NativeProcess] = weakref.WeakValueDictionary()
         self._all: weakref.WeakSet[NativeProcess] = weakref.WeakSet()  # further processes included
-        self._sockets: set[socket.socket | Claim] = set()  # the launcher's and the monitors' ends, until they have them
+        #: The launcher's and the monitors' ends, until they have them, and those of what is not there yet.
+        self._sockets: set[socket.socket | Claim | Making] = set()
         self._bridges = False  # whether any was to be made
         self._valid: Command | None = None  # what has just been found to have no problems, and is about to be started
         _drivers.add(self)
@@ -228,7 +229,7 @@ class NativeDriver(DetachedVerbs):
         compiled = self.compile(command, hold=hold, size=stdio.size)
         if not compiled.entered and not compiled.cloned:
             return self._launch(command, compiled, stdio)
-        with self._lend(command, compiled) as given:
+        with self._lend(command, compiled, stdio.deadline, stdio.give_up) as given:
             return self._launch(command, compiled, stdio, given=given)
 
     def _check(self, command: Command) -> None:
@@ -241,10 +242,17 @@ class NativeDriver(DetachedVerbs):
         if command.cgroup_parent is not None:
             self._launchers.use_parent(command.cgroup_parent)
 
-    def _lend(self, command: Command, compiled: plan.Plan) -> contextlib.AbstractContextManager[Given]:
-        """What *compiled* is about, besides what the launcher can find itself."""
+    def _lend(
+        self, command: Command, compiled: plan.Plan, deadline: float | None = None, give_up: int = -1
+    ) -> contextlib.AbstractContextManager[Given]:
+        """What *compiled* is about, besides what the launcher can find itself; as :class:`Stdio` has it, in time."""
         self._bridges = self._bridges or any(n.mode == "bridge" and n.create_bridge for n in command.networks)
-        return lend(command, compiled, self._running, self._holds)
+
+        def make() -> Sequence[int]:
+            assert compiled.ids is not None
+            return make_namespaces(command.id, compiled.ids, self._launchers, self._own, deadline, give_up)
+
+        return lend(command, compiled, self._running, self._holds, make)
 
     def _holds(self, id: str) -> bool:
         """Whether the container *id* is one that this process knows, and runs."""
@@ -257,8 +265,11 @@ class NativeDriver(DetachedVerbs):
         except OSError as error:
             raise SetupError("reserve a range of ids", error.errno or errno.EPROTO, error.filename) from None
         try:
-            compiled = self.compile(command, hold=hold, size=stdio.size, ids=ids)
-            return self._launch(command, attrs.evolve(compiled, leased=True), stdio, given=Given([lease]))
+            compiled = attrs.evolve(self.compile(command, hold=hold, size=stdio.size, ids=ids), leased=True)
+            if not compiled.entered:
+                return self._launch(command, compiled, stdio, given=Given([lease]))
+            with self._lend(command, compiled, stdio.deadline, stdio.give_up) as given:
+                return self._launch(command, compiled, stdio, given=attrs.evolve(given, fds=[lease, *given.fds]))
         finally:
             os.close(lease)  # the launcher has it, until nothing is left that has these ids
 

@@ -28,6 +28,9 @@ def describe(plan: Plan) -> Iterator[str]:
         yield "launcher: make a user namespace: clone(CLONE_NEWUSER|CLONE_PIDFD)"
         for name, maps in (("uid_map", plan.ids.uids), ("gid_map", plan.ids.gids)):
             yield f"launcher: write {', '.join(id_map(maps).splitlines())} to {name}"
+        if plan.entered:
+            yield "launcher: make a network namespace in it: unshare(CLONE_NEWNET)"
+            yield "caller: put the container's interfaces into that"
     for group in plan.groups:
         yield f"launcher: make cgroup {group.base}/.../ ({','.join(group.controllers) or 'no controllers'})"
         for name, value in group.first_writes:

@@ -48,9 +48,10 @@ _LOOPBACK = 1  # its index, in every namespace (LOOPBACK_IFINDEX)
 class Attachment:
     """The namespace of one container, and its interfaces' other ends."""
 
-    def __init__(self, fd: int) -> None:
-        """Of the calling thread's own namespace, whose descriptor *fd* is."""
+    def __init__(self, fd: int, user: int = -1) -> None:
+        """Of the calling thread's own namespace, whose descriptor *fd* is; *user* is that of the one that owns it."""
         self.fd = fd
+        self.user = user
         self.route = Route()  # for the interfaces inside
         self.links: list[tuple[str, list[str]]] = []  # the other ends' names, and what each has claimed
         self._owner = os.getpid()
@@ -62,6 +63,9 @@ class Attachment:
             os.close(self.fd)
             self.fd = -1
             self.route.close()
+        if self.user >= 0:
+            os.close(self.user)
+            self.user = -1
 
     __del__ = close
 
@@ -79,14 +83,16 @@ class Attachment:
                         outside.retire(*self.links.pop())
 
 
-def attach(networks: Sequence[Network], id: str, holds: Callable[[str], bool]) -> Attachment:
+def attach(networks: Sequence[Network], id: str, holds: Callable[[str], bool], made: Sequence[int] = ()) -> Attachment:
     """A new namespace with loopback and an interface for each of *networks*, for the container *id*.
 
-    *holds* says whether that container of this process runs.  Raises
+    *holds* says whether that container of this process runs.  *made* are the
+    descriptors of the user namespace that it belongs to, and of itself, where
+    it is not this process's to make; they are closed with it.  Raises
     InvalidCommandError: an unknown bridge, an address that is in use;
     SetupError.  After either nothing is left.
     """
-    attachment = _new_namespace()
+    attachment = _new_namespace(made)
     try:
         with contextlib.closing(Route()) as outside:
             with _step("bring lo up"):
@@ -115,8 +121,11 @@ def _close_all() -> None:
 os.register_at_fork(after_in_child=_close_all)
 
 
-def _new_namespace() -> Attachment:
-    """A network namespace, and a socket in it: made by a thread that ends, so that nobody else is ever in there."""
+def _new_namespace(made: Sequence[int] = ()) -> Attachment:
+    """A network namespace, and a socket in it: made by a thread that ends, so that nobody else is ever in there.
+
+    *made* as in :func:`attach`: the thread enters that one.
+    """
     result: list[Attachment | BaseException] = []
     libc = ctypes.CDLL(None, use_errno=True)
     caller = os.readlink("/proc/thread-self")
@@ -125,26 +134,32 @@ def _new_namespace() -> Attachment:
         try:
             if os.readlink("/proc/thread-self") == caller:
                 raise ContainerError("threads are no threads here (gevent?): a network needs one for a moment")
-            if libc.unshare(abi.CLONE_NEWNET) == -1:
+            if (libc.setns(made[1], abi.CLONE_NEWNET) if made else libc.unshare(abi.CLONE_NEWNET)) == -1:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             _ignore_advertisements()
-            fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            fd = made[1] if made else os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                result.append(Attachment(fd))
+                result.append(Attachment(fd, *made[:1]))
             except BaseException:
-                os.close(fd)
+                if not made:
+                    os.close(fd)
                 raise
         except BaseException as error:
             result.append(error)
 
-    with _step("make a network namespace"):
-        thread = threading.Thread(target=make, name="pycontainer network")
-        thread.start()
-        thread.join()
-        made = result[0]
-        if isinstance(made, BaseException):
-            raise made
-        return made
+    try:
+        with _step("enter the network namespace" if made else "make a network namespace"):
+            thread = threading.Thread(target=make, name="pycontainer network")
+            thread.start()
+            thread.join()
+            attachment = result[0]
+            if isinstance(attachment, BaseException):
+                raise attachment
+            return attachment
+    except BaseException:
+        for fd in made:
+            os.close(fd)
+        raise
 
 
 def _ignore_advertisements() -> None:

@@ -31,7 +31,7 @@ class Request:
     target: str  #: the cgroup directory of the container to enter; "" is a new one
     #: how many sections after the first come before the hooks; their state; the programs by point
     hooks: tuple[int, bytes, dict[str, list[Any]]] | None
-    ids: tuple[bytes, bytes] | None  #: uid_map and gid_map of the user namespace to make
+    ids: tuple[bytes, bytes] | None  #: uid_map and gid_map of the user namespace to make, the first descriptor given
     leased: bool  #: the first descriptor given is to be held until nothing of it is left: it keeps its ids from others
 
     def __init__(self, *fields: Any) -> None:

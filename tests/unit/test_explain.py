@@ -62,8 +62,16 @@ def test_a_user_namespace(tmp_path: Path) -> None:
     ]
     own = lines(tmp_path, **maps)
     assert own[:3] == made
+    assert not [line for line in own if "network namespace" in line]
     mapped = next(line for line in own if "MOUNT_ATTR_IDMAP" in line)
     assert mapped.endswith("AT_EMPTY_PATH|AT_RECURSIVE, {set MOUNT_ATTR_IDMAP, clear 0, ids of $272}, 32)"), mapped
+    bridged = lines(tmp_path, network="bridge:br0", **maps)
+    assert bridged[:5] == [
+        *made,
+        "launcher: make a network namespace in it: unshare(CLONE_NEWNET)",
+        "caller: put the container's interfaces into that",
+    ]
+    assert "child: enter the network namespace: setns(given1, CLONE_NEWNET)" in bridged
 
 
 def test_no_number_stands_for_flags(tmp_path: Path) -> None:
