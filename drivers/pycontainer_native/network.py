@@ -50,11 +50,11 @@ class Attachment:
 
     def __init__(self, fd: int, user: int = -1) -> None:
         """Of the calling thread's own namespace, whose descriptor *fd* is; *user* is that of the one that owns it."""
-        self.fd = fd
-        self.user = user
+        self.fd = self.user = -1
         self.route = Route()  # for the interfaces inside
         self.links: list[tuple[str, list[str]]] = []  # the other ends' names, and what each has claimed
         self._owner = os.getpid()
+        self.fd, self.user = fd, user  # now that nothing fails any more: until here they are the caller's
         _open.add(self)
 
     def close(self) -> None:
@@ -131,35 +131,34 @@ def _new_namespace(made: Sequence[int] = ()) -> Attachment:
     caller = os.readlink("/proc/thread-self")
 
     def make() -> None:
+        fds = list(made)
         try:
             if os.readlink("/proc/thread-self") == caller:
                 raise ContainerError("threads are no threads here (gevent?): a network needs one for a moment")
-            if (libc.setns(made[1], abi.CLONE_NEWNET) if made else libc.unshare(abi.CLONE_NEWNET)) == -1:
+            if (libc.setns(fds[1], abi.CLONE_NEWNET) if made else libc.unshare(abi.CLONE_NEWNET)) == -1:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             _ignore_advertisements()
-            fd = made[1] if made else os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                result.append(Attachment(fd, *made[:1]))
-            except BaseException:
-                if not made:
-                    os.close(fd)
-                raise
+            if not made:
+                fds.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+            result.append(Attachment(*reversed(fds)))
         except BaseException as error:
+            for fd in fds:
+                os.close(fd)
             result.append(error)
 
-    try:
-        with _step("enter the network namespace" if made else "make a network namespace"):
-            thread = threading.Thread(target=make, name="pycontainer network")
+    with _step("enter the network namespace" if made else "make a network namespace"):
+        thread = threading.Thread(target=make, name="pycontainer network")
+        try:
             thread.start()
-            thread.join()
-            attachment = result[0]
-            if isinstance(attachment, BaseException):
-                raise attachment
-            return attachment
-    except BaseException:
-        for fd in made:
-            os.close(fd)
-        raise
+        except RuntimeError:  # there is no room for a thread
+            for fd in made:
+                os.close(fd)
+            raise
+        thread.join()
+        attachment = result[0]
+        if isinstance(attachment, BaseException):
+            raise attachment
+        return attachment
 
 
 def _ignore_advertisements() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
 import signal
@@ -432,6 +433,25 @@ def test_nothing_is_left_when_a_step_fails(
     wait_until(lambda: ports(bridge) == before, "an interface is left")
     monkeypatch.undo()
     assert sh("true", network=at(bridge, 2)).returncode == 0
+
+
+def test_a_namespace_without_a_socket_is_let_go_of_once(
+    bridge: str, sh: Any, monkeypatch: pytest.MonkeyPatch, userns: Any
+) -> None:
+    def failing() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(networks, "Route", failing)
+    with pytest.raises(SetupError, match="network namespace") as caught:
+        sh("true", network=at(bridge, 2), userns=userns)
+    assert caught.value.errno == errno.EMFILE
+    monkeypatch.undo()
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]  # with the numbers that are free again
+    del caught
+    gc.collect()
+    for fd in opened:
+        os.close(fd)
+    assert sh("true", network=at(bridge, 2), userns=userns).returncode == 0
 
 
 @pytest.mark.parametrize("reason", ["execve", "mount"])
