@@ -433,6 +433,7 @@ def test_a_launcher_that_does_not_answer(own_driver: NativeDriver, busybox_rootf
     pycontainer.run(["true"], userns="auto", **keywords)
     launcher = own_driver._launchers.current
     assert launcher is not None
+    host.wait_until(lambda: bool(host.children(launcher.pid)), "there is no spare, which takes some as well")
     opened = len(host.descriptors(launcher.pid))
     os.kill(launcher.pid, signal.SIGSTOP)
     try:
@@ -452,6 +453,7 @@ def test_a_launcher_without_descriptors(own_driver: NativeDriver, busybox_rootfs
     pycontainer.run(["true"], userns="auto", **keywords)
     launcher = own_driver._launchers.current
     assert launcher is not None
+    host.wait_until(lambda: bool(host.children(launcher.pid)), "there is no spare, which takes some as well")
     opened = len(host.descriptors(launcher.pid))
     _, hard = resource.prlimit(launcher.pid, resource.RLIMIT_NOFILE)
     errors: list[tuple[str, int | None]] = []
