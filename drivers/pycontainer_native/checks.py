@@ -164,9 +164,6 @@ class Checks:
         if special:
             reason = "with mounts that propagate, or have mappings of their own"
             yield UnsupportedError(self.driver, Feature.USERNS, reason)
-        if any(network.mode == "bridge" for network in command.networks):
-            reason = "with a bridge: the network is made outside, and its root would have no rights over it"
-            yield UnsupportedError(self.driver, Feature.USERNS, reason)
 
     def _check_rights(self, command: Command) -> Iterator[InvalidCommandError]:
         """What takes rights that this process does not have."""

@@ -27,7 +27,6 @@ from pycontainer_native.child import (
     bind,
     child,
     descriptors,
-    libc,
     send,
     slots,
     syscall,
@@ -40,7 +39,7 @@ from pycontainer_native.supervisor import Supervisor, SupervisorError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, NoReturn
 
     from pycontainer_native.hooks import Program
     from pycontainer_native.launcher import Launcher
@@ -62,38 +61,86 @@ REMOVAL_TIMEOUT = 5.0
 POSTSTOP_TIMEOUT = 5.0
 
 
-def user_namespace(uid_map: bytes, gid_map: bytes) -> int:
-    """A descriptor of a new user namespace with these ids. Raises StepFailed.
+def new_namespaces(uid_map: bytes, gid_map: bytes, *, network: bool = False) -> list[int]:
+    """Descriptors of a new user namespace with these ids and, with *network*, of a network namespace that it owns.
 
-    It is entered by who is cloned for it and dies at once: mapping the ids of a
-    mount takes a namespace that has its maps, and rights that are lost inside.
+    Raises StepFailed.  They are entered by who is cloned for it and dies at
+    once: mapping the ids of a mount takes a namespace that has its maps, and
+    rights that are lost inside.
     """
-    pidfd = ctypes.c_int(-1)
-    pid = syscall(abi.NR["clone"], abi.CLONE_NEWUSER | abi.CLONE_PIDFD | signal.SIGCHLD, 0, ctypes.byref(pidfd), 0, 0)
-    if pid == 0:
-        libc.prctl(abi.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        while True:
-            signal.pause()
-    if pid == -1:
-        raise StepFailed("make a user namespace", ctypes.get_errno())
+    label = "make a channel"
     try:
-        for name, text in (("uid_map", uid_map), ("gid_map", gid_map)):
-            label = f"write {name}"
-            fd = os.open(f"/proc/{pid}/{name}", os.O_RDWR | os.O_CLOEXEC)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        label = "make a user namespace"
+        try:
+            pidfd = ctypes.c_int(-1)
+            flags = abi.CLONE_NEWUSER | abi.CLONE_PIDFD | signal.SIGCHLD
+            pid = syscall(abi.NR["clone"], flags, 0, ctypes.byref(pidfd), 0, 0)
+            if pid == 0:
+                _be_in_new_namespaces(ours, theirs)
+            if pid == -1:
+                raise OSError(ctypes.get_errno(), "clone")
+            theirs.close()  # so that its death is an answer, too
             try:
-                os.write(fd, text)  # in one write: the second one is refused
-                if os.pread(fd, 1 << 16, 0).split() != text.split():
-                    raise StepFailed(label, errno.EINVAL)
+                for name, text in (("uid_map", uid_map), ("gid_map", gid_map)):
+                    label = f"write {name}"
+                    _write_map(f"/proc/{pid}/{name}", text)
+                if network:
+                    label = "make a network namespace"
+                    ours.send(b"n", abi.MSG_NOSIGNAL)
+                    answer = ours.recv(4)
+                    number = int.from_bytes(answer, "little") if answer else errno.EINTR
+                    if number:
+                        raise OSError(number, "unshare")
+                label = "open the namespaces"
+                return _open_namespaces(pid, ("user", "net") if network else ("user",))
             finally:
-                os.close(fd)
-        label = "open the user namespace"
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+                signal.pidfd_send_signal(pidfd.value, signal.SIGKILL)
+                os.waitid(os.P_PIDFD, pidfd.value, os.WEXITED)
+                os.close(pidfd.value)
+        finally:
+            ours.close()
+            theirs.close()
     except OSError as error:
         raise StepFailed(label, error.errno or errno.EPROTO) from None
+
+
+def _write_map(path: str, text: bytes) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.write(fd, text)  # in one write: the second one is refused
+        if os.pread(fd, 1 << 16, 0).split() != text.split():
+            raise OSError(errno.EINVAL, path)
     finally:
-        signal.pidfd_send_signal(pidfd.value, signal.SIGKILL)
-        os.waitid(os.P_PIDFD, pidfd.value, os.WEXITED)
-        os.close(pidfd.value)
+        os.close(fd)
+
+
+def _open_namespaces(pid: int, names: tuple[str, ...]) -> list[int]:
+    opened: list[int] = []
+    try:
+        for name in names:
+            opened.append(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        for fd in opened:
+            os.close(fd)
+        raise
+    return opened
+
+
+def _be_in_new_namespaces(ours: socket.socket, theirs: socket.socket) -> NoReturn:
+    """Until the launcher has them, or has died. A network namespace is made when it says so, with one byte.
+
+    That is when the ids are there: what a sysfs shows of a network belongs to
+    whoever is its root when an interface comes (net_ns_get_ownership()).
+    """
+    try:
+        ours.close()
+        if theirs.recv(1):
+            failed = syscall(abi.NR["unshare"], abi.CLONE_NEWNET) == -1
+            theirs.send((ctypes.get_errno() if failed else 0).to_bytes(4, "little"))
+            theirs.recv(1)
+    finally:
+        os._exit(0)
 
 
 class StepFailed(Exception):
@@ -273,7 +320,7 @@ class Container:
                 place = os.open(f"/proc/{self.target.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 extra = [os.dup(self.target.pidfd), place]
             if request.ids:
-                extra.append(user_namespace(*request.ids))
+                extra += new_namespaces(*request.ids)
             first = 3 + request.leased
             for fd in fds[3:first]:
                 leases.append(os.dup(fd))

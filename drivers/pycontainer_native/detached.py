@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import weakref
 
     from pycontainer.command import Command
-    from pycontainer_native.given import Given
+    from pycontainer_native.given import Given, Making
     from pycontainer_native.launchers import Launchers
     from pycontainer_native.leases import Lease
     from pycontainer_native.plan import Plan
@@ -247,7 +247,7 @@ class DetachedVerbs(ExecutionDriver):
             raise
         return process
 
-    def _own(self, stack: contextlib.ExitStack, end: socket.socket | Claim | Lease) -> None:
+    def _own(self, stack: contextlib.ExitStack, end: socket.socket | Claim | Lease | Making) -> None:
         """Have *stack* close it, and know it, so that a child forked by another thread lets go of its copy."""
         self._sockets.add(end)
         stack.callback(end.close)

@@ -42,7 +42,7 @@ from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer
 from pycontainer_native.checks import Checks, check_further
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
 from pycontainer_native.filters import Filters
-from pycontainer_native.given import NOTHING, Given, is_lent, lend, upper_of
+from pycontainer_native.given import NOTHING, Given, Making, is_lent, lend, make_namespaces, upper_of
 from pycontainer_native.host import Host
 from pycontainer_native.launchers import Launchers
 from pycontainer_native.leases import Lease, lease_upper
@@ -101,8 +101,8 @@ class NativeDriver(DetachedVerbs):
         self._unlimited: tuple[Group, ...] = ()  # the cgroups of a container without limits
         self._processes: weakref.WeakValueDictionary[str, NativeProcess] = weakref.WeakValueDictionary()
         self._all: weakref.WeakSet[NativeProcess] = weakref.WeakSet()  # further processes included
-        #: The ends, locks and claims of launchers and monitors, until they have them.
-        self._sockets: set[socket.socket | Claim | Lease] = set()
+        #: The ends, locks and claims of launchers and monitors until they have them, and of what is not there yet.
+        self._sockets: set[socket.socket | Claim | Lease | Making] = set()
         self._bridges = False  # whether any was to be made
         self._valid: Command | None = None  # what has just been found to have no problems, and is about to be started
         _drivers.add(self)
@@ -236,7 +236,7 @@ class NativeDriver(DetachedVerbs):
         compiled = self.compile(command, hold=hold, size=stdio.size)
         if not is_lent(command, compiled):
             return self._launch(command, compiled, stdio)
-        with self._lend(command, compiled, stdio.deadline) as given:
+        with self._lend(command, compiled, stdio.deadline, stdio.give_up) as given:
             return self._launch(command, compiled, stdio, given=given)
 
     def _check(self, command: Command) -> None:
@@ -251,17 +251,30 @@ class NativeDriver(DetachedVerbs):
 
     @contextlib.contextmanager
     def _lend(
-        self, command: Command, compiled: plan.Plan, deadline: float | None, held: Sequence[Lease] = ()
+        self,
+        command: Command,
+        compiled: plan.Plan,
+        deadline: float | None,
+        give_up: int = -1,
+        held: Sequence[Lease] = (),
     ) -> Iterator[Given]:
-        """What *compiled* is about, besides what the launcher can find itself; and locks, those *held* first."""
+        """What *compiled* is about, besides what the launcher can find itself; and locks, those *held* first.
+
+        *deadline* and *give_up* are as in :class:`~pycontainer.Stdio`.
+        """
         self._bridges = self._bridges or any(n.mode == "bridge" and n.create_bridge for n in command.networks)
+
+        def make() -> Sequence[int]:
+            assert compiled.ids is not None
+            return make_namespaces(command.id, compiled.ids, self._launchers, self._own, deadline, give_up)
+
         with contextlib.ExitStack() as stack:
             leases = [*held]
             if (upper := upper_of(command)) is not None:
                 leases.append(lease_upper(upper))
                 self._own(stack, leases[-1])
                 self._launchers.sweep()  # who has had it before may have been killed, and his container be ending still
-            yield stack.enter_context(lend(command, compiled, self._running, self._holds, leases, deadline))
+            yield stack.enter_context(lend(command, compiled, self._running, self._holds, make, leases, deadline))
 
     def _holds(self, id: str) -> bool:
         """Whether the container *id* is one that this process knows, and runs."""
@@ -277,7 +290,7 @@ class NativeDriver(DetachedVerbs):
             own = Lease(fd)
             self._own(stack, own)
             compiled = self.compile(command, hold=hold, size=stdio.size, ids=ids)
-            given = stack.enter_context(self._lend(command, compiled, stdio.deadline, [own]))
+            given = stack.enter_context(self._lend(command, compiled, stdio.deadline, stdio.give_up, [own]))
             return self._launch(command, compiled, stdio, given=given)
 
     def _launch(

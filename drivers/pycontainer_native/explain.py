@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pycontainer_native import abi
+from pycontainer_native.userns import id_map
 
 if TYPE_CHECKING:
     from pycontainer_native.plan import Plan
@@ -26,6 +27,13 @@ _NAMESPACES = ("NS", "PID", "NET", "IPC", "UTS", "CGROUP", "USER", "TIME")
 
 def describe(plan: Plan) -> Iterator[str]:
     """One line a step: who takes it, what it is for, and the call."""
+    if plan.ids is not None:
+        yield "launcher: make a user namespace: clone(CLONE_NEWUSER|CLONE_PIDFD)"
+        for name, maps in (("uid_map", plan.ids.uids), ("gid_map", plan.ids.gids)):
+            yield f"launcher: write {', '.join(id_map(maps).splitlines())} to {name}"
+        if plan.entered:
+            yield "launcher: make a network namespace in it: unshare(CLONE_NEWNET)"
+            yield "caller: put the container's interfaces into that"
     for group in plan.groups:
         yield f"launcher: make cgroup {group.base}/.../ ({','.join(group.controllers) or 'no controllers'})"
         for name, value in group.first_writes:
@@ -125,9 +133,10 @@ def _open_how(how: bytes) -> str:
     return f"{{{'' if flags & abi.O_PATH else access + '|'}{rest}{created}, {_resolve(resolve)}}}"
 
 
-def _mount_attr(attr: bytes) -> str:
-    set_, clear, _, _ = struct.unpack("=QQQQ", attr)
-    return f"{{set {_attributes(set_)}, clear {_attributes(clear)}}}"
+def _mount_attr(attr: bytes | list[Any]) -> str:
+    set_, clear, _, namespace = attr if isinstance(attr, list) else struct.unpack("=QQQQ", attr)
+    ids = f", ids of {_shown(namespace)}" if set_ & abi.MOUNT_ATTR_IDMAP else ""
+    return f"{{set {_attributes(set_)}, clear {_attributes(clear)}{ids}}}"
 
 
 def _device(number: int) -> str:

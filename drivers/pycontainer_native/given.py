@@ -7,20 +7,28 @@ open until the request has been answered.
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
+import marshal
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import frozen
 
-from pycontainer.errors import InvalidCommandError, NotRunningError
+from pycontainer.driver import State
+from pycontainer.errors import ContainerError, ContainerLostError, InvalidCommandError, NotRunningError, SetupError
 from pycontainer.rootfs import Overlay
+from pycontainer.service import SocketProcess
 from pycontainer_native import namespaces, trees
 from pycontainer_native.checks import may_trace
 from pycontainer_native.listener import connected
+from pycontainer_native.userns import UserNamespace, id_map
 
 if TYPE_CHECKING:
     from pycontainer.command import Command
+    from pycontainer_native.launchers import Launchers
     from pycontainer_native.leases import Lease
     from pycontainer_native.network import Attachment
     from pycontainer_native.plan import Plan
@@ -48,21 +56,25 @@ def lend(
     plan: Plan,
     find: Find,
     holds: Callable[[str], bool],
+    make: Callable[[], Sequence[int]],
     leases: Sequence[Lease] = (),
     deadline: float | None = None,
 ) -> Iterator[Given]:
     """What *plan*, that of *command*, is about. Its network is the container's once this ends in peace.
 
-    The *leases* go along with it.  *holds* tells whether the container of an id has its addresses still.
-    Raises InvalidCommandError, NotRunningError, SetupError; WaitTimeoutError after *deadline*.
+    *holds* tells whether the container of an id has its addresses still.
+    *make* makes its user namespace, and a network namespace that belongs to
+    that: their descriptors.  The *leases* go along with it.  Raises
+    InvalidCommandError, NotRunningError, SetupError, and what *make* does;
+    WaitTimeoutError after *deadline*.
     """
     with contextlib.ExitStack() as stack:
         asked = stack.enter_context(connected(plan.listener, command.id, deadline))
-        network = _build_network(command, stack, holds)
+        network = _build_network(command, stack, holds, make if plan.ids is not None else tuple)
         fds = []
         for kind, path in plan.entered:
-            if kind == "network" and network is not None:
-                fds.append(network.fd)
+            if network is not None and kind in ("user", "network"):
+                fds.append(network.fd if kind == "network" else network.user)
                 continue
             if path is not None:
                 fds.append(_namespace_at(path, kind))
@@ -86,16 +98,81 @@ def upper_of(command: Command) -> str | None:
     return command.rootfs.upper if isinstance(command.rootfs, Overlay) else None
 
 
-def _build_network(command: Command, stack: contextlib.ExitStack, holds: Callable[[str], bool]) -> Attachment | None:
+class Making(SocketProcess):
+    """Namespaces that the launcher makes: it answers as it does to a start, that they are there or what has failed."""
+
+    service = "launcher"
+    on_lost: Callable[[], str] | None = None  #: called when the launcher is silent; its last words
+
+    def __init__(self, id: str, status: socket.socket) -> None:
+        super().__init__(id, status)
+        self._fds: list[int] = []
+
+    def on_message(self, data: bytes, fds: list[int]) -> None:
+        kind, *values = marshal.loads(data)
+        if kind == "failed":
+            self.end(SetupError(*values[:2]))
+        else:
+            self._fds, fds[:] = fds[:], []
+            self.state = State.CREATED
+
+    def on_silence(self) -> ContainerError:
+        return ContainerLostError(self.id, self.on_lost() if self.on_lost is not None else "")
+
+    def take(self) -> list[int]:
+        """The descriptors, which are the caller's from now on."""
+        fds, self._fds = self._fds, []
+        return fds
+
+    def close(self) -> None:
+        super().close()
+        for fd in self.take():
+            os.close(fd)
+
+
+def make_namespaces(
+    id: str,
+    ids: UserNamespace,
+    launchers: Launchers,
+    own: Callable[[contextlib.ExitStack, socket.socket | Making], None],
+    deadline: float | None = None,
+    give_up: int = -1,
+) -> list[int]:
+    """A user namespace with *ids*, and a network namespace that belongs to it: their descriptors.
+
+    Before the start, for what is in the network is put there from outside; and
+    by the launcher, for no thread of several enters a user namespace
+    (setns(2)).  *own* has a stack close what a forked child is not to keep.
+    *deadline* and *give_up* are as in :class:`~pycontainer.Stdio`.  Raises
+    SetupError, WaitTimeoutError, ContainerLostError.
+    """
+    request = marshal.dumps((None, "namespaces", id_map(ids.uids).encode(), id_map(ids.gids).encode()))
+    with contextlib.ExitStack() as stack:
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise SetupError("make a status socket", error.errno or errno.EMFILE) from None
+        making = Making(id, ours)
+        own(stack, making)
+        own(stack, theirs)
+        making.on_lost = functools.partial(launchers.drop, launchers.ask(request, [theirs.fileno()]))
+        theirs.close()
+        making.wait_for_start(State.CREATING, deadline, give_up)
+        return making.take()
+
+
+def _build_network(
+    command: Command, stack: contextlib.ExitStack, holds: Callable[[str], bool], make: Callable[[], Sequence[int]]
+) -> Attachment | None:
     """The network of *command* if it has interfaces on bridges; the container's, once *stack* ends in peace.
 
-    Raises InvalidCommandError, SetupError.
+    Raises InvalidCommandError, SetupError, and what *make* does.
     """
     if not any(network.mode == "bridge" for network in command.networks):
         return None
     from pycontainer_native.network import attach
 
-    network = attach(command.networks, command.id, holds)
+    network = attach(command.networks, command.id, holds, make())
 
     def hand_over(kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:

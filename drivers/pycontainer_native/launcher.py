@@ -44,7 +44,7 @@ from time import monotonic
 from pycontainer_native import abi
 from pycontainer_native.cgroup_root import CgroupRoot
 from pycontainer_native.child import bind, descriptors, libc, send, syscall, unpack
-from pycontainer_native.container import NO_MEMORY, Container, DiedError, StepFailed
+from pycontainer_native.container import NO_MEMORY, Container, DiedError, StepFailed, new_namespaces
 from pycontainer_native.request import Request
 
 TYPE_CHECKING = False  # typing would double the time that the import of this module takes
@@ -172,7 +172,10 @@ class Launcher:
                 status.close()
 
     def serve_other(self, verb: str, arguments: tuple[Any, ...], fds: list[int], status: socket.socket) -> None:
-        """Fork a monitor, which is asked for the container afterwards. Raises StepFailed."""
+        """What is no container yet: a monitor, which is asked for it afterwards, or namespaces. Raises StepFailed."""
+        if verb == "namespaces":
+            self.give_namespaces(status, *arguments)
+            return
         from pycontainer_native.monitor import become_monitor  # main() has imported it
 
         try:
@@ -187,6 +190,26 @@ class Launcher:
             self.end_child(pid)
             raise StepFailed("fork a monitor", error.errno or errno.EPROTO) from None
         send(status.fileno(), marshal.dumps(("monitor", pid)))
+        status.close()
+
+    def give_namespaces(self, status: socket.socket, uid_map: bytes, gid_map: bytes) -> None:
+        """Make a user namespace and a network of its own, for what the caller puts into that before the start.
+
+        Nothing of them is kept here: they end with the caller, or with the
+        container that he gives them to.  Raises StepFailed.
+        """
+        fds = new_namespaces(uid_map, gid_map, network=True)
+        try:
+            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+            message = [marshal.dumps(("namespaces",))], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)]
+            status.sendmsg(*message, abi.MSG_DONTWAIT | abi.MSG_NOSIGNAL)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # he has left
+        except OSError as error:
+            raise StepFailed("hand over namespaces", error.errno or errno.EPROTO) from None
+        finally:
+            for fd in fds:
+                os.close(fd)
         status.close()
 
     def reap_later(self, pid: int, pidfd: int) -> None:

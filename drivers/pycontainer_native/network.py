@@ -48,12 +48,13 @@ _LOOPBACK = 1  # its index, in every namespace (LOOPBACK_IFINDEX)
 class Attachment:
     """The namespace of one container, and its interfaces' other ends."""
 
-    def __init__(self, fd: int) -> None:
-        """Of the calling thread's own namespace, whose descriptor *fd* is."""
-        self.fd = fd
+    def __init__(self, fd: int, user: int = -1) -> None:
+        """Of the calling thread's own namespace, whose descriptor *fd* is; *user* is that of the one that owns it."""
+        self.fd = self.user = -1
         self.route = Route()  # for the interfaces inside
         self.links: list[tuple[str, list[str]]] = []  # the other ends' names, and what each has claimed
         self._owner = os.getpid()
+        self.fd, self.user = fd, user  # now that nothing fails any more: until here they are the caller's
         _open.add(self)
 
     def close(self) -> None:
@@ -62,6 +63,9 @@ class Attachment:
             os.close(self.fd)
             self.fd = -1
             self.route.close()
+        if self.user >= 0:
+            os.close(self.user)
+            self.user = -1
 
     __del__ = close
 
@@ -79,14 +83,16 @@ class Attachment:
                         outside.retire(*self.links.pop())
 
 
-def attach(networks: Sequence[Network], id: str, holds: Callable[[str], bool]) -> Attachment:
+def attach(networks: Sequence[Network], id: str, holds: Callable[[str], bool], made: Sequence[int] = ()) -> Attachment:
     """A new namespace with loopback and an interface for each of *networks*, for the container *id*.
 
-    *holds* says whether that container of this process runs.  Raises
+    *holds* says whether that container of this process runs.  *made* are the
+    descriptors of the user namespace that it belongs to, and of itself, where
+    it is not this process's to make; they are closed with it.  Raises
     InvalidCommandError: an unknown bridge, an address that is in use;
     SetupError.  After either nothing is left.
     """
-    attachment = _new_namespace()
+    attachment = _new_namespace(made)
     try:
         with contextlib.closing(Route()) as outside:
             with _step("bring lo up"):
@@ -115,36 +121,44 @@ def _close_all() -> None:
 os.register_at_fork(after_in_child=_close_all)
 
 
-def _new_namespace() -> Attachment:
-    """A network namespace, and a socket in it: made by a thread that ends, so that nobody else is ever in there."""
+def _new_namespace(made: Sequence[int] = ()) -> Attachment:
+    """A network namespace, and a socket in it: made by a thread that ends, so that nobody else is ever in there.
+
+    *made* as in :func:`attach`: the thread enters that one.
+    """
     result: list[Attachment | BaseException] = []
     libc = ctypes.CDLL(None, use_errno=True)
     caller = os.readlink("/proc/thread-self")
 
     def make() -> None:
+        fds = list(made)
         try:
             if os.readlink("/proc/thread-self") == caller:
                 raise ContainerError("threads are no threads here (gevent?): a network needs one for a moment")
-            if libc.unshare(abi.CLONE_NEWNET) == -1:
+            if (libc.setns(fds[1], abi.CLONE_NEWNET) if made else libc.unshare(abi.CLONE_NEWNET)) == -1:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             _ignore_advertisements()
-            fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                result.append(Attachment(fd))
-            except BaseException:
-                os.close(fd)
-                raise
+            if not made:
+                fds.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+            result.append(Attachment(*reversed(fds)))
         except BaseException as error:
+            for fd in fds:
+                os.close(fd)
             result.append(error)
 
-    with _step("make a network namespace"):
+    with _step("enter the network namespace" if made else "make a network namespace"):
         thread = threading.Thread(target=make, name="pycontainer network")
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # there is no room for a thread
+            for fd in made:
+                os.close(fd)
+            raise
         thread.join()
-        made = result[0]
-        if isinstance(made, BaseException):
-            raise made
-        return made
+        attachment = result[0]
+        if isinstance(attachment, BaseException):
+            raise attachment
+        return attachment
 
 
 def _ignore_advertisements() -> None:

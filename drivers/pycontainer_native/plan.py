@@ -73,7 +73,8 @@ class Plan:
     entered: tuple[tuple[str, str | None], ...]  #: those of them that it enters: descriptors come along in this order
     cloned: tuple[trees.Tree, ...]  #: mounts that the caller clones: their descriptors come after those
     fork: str  #: "init": a small init forks before execve; "join": it is for a running container; or ""
-    ids: UserNamespace | None  #: the user namespace that the launcher makes for it: the first descriptor given
+    #: its user namespace: the launcher makes it, and gives the descriptor, where it is not among those that it enters
+    ids: UserNamespace | None
     outside: int  #: so many sections after the first are run outside, by who then clones the process inside
     #: how many sections after the first come before the hooks; the constant part of their OCI state; the hooks by point
     hooks: tuple[int, dict[str, Any], dict[str, list[Any]]] | None
@@ -107,7 +108,9 @@ class Plan:
         if self.hooks is not None:
             gate, state, programs = self.hooks
             hooks = (gate, json.dumps({"id": ident, **state})[:-1].encode(), programs)
-        ids = None if self.ids is None else (id_map(self.ids.uids).encode(), id_map(self.ids.gids).encode())
+        ids = None
+        if self.ids is not None and not self.entered:
+            ids = (id_map(self.ids.uids).encode(), id_map(self.ids.gids).encode())
         what = ident, self.flags, groups, [section.data for section in self.sections], program
         supervisor = None if self.listener is None else self.listener.wire(ident)
         ways = self.fork, self.outside, self.talks, target, hooks, ids, leased, supervisor
@@ -264,7 +267,8 @@ def _enter(
     Where that takes a process that is born inside, its first steps come last.
     """
     if about.ids is not None:
-        made = _section(steps.enter_user_namespace, begin.slots, root, own, about.new & ~abi.CLONE_NEWUSER)
+        new, network = about.new & ~abi.CLONE_NEWUSER, bool(about.entered)
+        made = _section(steps.enter_user_namespace, begin.slots, root, own, new, network)
         first = begin.slots + 1
         clones = tuple(range(first, first + steps.clones_needed(root, own)))
         return (made, _section(steps.be_born, made.slots, False)), clones
@@ -278,17 +282,20 @@ def _enter(
 def entered_namespaces(spec: Mapping[str, Any]) -> tuple[tuple[str, str | None], ...]:
     """OCI name and path of those namespaces of *spec* that exist before the container does.
 
-    No path: the caller makes it, or knows which it is.
+    No path: the caller makes it, or knows which it is.  A network that is made
+    before the container takes the user namespace that is to own it, which comes
+    first.
     """
     annotations = spec.get("annotations", {})
     shared = set(json.loads(annotations[NAMESPACES_ANNOTATION])) if NAMESPACES_ANNOTATION in annotations else set()
     if NETWORK_ANNOTATION in annotations:
-        shared.add("network")
-    return tuple(
+        shared |= {"network", "user"}
+    found = [
         (namespace["type"], namespace.get("path"))
         for namespace in spec["linux"]["namespaces"]
         if namespace.get("path") or namespace["type"] in shared
-    )
+    ]
+    return tuple(sorted(found, key=lambda one: one[0] != "user"))
 
 
 def _hooks_of(spec: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:

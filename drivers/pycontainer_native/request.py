@@ -31,7 +31,7 @@ class Request:
     target: str  #: the cgroup directory of the container to enter; "" is a new one
     #: how many sections after the first come before the hooks; their state; the programs by point
     hooks: tuple[int, bytes, dict[str, list[Any]]] | None
-    ids: tuple[bytes, bytes] | None  #: uid_map and gid_map of the user namespace to make
+    ids: tuple[bytes, bytes] | None  #: uid_map and gid_map of the user namespace to make, the first descriptor given
     leased: int  #: as many descriptors given, the first, are locks: to be held until nothing of the container is left
     supervisor: tuple[bytes, bytes, str] | None  #: what the connection that is given next is told of its filter
 

@@ -126,8 +126,13 @@ def enter_given(k: Recorder, entered: Sequence[str]) -> None:
             k.call("setns", (abi.GIVEN + number,), abi.NAMESPACES[name])
 
 
-def enter_user_namespace(k: Recorder, root: Root, own: Sequence[mounts.Mount], flags: int) -> None:
+def enter_user_namespace(
+    k: Recorder, root: Root, own: Sequence[mounts.Mount], flags: int, network: bool = False
+) -> None:
     """Into the user namespace that the launcher has made, and from there into new ones.
+
+    With *network* one of its own is there already, with what the caller has
+    put into it: the second descriptor given.
 
     Before that, with the rights of the host's root, what the container is made
     of is cloned and gets the namespace's ids: inside, the way there may be
@@ -148,6 +153,9 @@ def enter_user_namespace(k: Recorder, root: Root, own: Sequence[mounts.Mount], f
                 mounts.clone_source(k, source, flags_of, ids, next(clones))
     with k.step("enter the user namespace"):
         k.call("setns", ids, abi.CLONE_NEWUSER)
+    if network:
+        with k.step("enter the network namespace"):
+            k.call("setns", (abi.GIVEN + 1,), abi.CLONE_NEWNET)
     with k.step("make the namespaces"):
         k.call("unshare", flags)
     _become_root(k)

@@ -8,8 +8,9 @@ import itertools
 import os
 import re
 import resource
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -102,6 +103,22 @@ def net_namespaces() -> dict[int, list[int]]:
         with contextlib.suppress(OSError):
             found.setdefault(os.stat(f"/proc/{pid}/ns/net").st_ino, []).append(int(pid))
     return found
+
+
+def ports(bridge: str) -> set[str]:
+    """The interfaces on it: each pair is on its bridge from its first moment on."""
+    return set(os.listdir(f"/sys/class/net/{bridge}/brif"))
+
+
+def ip(*arguments: str) -> str:
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
 
 
 class MountPoint(NamedTuple):

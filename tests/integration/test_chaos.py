@@ -64,8 +64,9 @@ def live(root: str, rootfs: str, marker: str, seed: int) -> None:
         bridge = pycontainer.Network(
             bridge=f"pyc{marker}", address=address, prefix_length=24, gateway="198.51.100.1", create_bridge=True
         )
+        remapped = {"network": bridge, "uid_mappings": [(0, 300000, 1000)], "gid_mappings": [(0, 300000, 1000)]}
         with contextlib.suppress(ContainerError, OSError):
-            keywords = {**chance.choice([*kinds, {"network": bridge}]), "detach": chance.random() < 0.6}
+            keywords = {**chance.choice([*kinds, {"network": bridge}, remapped]), "detach": chance.random() < 0.6}
             box = pycontainer.Container(["sh", "-c", script], driver=driver, rootfs=rootfs, **keywords)
             try:
                 for _ in range(chance.randrange(3)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from pycontainer import ContainerLostError, InvalidCommandError, Mount, Network,
 from pycontainer_native import network as networks
 from pycontainer_native import rtnetlink
 from pycontainer_native.network import remove_bridges
+
+from .host import ip, ports, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -127,22 +130,6 @@ def links() -> set[str]:
     return {line.split(": ")[1].split("@")[0] for line in ip("-o", "link").splitlines()}
 
 
-def ports(bridge: str) -> set[str]:
-    """The interfaces on it: each pair is on its bridge from its first moment on."""
-    return set(os.listdir(f"/sys/class/net/{bridge}/brif"))
-
-
-def ip(*arguments: str) -> str:
-    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def bridge(native: Any) -> Iterator[str]:
     """A bridge of this test's own, with 10.253.N.1/24 and fd00:N::1/64; nothing is left on it at the end."""
@@ -166,7 +153,13 @@ def at(bridge: str, number: int, **fields: Any) -> Network:
     return Network(bridge=bridge, address=f"{SUBNET}.{number}", prefix_length=24, **fields)
 
 
-def test_everything_of_docker_0_9(bridge: str, sh: Any) -> None:
+@pytest.fixture(params=[None, "auto"], ids=["root", "userns"])
+def userns(request: pytest.FixtureRequest) -> Any:
+    """Whether the network is that of a user namespace of the container's own."""
+    return request.param
+
+
+def test_everything_of_docker_0_9(bridge: str, sh: Any, userns: Any) -> None:
     network = at(
         bridge,
         2,
@@ -177,7 +170,9 @@ def test_everything_of_docker_0_9(bridge: str, sh: Any) -> None:
         prefix_length6=64,
         gateway6=f"{SUBNET6}::1",
     )
-    done = sh("ip -o addr show eth0; ip -o link; ip route; ip -6 route; ls /sys/class/net", network=network)
+    done = sh(
+        "ip -o addr show eth0; ip -o link; ip route; ip -6 route; ls /sys/class/net", network=network, userns=userns
+    )
     for expected in (
         f"{SUBNET}.2/24",
         f"{SUBNET6}::2/64",
@@ -191,7 +186,7 @@ def test_everything_of_docker_0_9(bridge: str, sh: Any) -> None:
     assert done.stdout.split()[-2:] == ["eth0", "lo"]  # its sysfs shows its own
 
 
-def test_a_port_of_the_container_from_the_host(bridge: str, start: Any) -> None:
+def test_a_port_of_the_container_from_the_host(bridge: str, start: Any, userns: Any) -> None:
     """And of the host from the container, by both protocols."""
     network = at(bridge, 2, address6=f"{SUBNET6}::2", prefix_length6=64)
     for address, own, family in (
@@ -203,7 +198,7 @@ def test_a_port_of_the_container_from_the_host(bridge: str, start: Any) -> None:
             listener.listen()
             port = listener.getsockname()[1]
             script = f"echo hello | nc -w 20 {own} {port}; echo from inside | nc -l -p 8080 -w 20"
-            box = start(["sh", "-c", script], network=network)
+            box = start(["sh", "-c", script], network=network, userns=userns)
             listener.settimeout(30)
             connection, (peer, *_) = listener.accept()
             with connection:
@@ -225,13 +220,14 @@ def read_from(address: str, port: int) -> bytes:
             time.sleep(0.02)
 
 
-def test_the_files_of_etc(bridge: str, sh: Any, busybox_rootfs: Path, tmp_path: Path) -> None:
+def test_the_files_of_etc(bridge: str, sh: Any, busybox_rootfs: Path, tmp_path: Path, userns: Any) -> None:
     rootfs = tmp_path / "rootfs"
     shutil.copytree(busybox_rootfs, rootfs, symlinks=True)
     for name in ("hosts", "resolv.conf"):
         (rootfs / "etc" / name).write_text("the rootfs's\n")
     network = at(bridge, 2, gateway=f"{SUBNET}.1")
     fields: dict[str, Any] = {"hostname": "box", "dns": ["192.0.2.53"], "dns_search": ["example.org"], "rootfs": rootfs}
+    fields["userns"] = userns
     fields["extra_hosts"] = {"db": "192.0.2.7", "host": "host-gateway"}
     done = sh("cat /etc/hosts /etc/resolv.conf; ls /etc; echo more >> /etc/hosts", network=network, **fields)
     assert done.returncode == 0
@@ -304,35 +300,36 @@ def test_a_link_of_the_rootfs_leads_none_of_them_elsewhere(
     assert outside.read_text() == "the host's\n"
 
 
-def test_names_in_the_view_of_the_hosts_programs(bridge: str, python: Any) -> None:
+def test_names_in_the_view_of_the_hosts_programs(bridge: str, python: Any, userns: Any) -> None:
     code = "import socket; print(socket.gethostbyname(socket.gethostname()), socket.gethostbyname('db'))"
-    done = python(code, network=at(bridge, 2), extra_hosts={"db": "192.0.2.7"})
+    done = python(code, network=at(bridge, 2), extra_hosts={"db": "192.0.2.7"}, userns=userns)
     assert done.stdout.split() == [f"{SUBNET}.2", "192.0.2.7"], done.stderr
     code = "import socket; print(socket.gethostbyname(socket.gethostname()))"
     assert python(code, extra_hosts={"db": "192.0.2.7"}).stdout == "127.0.0.1\n"
 
 
-def test_two_containers_on_one_bridge(bridge: str, start: Any, sh: Any) -> None:
-    server = start(["sh", "-c", "echo to you | nc -l -p 9"], network=at(bridge, 2))
+@pytest.mark.parametrize("others", [None, "auto"])
+def test_two_containers_on_one_bridge(bridge: str, start: Any, sh: Any, userns: Any, others: Any) -> None:
+    server = start(["sh", "-c", "echo to you | nc -l -p 9"], network=at(bridge, 2), userns=userns)
     script = f"until nc -w 5 {SUBNET}.2 9 </dev/null; do :; done"
-    assert sh(script, network=at(bridge, 3)).stdout == "to you\n"
+    assert sh(script, network=at(bridge, 3), userns=others).stdout == "to you\n"
     server.wait(30)
 
 
-def test_several_interfaces(bridge: str, sh: Any) -> None:
+def test_several_interfaces(bridge: str, sh: Any, userns: Any) -> None:
     networks = [at(bridge, 2), at(bridge, 3, interface="lan7"), Network(bridge=bridge)]
-    done = sh("ls /sys/class/net; ip -o -4 addr show lan7", network=networks)
+    done = sh("ls /sys/class/net; ip -o -4 addr show lan7", network=networks, userns=userns)
     assert done.stdout.split()[:4] == ["eth0", "eth2", "lan7", "lo"]
     assert f"{SUBNET}.3/24" in done.stdout
 
 
-def test_an_address_in_use(bridge: str, start: Any, sh: Any) -> None:
+def test_an_address_in_use(bridge: str, start: Any, sh: Any, userns: Any) -> None:
     before = ports(bridge)
-    first = start(["sleep", "1000"], network=at(bridge, 2), name="first")
+    first = start(["sleep", "1000"], network=at(bridge, 2), name="first", userns=userns)
     now = ports(bridge)
     for number, what in ((2, "first"), (1, "this host")):
         with pytest.raises(InvalidCommandError, match=what) as caught:
-            sh("true", network=at(bridge, number))
+            sh("true", network=at(bridge, number), userns=userns)
         assert caught.value.field == "network.address"
     with pytest.raises(InvalidCommandError, match="in use"):
         sh("true", network=[Network(bridge=bridge), at(bridge, 2)])
@@ -416,7 +413,7 @@ print(pycontainer.Container(["sleep", "1000"], rootfs=ROOTFS, network=network, d
 
 @pytest.mark.parametrize("when", range(9))
 def test_nothing_is_left_when_a_step_fails(
-    bridge: str, sh: Any, native: Any, monkeypatch: pytest.MonkeyPatch, when: int
+    bridge: str, sh: Any, native: Any, monkeypatch: pytest.MonkeyPatch, when: int, userns: Any
 ) -> None:
     before = ports(bridge)
     request = rtnetlink.Route._request
@@ -431,19 +428,38 @@ def test_nothing_is_left_when_a_step_fails(
 
     monkeypatch.setattr(rtnetlink.Route, "_request", failing)
     with pytest.raises((SetupError, OSError)) as caught:
-        sh("true", network=at(bridge, 2, gateway=f"{SUBNET}.1"))
+        sh("true", network=at(bridge, 2, gateway=f"{SUBNET}.1"), userns=userns)
     assert caught.value.errno == errno.ENOBUFS
     wait_until(lambda: ports(bridge) == before, "an interface is left")
     monkeypatch.undo()
     assert sh("true", network=at(bridge, 2)).returncode == 0
 
 
+def test_a_namespace_without_a_socket_is_let_go_of_once(
+    bridge: str, sh: Any, monkeypatch: pytest.MonkeyPatch, userns: Any
+) -> None:
+    def failing() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(networks, "Route", failing)
+    with pytest.raises(SetupError, match="network namespace") as caught:
+        sh("true", network=at(bridge, 2), userns=userns)
+    assert caught.value.errno == errno.EMFILE
+    monkeypatch.undo()
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]  # with the numbers that are free again
+    del caught
+    gc.collect()
+    for fd in opened:
+        os.close(fd)
+    assert sh("true", network=at(bridge, 2), userns=userns).returncode == 0
+
+
 @pytest.mark.parametrize("reason", ["execve", "mount"])
-def test_nothing_is_left_when_the_start_fails(bridge: str, start: Any, reason: str) -> None:
+def test_nothing_is_left_when_the_start_fails(bridge: str, start: Any, reason: str, userns: Any) -> None:
     before = ports(bridge)
     what: dict[str, Any] = {"argv": ["/missing"]} if reason == "execve" else {"argv": ["true"], "cwd": "/missing"}
     with pytest.raises(SetupError):
-        start(network=at(bridge, 2), **what)
+        start(network=at(bridge, 2), userns=userns, **what)
     assert ports(bridge) == before
     start(["true"], network=at(bridge, 2)).wait()
 
@@ -469,7 +485,7 @@ def test_nothing_is_left_when_a_detached_start_fails(bridge: str, start: Any, mo
             os.close(fd)
 
 
-def test_nothing_is_left_of_a_caller_that_was_killed(bridge: str, caller: Any, sh: Any) -> None:
+def test_nothing_is_left_of_a_caller_that_was_killed(bridge: str, caller: Any, sh: Any, userns: Any) -> None:
     """At any moment: each one is killed at another time of its start."""
     before = ports(bridge)
     code = f"""
@@ -484,7 +500,7 @@ def counting(self, *arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return request(self, *arguments)
 rtnetlink.Route._request = counting
-box = Container(["sleep", "1000"], rootfs=ROOTFS, network=network)
+box = Container(["sleep", "1000"], rootfs=ROOTFS, network=network, userns={userns!r})
 os.kill(os.getpid(), signal.SIGKILL)
 """
     for when in range(1, 9):
@@ -495,27 +511,27 @@ os.kill(os.getpid(), signal.SIGKILL)
         wait_until(lambda: ports(bridge) == before, f"an interface is left of the one killed at {when}")
 
 
-def test_a_restarted_launcher(bridge: str, own_driver: Any, busybox_rootfs: Path) -> None:
+def test_a_restarted_launcher(bridge: str, own_driver: Any, busybox_rootfs: Path, userns: Any) -> None:
     before = ports(bridge)
-    box = pycontainer.Container(["sleep", "1000"], rootfs=busybox_rootfs, driver=own_driver, network=at(bridge, 2))
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": own_driver, "userns": userns}
+    box = pycontainer.Container(["sleep", "1000"], network=at(bridge, 2), **keywords)
     os.kill(own_driver._launchers.current.pid, signal.SIGKILL)
     with pytest.raises(ContainerLostError):
         box.wait()
     box.close()
-    done = pycontainer.run(["true"], rootfs=busybox_rootfs, driver=own_driver, network=at(bridge, 2))
+    done = pycontainer.run(["true"], network=at(bridge, 2), **keywords)
     assert done.returncode == 0
     wait_until(lambda: ports(bridge) == before, "an interface is left")
 
 
-def test_bridged_containers_from_many_threads(bridge: str, start: Any) -> None:
+def test_bridged_containers_from_many_threads(bridge: str, start: Any, userns: Any) -> None:
     errors: list[BaseException] = []
 
     def several(first: int) -> None:
         try:
             for number in range(first, first + 4):
-                box = start(
-                    ["ip", "-o", "-4", "addr", "show", "eth0"], stdout=-1, text=True, network=at(bridge, number)
-                )
+                own: dict[str, Any] = {"network": at(bridge, number), "userns": userns}
+                box = start(["ip", "-o", "-4", "addr", "show", "eth0"], stdout=-1, text=True, **own)
                 output, _ = box.communicate()
                 assert f"{SUBNET}.{number}/24" in output
         except BaseException as error:
@@ -546,9 +562,9 @@ def test_of_several_for_one_address_one_gets_it(bridge: str, start: Any) -> None
     assert sorted(isinstance(result, InvalidCommandError) for result in results) == [False, True, True, True, True]
 
 
-def test_a_forked_child_keeps_no_network(bridge: str, start: Any) -> None:
+def test_a_forked_child_keeps_no_network(bridge: str, start: Any, userns: Any) -> None:
     before = ports(bridge)
-    box = start(["sleep", "1000"], network=at(bridge, 2))
+    box = start(["sleep", "1000"], network=at(bridge, 2), userns=userns)
     pid = os.fork()
     if pid == 0:
         signal.pause()
@@ -562,8 +578,8 @@ def test_a_forked_child_keeps_no_network(bridge: str, start: Any) -> None:
         os.waitpid(pid, 0)
 
 
-def test_what_the_container_sends_is_counted(bridge: str, start: Any) -> None:
-    box = start(["sleep", "1000"], network=at(bridge, 2), cap_add=["NET_RAW"])
+def test_what_the_container_sends_is_counted(bridge: str, start: Any, userns: Any) -> None:
+    box = start(["sleep", "1000"], network=at(bridge, 2), cap_add=["NET_RAW"], userns=userns)
     before = box.stats().network["eth0"]
     assert box.exec(["ping", "-c3", "-i0.1", "-s1000", "-W5", f"{SUBNET}.1"]).returncode == 0
     after = box.stats().network["eth0"]
@@ -571,8 +587,8 @@ def test_what_the_container_sends_is_counted(bridge: str, start: Any) -> None:
     assert after.tx_bytes - before.tx_bytes >= 3000
 
 
-def test_exec_and_a_second_container_see_it(bridge: str, start: Any, sh: Any) -> None:
-    box = start(["sleep", "1000"], network=at(bridge, 2))
+def test_exec_and_a_second_container_see_it(bridge: str, start: Any, sh: Any, userns: Any) -> None:
+    box = start(["sleep", "1000"], network=at(bridge, 2), userns=userns)
     shows = ["ip", "-o", "-4", "addr", "show", "eth0"]
     assert f"{SUBNET}.2" in box.exec(shows, capture_output=True, text=True).stdout
     assert f"{SUBNET}.2" in sh(" ".join(shows), network=f"container:{box.id}").stdout

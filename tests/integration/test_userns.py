@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +20,24 @@ import attrs
 import pytest
 
 import pycontainer
-from pycontainer import InvalidCommandError, Mount, SetupError, UnsupportedError, rootfs
+from pycontainer import (
+    ContainerLostError,
+    Hook,
+    Hooks,
+    InvalidCommandError,
+    Mount,
+    Network,
+    SetupError,
+    UnsupportedError,
+    WaitTimeoutError,
+    rootfs,
+)
 from pycontainer.command import Command
 from pycontainer.driver import ContainerProcess, Feature, LogLimits, Probe, Stdio
 from pycontainer.testing.conformance import Conformance
+from pycontainer_native import network as networks
 from pycontainer_native.driver import NativeDriver
+from pycontainer_native.network import remove_bridges
 from pycontainer_native.userns import AUTO, AUTO_SIZE, lease_range
 
 from . import host
@@ -54,12 +72,17 @@ class RemappedDriver(NativeDriver):
     """Native, but that every container has a user namespace, with which some features do not go together."""
 
     def features(self) -> frozenset[Feature]:
-        return super().features() - {Feature.DEVICES, Feature.NETWORK, Feature.OVERLAY}
+        return super().features() - {Feature.DEVICES, Feature.OVERLAY}
 
     def probe(self) -> Probe:
         found = super().probe()
         features = {feature: seen for feature, seen in found.features.items() if feature in self.features()}
         return attrs.evolve(found, features=features)
+
+    def validate(self, command: Command) -> Sequence[InvalidCommandError | UnsupportedError]:
+        if any(network.mode == "container" for network in command.networks):
+            return [UnsupportedError(self.name, Feature.USERNS, "with another one's network")]
+        return super().validate(command)
 
     def start(self, command: Command, stdio: Stdio) -> ContainerProcess:
         return super().start(command.copy_with(userns="auto"), stdio)
@@ -232,6 +255,268 @@ def test_a_detached_one(detached: NativeDriver, busybox_rootfs: Path) -> None:
         detached.delete("remapped")
     with pytest.raises(UnsupportedError, match="uid_mappings"):
         detached.start_detached(Command.of(["true"], rootfs=busybox_rootfs, userns="auto"), LogLimits())
+
+
+# -- on a bridge: what is said of networks elsewhere is tried with user namespaces there
+
+NS_GET_USERNS = 0xB701  # ioctl_ns(2)
+SUBNET = f"10.252.{os.getpid() % 250}"
+
+
+@pytest.fixture
+def bridge(native: NativeDriver) -> Iterator[str]:
+    """A bridge of this test's own, on which nothing is left at the end."""
+    name = f"pycu{os.getpid() % 100000:05d}"
+    host.ip("link", "add", name, "type", "bridge")
+    try:
+        host.ip("addr", "add", f"{SUBNET}.1/24", "dev", name)
+        host.ip("link", "set", name, "up")
+        yield name
+        host.wait_until(lambda: host.ports(name) == set(), "something is left on the bridge")
+    finally:
+        host.ip("link", "del", name)
+
+
+def at(bridge: str, number: int, **fields: Any) -> Network:
+    return Network(bridge=bridge, address=f"{SUBNET}.{number}", prefix_length=24, **fields)
+
+
+def owner(pid: int) -> str:
+    """The user namespace that owns the network namespace of that process."""
+    with open(f"/proc/{pid}/ns/net") as network:
+        fd = fcntl.ioctl(network, NS_GET_USERNS)
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("init", [False, True])
+@pytest.mark.parametrize("ids", [{"userns": "auto"}, MAPS], ids=["auto", "maps"])
+def test_its_network_is_its_own(
+    bridge: str, start: Callable[..., pycontainer.Container], ids: dict[str, Any], init: bool
+) -> None:
+    box = start(network=at(bridge, 2), init=init, **ids)
+    assert owner(box.pid) == os.readlink(f"/proc/{box.pid}/ns/user") != os.readlink("/proc/self/ns/user")
+    assert owner(os.getpid()) != os.readlink(f"/proc/{box.pid}/ns/user")
+    script = "id -u; ip -o -4 addr show eth0; ls /sys/class/net; stat -c %u:%g /sys/class/net/*/mtu"
+    done = box.exec(["sh", "-c", script], capture_output=True, text=True)
+    uid, address, *rest = done.stdout.splitlines()
+    assert (uid, rest, done.stderr) == ("0", ["eth0", "lo", "0:0", "0:0"], "")
+    assert f"{SUBNET}.2/24" in address
+
+
+def test_rights_over_its_network(sh: Sh, bridge: str) -> None:
+    """With the capability and not without, as in any container; and over nobody else's."""
+    script = "ip link add made type bridge && ip link set eth0 mtu 1300 && cat /sys/class/net/*/mtu"
+    done = sh(script, network=at(bridge, 2), userns="auto", cap_add=["NET_ADMIN"])
+    assert (done.returncode, done.stdout.split()) == (0, ["1300", "65536", "1500"]), done.stderr
+    done = sh(script, network=at(bridge, 2), userns="auto")
+    assert done.returncode != 0
+    assert "not permitted" in done.stderr
+    assert not os.path.exists("/sys/class/net/made")
+
+
+def test_several_bridges_and_kernel_parameters(sh: Sh, bridge: str) -> None:
+    second = f"{bridge}b"
+    other = Network(bridge=second, create_bridge=True, interface="lan", address="198.51.100.2", prefix_length=24)
+    script = (
+        "ip -o -4 addr | cut -d' ' -f2,7; cat /proc/sys/net/ipv4/ip_default_ttl /proc/sys/net/ipv4/conf/lan/forwarding"
+    )
+    sysctls = {"net.ipv4.ip_default_ttl": 77, "net.ipv4.conf.lan.forwarding": 1}
+    done = sh(script, network=[at(bridge, 2), other], userns="auto", sysctls=sysctls)
+    found = done.stdout.split()
+    assert found == ["lo", "127.0.0.1/8", "eth0", f"{SUBNET}.2/24", "lan", "198.51.100.2/24", "77", "1"], done
+    assert second in remove_bridges(os.getpid())
+
+
+def test_a_receipt_of_it(bridge: str, start: Callable[..., pycontainer.Container]) -> None:
+    box = start(network=at(bridge, 2, gateway=f"{SUBNET}.1", mtu=1400, mac="02:11:22:33:44:55"), userns="auto")
+    receipt = box.receipt()
+    assert receipt.differences(box.command) == ()
+    assert receipt.interfaces is not None
+    assert {one.name for one in receipt.interfaces if one.up} == {"eth0", "lo"}
+    [difference] = receipt.differences(box.command.copy_with(network=at(bridge, 3, gateway=f"{SUBNET}.1")))
+    assert difference.field == "network.address"
+
+
+def test_hooks_on_the_host_find_its_network(sh: Sh, bridge: str, tmp_path: Path) -> None:
+    """It is complete before they run."""
+    found = tmp_path / "found"
+    show = (
+        f"""pid=$(sed 's/.*"pid": *\\([0-9]*\\).*/\\1/') && nsenter --net=/proc/$pid/ns/net ip -o -4 addr > {found}"""
+    )
+    hooks = Hooks(create_runtime=[Hook("/bin/sh", ["sh", "-c", show], env={"PATH": os.environ["PATH"]})])
+    assert sh("true", network=at(bridge, 2), userns="auto", hooks=hooks).returncode == 0
+    assert f"{SUBNET}.2/24" in found.read_text()
+
+
+def test_a_detached_one_on_a_bridge(detached: NativeDriver, busybox_rootfs: Path, bridge: str) -> None:
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "name": "bridged", "network": at(bridge, 2), **MAPS}
+    process = detached.start_detached(Command.of(["sleep", "1000"], **keywords), LogLimits())
+    try:
+        assert owner(process.pid) == os.readlink(f"/proc/{process.pid}/ns/user")
+        detached._launchers.close()  # it is its monitor's
+        other = pycontainer.get("bridged", driver=NativeDriver(root=detached._store.root))
+        done = other.exec(["ip", "-o", "-4", "addr", "show", "eth0"], capture_output=True, text=True)
+        assert f"{SUBNET}.2/24" in done.stdout
+    finally:
+        detached.kill("bridged", 9)
+        process.wait(30)
+        detached.delete("bridged")
+
+
+def is_free(range_file: Path) -> bool:
+    with range_file.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_its_ids_are_free_when_its_network_fails(sh: Sh, bridge: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    leased: list[Path] = []
+
+    def leasing() -> Any:
+        ids, lease = lease_range()
+        leased.append(Path("/run/pycontainer/userns", str(ids.uids[0][1])))
+        assert not is_free(leased[-1])
+        return ids, lease
+
+    monkeypatch.setattr("pycontainer_native.userns.lease_range", leasing)
+    with pytest.raises(InvalidCommandError, match="this host's own"):
+        sh("true", network=at(bridge, 1), userns="auto")
+    assert sh("true", network=at(bridge, 2), userns="auto").returncode == 0
+    assert len(leased) == 2
+    host.wait_until(lambda: all(map(is_free, leased)), "a range of ids is not free")
+
+
+def test_a_launcher_that_dies_while_the_network_is_made(
+    own_driver: NativeDriver, busybox_rootfs: Path, bridge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has given is the caller's, and so the next one can start the container."""
+    attach = networks.attach
+
+    def killing(*arguments: Any) -> networks.Attachment:
+        launcher = own_driver._launchers.current
+        assert launcher is not None
+        os.kill(launcher.pid, signal.SIGKILL)
+        assert launcher.ended(10)
+        return attach(*arguments)
+
+    monkeypatch.setattr(networks, "attach", killing)
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": own_driver, "network": at(bridge, 2)}
+    for ids in ({"userns": "auto"}, MAPS):
+        assert pycontainer.run(["ip", "link", "show", "eth0"], **keywords, **ids).returncode == 0
+
+
+def test_a_launcher_that_dies_before_it_has_made_it(
+    own_driver: NativeDriver, busybox_rootfs: Path, bridge: str
+) -> None:
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": own_driver, "network": at(bridge, 2)}
+    pycontainer.run(["true"], **keywords)
+    launcher = own_driver._launchers.current
+    assert launcher is not None
+    os.kill(launcher.pid, signal.SIGSTOP)
+    killer = threading.Timer(0.3, os.kill, (launcher.pid, signal.SIGKILL))
+    killer.start()
+    with pytest.raises(ContainerLostError):
+        pycontainer.run(["true"], userns="auto", **keywords)
+    killer.join()
+    assert pycontainer.run(["true"], userns="auto", **keywords).returncode == 0
+
+
+def test_a_launcher_that_does_not_answer(own_driver: NativeDriver, busybox_rootfs: Path, bridge: str) -> None:
+    """The time for the start is for its network, too; what comes later is let go of."""
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": own_driver, "network": at(bridge, 2)}
+    pycontainer.run(["true"], userns="auto", **keywords)
+    launcher = own_driver._launchers.current
+    assert launcher is not None
+    host.wait_until(lambda: bool(host.children(launcher.pid)), "there is no spare, which takes some as well")
+    opened = len(host.descriptors(launcher.pid))
+    os.kill(launcher.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with pytest.raises(WaitTimeoutError):
+            pycontainer.run(["true"], userns="auto", timeout=0.5, **keywords)
+        assert time.monotonic() - began < 10
+    finally:
+        os.kill(launcher.pid, signal.SIGCONT)
+    assert pycontainer.run(["true"], userns="auto", **keywords).returncode == 0
+    host.wait_until(lambda: len(host.descriptors(launcher.pid)) <= opened, "the launcher keeps a descriptor")
+
+
+def test_a_launcher_without_descriptors(own_driver: NativeDriver, busybox_rootfs: Path, bridge: str) -> None:
+    """Whatever it lacks the next one for, that is the error, and nothing is left of the others."""
+    keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": own_driver, "network": at(bridge, 2)}
+    pycontainer.run(["true"], userns="auto", **keywords)
+    launcher = own_driver._launchers.current
+    assert launcher is not None
+    host.wait_until(lambda: bool(host.children(launcher.pid)), "there is no spare, which takes some as well")
+    opened = len(host.descriptors(launcher.pid))
+    _, hard = resource.prlimit(launcher.pid, resource.RLIMIT_NOFILE)
+    errors: list[tuple[str, int | None]] = []
+    for count in range(1, 8):
+        free = host.leave_no_descriptor(launcher.pid)
+        resource.prlimit(launcher.pid, resource.RLIMIT_NOFILE, (free + count, hard))
+        try:
+            pycontainer.run(["true"], userns="auto", **keywords)
+        except SetupError as error:
+            errors.append((error.step, error.errno))
+        finally:
+            resource.prlimit(launcher.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        host.wait_until(lambda: len(host.descriptors(launcher.pid)) <= opened, "the launcher keeps a descriptor")
+        assert host.ports(bridge) == set()
+    labels, numbers = map(set, zip(*errors, strict=True))
+    assert numbers == {errno.EMFILE}
+    assert {"make a channel", "make a user namespace", "write uid_map"} & labels, labels
+    assert pycontainer.run(["true"], userns="auto", **keywords).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "where", ["launchers.Launchers.ask", "given.Making.take", "network.attach", "driver.NativeDriver._launch"]
+)
+def test_a_caller_that_is_killed_on_the_way(caller: Callable[..., Any], bridge: str, sh: Sh, where: str) -> None:
+    """Before it has the namespaces, with them, and with a network in them: there is no process that could keep them."""
+    name = where.rpartition(".")[2]
+    dead = caller(f"""
+from pycontainer_native import driver, given, launchers, network
+owner = {where.rpartition(".")[0]}
+call = owner.{name}
+def killed(*arguments, **keywords):
+    if {name == "_launch"} or call(*arguments, **keywords):
+        os.kill(os.getpid(), signal.SIGKILL)
+owner.{name} = killed
+network = pycontainer.Network(bridge={bridge!r}, address="{SUBNET}.2", prefix_length=24)
+pycontainer.run(["true"], rootfs=ROOTFS, network=network, uid_mappings={MAPS["uid_mappings"]},
+                gid_mappings={MAPS["gid_mappings"]})
+""")
+    assert dead.wait(60) == -signal.SIGKILL
+    assert sh("true", network=at(bridge, 2), userns="auto").returncode == 0
+    host.wait_until(lambda: host.ports(bridge) == set(), "an interface is left")
+
+
+@pytest.mark.parametrize("call", ["_write_map", "_open_namespaces"])
+@pytest.mark.parametrize("network", [False, True])
+def test_what_the_namespaces_are_made_with_ends_with_the_launcher(
+    native: NativeDriver, call: str, network: bool
+) -> None:
+    """The process that is cloned for it, which else would wait for ever; the launcher's part is played here."""
+    code = f"""
+import os
+from pycontainer_native import container
+container.{call} = lambda *arguments: (print(arguments, flush=True), os.kill(os.getpid(), 9))
+container.new_namespaces(b"0 300000 1\\n", b"0 300000 1\\n", network={network})
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    pid = int("".join(filter(str.isdigit, done.stdout)))
+    try:
+        host.wait_until(lambda: not host.is_alive(pid), "it waits still")
+    finally:
+        if host.is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

@@ -658,11 +658,12 @@ def test_h23_cve_2020_13401_router_advertisements_are_ignored(sh):
     before = Path("/proc/sys/net/ipv6/conf/default/accept_ra").read_text()
     bridge = f"pyctra{os.getpid() % 100000}"
     own = {"bridge": bridge, "create_bridge": True, "address6": "fd00:7777::2", "prefix_length6": 64}
-    for address in ({}, {"gateway6": "fd00:7777::1"}):
-        assert sh(f"cat {accept}", network=Network(**own, **address)).stdout == "0\n"
-    # Somebody who says so has them.
-    asked = {"net.ipv6.conf.eth0.accept_ra": "2"}
-    assert sh(f"cat {accept}", network=Network(**own), sysctls=asked).stdout == "2\n"
+    for userns in (None, "auto"):
+        for address in ({}, {"gateway6": "fd00:7777::1"}):
+            assert sh(f"cat {accept}", network=Network(**own, **address), userns=userns).stdout == "0\n"
+        # Somebody who says so has them.
+        asked = {"net.ipv6.conf.eth0.accept_ra": "2"}
+        assert sh(f"cat {accept}", network=Network(**own), sysctls=asked, userns=userns).stdout == "2\n"
     assert Path("/proc/sys/net/ipv6/conf/default/accept_ra").read_text() == before  # the host's are the host's
 
 

@@ -53,6 +53,27 @@ def test_line(tmp_path: Path, line: str) -> None:
     assert line in lines(tmp_path)
 
 
+def test_a_user_namespace(tmp_path: Path) -> None:
+    maps = {"uid_mappings": [(0, 300000, 10), (10, 7, 1)], "gid_mappings": [(0, 400000, 10)]}
+    made = [
+        "launcher: make a user namespace: clone(CLONE_NEWUSER|CLONE_PIDFD)",
+        "launcher: write 0 300000 10, 10 7 1 to uid_map",
+        "launcher: write 0 400000 10 to gid_map",
+    ]
+    own = lines(tmp_path, **maps)
+    assert own[:3] == made
+    assert not [line for line in own if "network namespace" in line]
+    mapped = next(line for line in own if "MOUNT_ATTR_IDMAP" in line)
+    assert mapped.endswith("AT_EMPTY_PATH|AT_RECURSIVE, {set MOUNT_ATTR_IDMAP, clear 0, ids of $272}, 32)"), mapped
+    bridged = lines(tmp_path, network="bridge:br0", **maps)
+    assert bridged[:5] == [
+        *made,
+        "launcher: make a network namespace in it: unshare(CLONE_NEWNET)",
+        "caller: put the container's interfaces into that",
+    ]
+    assert "child: enter the network namespace: setns(given1, CLONE_NEWNET)" in bridged
+
+
 def test_no_number_stands_for_flags(tmp_path: Path) -> None:
     found = lines(tmp_path, mounts=[Mount(str(tmp_path), "/data", read_only=True)], read_only=True)
     assert not [line for line in found if "0x" in line]

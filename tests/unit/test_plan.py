@@ -21,6 +21,7 @@ from pycontainer.spec import to_oci
 from pycontainer_native import abi, child, parameters, plan
 from pycontainer_native.cgroups import Group
 from pycontainer_native.host import Host
+from pycontainer_native.request import Request
 from pycontainer_native.syscalls import Recorder
 
 CAPABILITIES = (1 << 41) - 1
@@ -482,6 +483,27 @@ def execute(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 def section(record: Callable[[Recorder], None]) -> plan.Section:
     return plan._record(record, abi.FIRST_SLOT)
+
+
+def test_a_network_that_a_user_namespace_owns(compiled: Any) -> None:
+    """It is there before the start, and so is its owner; without one the launcher makes that with the start."""
+    maps = {"uid_mappings": [(0, 300000, 10)], "gid_mappings": [(0, 300000, 10)]}
+    bridged, own, plain = compiled(network="bridge", **maps), compiled(**maps), compiled()
+    assert bridged.entered == (("user", None), ("network", None))
+    assert own.entered == ()
+    ids = Request.__slots__.index("ids")
+    assert marshal.loads(bridged.wire("box"))[ids] is None
+    assert marshal.loads(own.wire("box"))[ids] == (b"0 300000 10\n",) * 2
+    found = labels(bridged)
+    # Its owner first, for the right to; before sysfs is mounted, which shows it.
+    assert in_order(found, "enter the user namespace", "enter the network namespace", "mount sysfs on /sys"), found
+    assert "enter the network namespace" not in labels(own) + labels(plain)
+    [entered] = [step for step in steps(bridged) if step.label == "enter the network namespace"]
+    assert (entered.call, entered.arguments) == ("setns", ((abi.GIVEN + 1,), abi.CLONE_NEWNET))
+    for a_plan, new in ((bridged, 0), (own, abi.CLONE_NEWNET)):
+        [unshare] = [step for step in steps(a_plan) if step.label == "make the namespaces"]
+        assert unshare.arguments[0] & (abi.CLONE_NEWNET | abi.CLONE_NEWUSER) == new
+    assert bridged.namespaces == (*plain.namespaces, "user")  # for exec, which enters all of them
 
 
 def test_more_descriptors_than_a_message_carries_are_refused(compiled: Any) -> None:
