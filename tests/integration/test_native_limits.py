@@ -264,7 +264,7 @@ def test_a_limit_that_cannot_be_applied(start: Any, field: str, keywords: Any) -
 
 
 def test_without_the_controller_there_is_no_limit_to_be_had(start: Any, own_driver: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(own_driver, "_layout", Layout())
+    monkeypatch.setattr(own_driver._launchers, "_layout", Layout())
     with pytest.raises(InvalidCommandError, match="pids") as caught:
         start(["true"], driver=own_driver, pids_limit=5)
     assert caught.value.field == "resources.pids_limit"
