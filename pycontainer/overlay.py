@@ -26,7 +26,9 @@ class Overlay:
     that keeps the changes.  overlayfs needs a second one then, on the same
     file system and for nothing else: it is called as *upper* is with
     ``.work`` at its end, and made when it is not there.  One *upper* serves
-    one container at a time, and takes Linux 5.14 with the native driver.
+    one container at a time, and takes Linux 5.14 with the native driver.  In a
+    user namespace of the container's own, which takes Linux 5.19, the files of
+    all of them have the owners that they have on the disk.
     """
 
     lower: tuple[str, ...] = field(converter=check.as_texts)

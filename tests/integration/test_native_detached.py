@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 import pycontainer
-from pycontainer import ContainerLostError, Feature, LogLimits, State, cli
+from pycontainer import ContainerLostError, Feature, LogLimits, State, cli, rootfs
 from pycontainer.errors import AlreadyExistsError, ContainerError, ContainerNotFoundError, NotRunningError, SetupError
 from pycontainer_native import detached
 from pycontainer_native.cgroups import Layout
@@ -141,7 +141,9 @@ def test_two_hundred_outlive_their_maker(caller: Any, root: str, driver: NativeD
     assert not any(map(os.path.exists, [*directories, *(path.parent for path in directories)]))
 
 
-@pytest.mark.parametrize("keywords", [{}, {"init": True}, {"pid": "host"}, {"user": "alice"}, {"tty": True}], ids=str)
+@pytest.mark.parametrize(
+    "keywords", [{}, {"init": True}, {"pid": "host"}, {"user": "alice"}, {"tty": True}, {"userns": "auto"}], ids=str
+)
 def test_the_monitor_is_killed(detach: Any, driver: NativeDriver, until: Any, keywords: Any) -> None:
     marker = f"{uuid.uuid4().int % 10**9 + 1000}"
     box = detach(f"setsid sleep {marker} & echo before; sleep {marker}", **keywords)
@@ -164,6 +166,29 @@ def test_the_monitor_is_killed(detach: Any, driver: NativeDriver, until: Any, ke
     assert pycontainer.gc(driver) != []
     with pytest.raises(ContainerNotFoundError):
         pycontainer.get(box.id, driver)
+
+
+def test_layers_in_a_user_namespace(
+    detach: Any, driver: NativeDriver, busybox_rootfs: Path, tmp_path: Path, until: Any
+) -> None:
+    """Who restores it is root of it; what root of it writes is root's on the disk, and in memory its own."""
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    for kept in (None, upper):
+        box = detach(
+            "rm /etc/group; echo; sleep 1000", rootfs=rootfs.overlay(busybox_rootfs, upper=kept), userns="auto"
+        )
+        until(lambda box=box: output(box))
+        again = pycontainer.get(box.id, NativeDriver(driver._store.root))
+        done = again.exec(["sh", "-c", "touch /made; chown 0:7 /made; ls /etc"], capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == ("passwd\n", "")
+        start = int(Path(f"/proc/{box.pid}/uid_map").read_text().split()[1])
+        found = Path(f"/proc/{box.pid}/root/made").stat()
+        assert (found.st_uid, found.st_gid) == (start, start + 7)
+        assert again.receipt().differences(again.command) == ()
+        again.remove(force=True)
+    assert ((upper / "made").stat().st_uid, (upper / "made").stat().st_gid) == (0, 7)
+    assert stat.S_ISCHR((upper / "etc/group").stat().st_mode)
 
 
 @pytest.mark.parametrize("verb", ["gc", "start"])
@@ -316,7 +341,7 @@ def test_no_other_cgroup_is_killed(
 def test_the_monitor_is_killed_where_no_cgroups_are(
     detach: Any, driver: NativeDriver, until: Any, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    monkeypatch.setattr(driver, "_layout", Layout())
+    monkeypatch.setattr(driver._launchers, "_layout", Layout())
     code = "import ctypes, time; ctypes.CDLL(None).prctl(1, 0); print(1, flush=True); time.sleep(1000)"
     box = detach(f"exec {sys.executable} -I -c '{code}'", rootfs=None)  # it is not to die with its parent
     until(lambda: output(box))

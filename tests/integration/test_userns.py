@@ -58,7 +58,7 @@ class RemappedDriver(NativeDriver):
     """Native, but that every container has a user namespace, with which some features do not go together."""
 
     def features(self) -> frozenset[Feature]:
-        return super().features() - {Feature.DEVICES, Feature.NETWORK, Feature.OVERLAY}
+        return super().features() - {Feature.DEVICES, Feature.NETWORK}
 
     def probe(self) -> Probe:
         found = super().probe()
