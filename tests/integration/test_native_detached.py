@@ -144,7 +144,11 @@ def test_two_hundred_outlive_their_maker(caller: Any, root: str, driver: NativeD
 @pytest.mark.parametrize(
     "keywords", [{}, {"init": True}, {"pid": "host"}, {"user": "alice"}, {"tty": True}, {"userns": "auto"}], ids=str
 )
-def test_the_monitor_is_killed(detach: Any, driver: NativeDriver, until: Any, keywords: Any) -> None:
+def test_the_monitor_is_killed(
+    request: pytest.FixtureRequest, detach: Any, driver: NativeDriver, until: Any, keywords: Any
+) -> None:
+    if "userns" in keywords:
+        request.getfixturevalue("mapped_files")
     marker = f"{uuid.uuid4().int % 10**9 + 1000}"
     box = detach(f"setsid sleep {marker} & echo before; sleep {marker}", **keywords)
     until(lambda: len(host.running(f"sleep\0{marker}")) == 2 and output(box))
@@ -168,6 +172,7 @@ def test_the_monitor_is_killed(detach: Any, driver: NativeDriver, until: Any, ke
         pycontainer.get(box.id, driver)
 
 
+@pytest.mark.usefixtures("mapped_files")
 def test_layers_in_a_user_namespace(
     detach: Any, driver: NativeDriver, busybox_rootfs: Path, tmp_path: Path, until: Any
 ) -> None:

@@ -190,6 +190,7 @@ ls /opt/old /etc
 CHANGED = ["0:0", "0:0", "1000:2000", "0:0", "5:6", "0:0", "1000:2000", "0:0", "/etc:", "passwd", "", "/opt/old:"]
 
 
+@pytest.mark.usefixtures("mapped_files")
 @pytest.mark.parametrize("ids", REMAPPED, ids=["auto", "maps"])
 def test_in_a_user_namespace_changes_are_thrown_away(
     sh: Any, start: Any, until: Any, owned: Path, busybox_rootfs: Path, ids: dict[str, Any]
@@ -213,6 +214,7 @@ def test_in_a_user_namespace_changes_are_thrown_away(
     assert (tree(owned), tree(busybox_rootfs)) == before
 
 
+@pytest.mark.usefixtures("mapped_files")
 @pytest.mark.parametrize("ids", REMAPPED, ids=["auto", "maps"])
 def test_in_a_user_namespace_changes_are_kept(
     sh: Any, owned: Path, disk: Path, busybox_rootfs: Path, ids: dict[str, Any]
@@ -242,6 +244,7 @@ def test_in_a_user_namespace_changes_are_kept(
     assert (tree(owned), tree(busybox_rootfs)) == before
 
 
+@pytest.mark.usefixtures("mapped_files")
 def test_in_a_user_namespace_nothing_of_the_layers_is_seen(start: Any, app: Path, busybox_rootfs: Path) -> None:
     before = [mount.path for mount in host.mounts()]
     box = start(["sleep", "100"], rootfs=rootfs.overlay(app, busybox_rootfs), userns="auto")
@@ -257,6 +260,7 @@ def test_in_a_user_namespace_nothing_of_the_layers_is_seen(start: Any, app: Path
     assert box.exec(["cat", "/opt/version"], capture_output=True, text=True).stdout == "app\n"
 
 
+@pytest.mark.usefixtures("mapped_files")
 def test_in_a_user_namespace_with_mounts_users_and_many_layers(
     sh: Any, app: Path, busybox_rootfs: Path, tmp_path: Path
 ) -> None:
@@ -280,6 +284,7 @@ def test_in_a_user_namespace_with_mounts_users_and_many_layers(
     assert not (busybox_rootfs / "new").exists()
 
 
+@pytest.mark.usefixtures("mapped_files")
 def test_in_a_user_namespace_the_mounters_rights_are_not_the_containers(
     sh: Any, owned: Path, disk: Path, busybox_rootfs: Path
 ) -> None:
@@ -295,6 +300,7 @@ def test_in_a_user_namespace_the_mounters_rights_are_not_the_containers(
         assert (done.stdout, done.stderr.count("Permission denied")) == ("", 2)
 
 
+@pytest.mark.usefixtures("mapped_files")
 def test_in_a_user_namespace_the_capabilities_of_files(sh: Any, app: Path, disk: Path, busybox_rootfs: Path) -> None:
     """Those of the disk count inside: their root is the container's."""
     shutil.copy(busybox_rootfs / "bin/busybox", app / "opt/grep")
@@ -307,6 +313,7 @@ def test_in_a_user_namespace_the_capabilities_of_files(sh: Any, app: Path, disk:
         assert sh("/opt/grep CapEff /proc/self/status", rootfs=root, **keywords).stdout.split()[1] == f"{1 << 13:016x}"
 
 
+@pytest.mark.usefixtures("mapped_files")
 def test_in_a_user_namespace_layers_that_cannot_be_mapped(
     start: Any, app: Path, disk: Path, busybox_rootfs: Path, host_mount: Any
 ) -> None:
@@ -327,6 +334,7 @@ def test_in_a_user_namespace_layers_that_cannot_be_mapped(
     assert {mount.path for mount in host.mounts()} == before | {str(place)}
 
 
+@pytest.mark.usefixtures("mapped_files")
 @pytest.mark.parametrize(
     ("of_upper", "of_parent", "mode", "who"),
     [((70000, 0), (0, 0), 0o700, "upper"), ((0, 70000), (0, 0), 0o700, "upper"), ((0, 0), (70000, 0), 0o700, "place")],
@@ -350,6 +358,7 @@ def test_in_a_user_namespace_an_upper_of_nobody(
         assert (upper / "made").stat().st_uid == 0
 
 
+@pytest.mark.usefixtures("mapped_files")
 def test_in_a_user_namespace_a_work_directory_that_leads_elsewhere(
     start: Any, disk: Path, busybox_rootfs: Path
 ) -> None:
@@ -362,6 +371,7 @@ def test_in_a_user_namespace_a_work_directory_that_leads_elsewhere(
     assert list((disk / "elsewhere").iterdir()) == []
 
 
+@pytest.mark.usefixtures("mapped_files")
 def test_in_a_user_namespace_a_step_that_fails_leaves_nothing(
     sh: Any, start: Any, disk: Path, busybox_rootfs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
