@@ -29,7 +29,8 @@ class Overlay:
     one container at a time, whoever started it: what several overlays do with
     it is undefined (overlayfs.rst), and the native driver refuses the second
     one; mounts by other programs it does not know.  With it that takes Linux
-    5.14.
+    5.14.  In a user namespace of the container's own, which takes Linux 5.19,
+    the files of all of them have the owners that they have on the disk.
     """
 
     lower: tuple[str, ...] = field(converter=check.as_texts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -23,7 +24,7 @@ from pycontainer.process import capability_numbers
 from pycontainer.rootfs import Overlay, open_in_rootfs
 from pycontainer.seccomp import notifying
 from pycontainer.spec import limits_to_oci, process_to_oci
-from pycontainer_native import listener, plan, trees
+from pycontainer_native import listener, plan, trees, userns
 from pycontainer_native.cgroups.limits import MEMORY_MIN
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Checks:
             for problem in self.host.namespace.problems(user):
                 yield InvalidCommandError(*problem)
 
-    def _check_user_namespace(self, command: Command) -> Iterator[UnsupportedError]:
+    def _check_user_namespace(self, command: Command) -> Iterator[Problem]:
         """What cannot be had in one, be it an ordinary user's or the container's own."""
         special = command.rootfs_propagation not in _PRIVATE or any(
             mount.uid_mappings or mount.propagation not in _PRIVATE for mount in command.mounts
@@ -159,8 +160,9 @@ class Checks:
         if self.host.namespace is not None:
             reason = "without root there is a user namespace already, that of the user's own"
             yield UnsupportedError(self.driver, Feature.USERNS, reason)
-        if isinstance(command.rootfs, Overlay):
-            yield UnsupportedError(self.driver, Feature.USERNS, "with a root of several layers")
+        if isinstance(command.rootfs, Overlay) and command.rootfs.upper is not None:
+            ids = userns.of_command(command) or userns.first_range()
+            yield from _check_upper(command.rootfs.upper, ids)
         if special:
             reason = "with mounts that propagate, or have mappings of their own"
             yield UnsupportedError(self.driver, Feature.USERNS, reason)
@@ -227,6 +229,19 @@ def _check_rootfs(command: Command) -> Iterator[InvalidCommandError]:
                 yield InvalidCommandError(f"rootfs.{name}", f"{path} is not a directory")
             elif os.path.samefile(path, "/"):
                 yield InvalidCommandError("rootfs.lower", f"{path} is the host's own root")
+
+
+def _check_upper(upper: str, ids: userns.UserNamespace) -> Iterator[InvalidCommandError]:
+    """Whose it is has to be somebody in the user namespace *ids*: nobody's files can be changed by nobody."""
+    for path in (upper, os.path.dirname(upper)):
+        try:
+            found = os.stat(path)
+        except OSError:
+            continue  # of which others tell
+        known = None not in (userns.outside(found.st_uid, ids.uids), userns.outside(found.st_gid, ids.gids))
+        if not known and (path == upper or not found.st_mode & stat.S_IXOTH):
+            owner = f"{found.st_uid}:{found.st_gid}"
+            yield InvalidCommandError("rootfs.upper", f"{path} is of {owner}, who is nobody in the user namespace")
 
 
 def _check_sources(command: Command) -> Iterator[InvalidCommandError]:

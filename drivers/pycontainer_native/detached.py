@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pycontainer.driver import ContainerInfo, ContainerProcess, ExecutionDriver, ExitStatus, Feature, LogLimits, State
+from pycontainer.driver import ContainerInfo, ContainerProcess, ExecutionDriver, ExitStatus, LogLimits, State
 from pycontainer.errors import (
     AlreadyExistsError,
     ContainerError,
@@ -24,15 +24,15 @@ from pycontainer.errors import (
     ContainerNotFoundError,
     NotRunningError,
     SetupError,
-    UnsupportedError,
     WaitTimeoutError,
 )
 from pycontainer.logs import LogRecord, read_log
 from pycontainer.service import TRUNCATED, ServiceGoneError, exit_status, send_request, wait_readable
-from pycontainer_native import state
+from pycontainer_native import state, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer
 from pycontainer_native.cgroups.layout import LAUNCHER_DIRECTORY
 from pycontainer_native.cgroups.live import DYING, remove_dead
+from pycontainer_native.leases import Lease
 from pycontainer_native.namespaces import BRIDGES
 from pycontainer_native.process import NativeProcess
 from pycontainer_native.state import Claim, Record, Store
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from pycontainer.command import Command
     from pycontainer_native.given import Given, Making
     from pycontainer_native.launchers import Launchers
-    from pycontainer_native.leases import Lease
     from pycontainer_native.plan import Plan
+    from pycontainer_native.userns import UserNamespace
 
 #: How long a monitor that has closed its sockets may take to be gone (seconds).
 PATIENCE = 5.0
@@ -133,14 +133,14 @@ class DetachedVerbs(ExecutionDriver):
     def layout(self) -> Layout: ...
 
     @abstractmethod
-    def compile(self, command: Command) -> Plan: ...
+    def compile(self, command: Command, *, ids: UserNamespace | None = None) -> Plan: ...
 
     @abstractmethod
     def _check(self, command: Command) -> None: ...
 
     @abstractmethod
     def _lend(
-        self, command: Command, compiled: Plan, deadline: float | None
+        self, command: Command, compiled: Plan, deadline: float | None, *, held: Sequence[Lease] = ()
     ) -> contextlib.AbstractContextManager[Given]: ...
 
     @abstractmethod
@@ -148,28 +148,28 @@ class DetachedVerbs(ExecutionDriver):
 
     def start_detached(self, command: Command, log: LogLimits, deadline: float | None = None) -> ContainerProcess:
         self._check(command)
-        if command.userns == "auto":  # its ids are taken by this process, and with it they would be free again
-            raise UnsupportedError(self.name, Feature.USERNS, "detached: say which ids, by uid_mappings")
-        compiled = self.compile(command)
-        token = os.urandom(8).hex()
-        config = {
-            "command": json.loads(command.to_json()),
-            "created": time.time(),
-            "directory": f"pycontainer-{token}/1",
-            "groups": [[group.base, group.version, list(group.controllers)] for group in compiled.groups],
-            "namespaces": list(compiled.namespaces),
-        }
         if not self._has_collected:  # once: it takes as long as there are containers
             self._has_collected = True
             self._store.collect(self._kill_rest)
         with contextlib.ExitStack() as stack:
+            token = os.urandom(8).hex()
+            directory = f"pycontainer-{token}/1"
+            compiled, leases = self._compile_leased(stack, command, directory)
+            config = {
+                "command": json.loads(command.to_json()),
+                "created": time.time(),
+                "directory": directory,
+                "groups": [[group.base, group.version, list(group.controllers)] for group in compiled.groups],
+                "namespaces": list(compiled.namespaces),
+                "ids": None if compiled.ids is None else [compiled.ids.uids, compiled.ids.gids],
+            }
             try:
                 claim = self._store.claim(command.id, config)
             except OSError as error:
                 raise SetupError("record the container", error.errno or errno.EIO, error.filename) from None
             self._own(stack, claim)
             try:
-                given = stack.enter_context(self._lend(command, compiled, deadline))
+                given = stack.enter_context(self._lend(command, compiled, deadline, held=leases))
                 return self._start_claimed(stack, claim, command, compiled, given, (token, log), deadline)
             except BaseException as error:
                 stack.__exit__(*sys.exc_info())  # the lock is the monitor's alone, if there is one
@@ -177,6 +177,29 @@ class DetachedVerbs(ExecutionDriver):
                 patience = LATE if isinstance(error, WaitTimeoutError) else state.PATIENCE
                 self._store.remove(command.id, claim.config, patience)
                 raise
+
+    def _compile_leased(
+        self, stack: contextlib.ExitStack, command: Command, directory: str
+    ) -> tuple[Plan, Sequence[Lease]]:
+        """The plan for *command*, and the locks on its ids that the monitor is to hold, whose cgroups are *directory*.
+
+        This process's descriptors of them are closed with *stack*: the ids are
+        the monitor's from then on, and not free before its container is gone.
+        Raises InvalidCommandError, SetupError.
+        """
+        if command.userns != "auto":
+            return self.compile(command), ()
+        try:
+            ids, fd = userns.lease_range()
+            lease = Lease(fd)
+            self._own(stack, lease)
+            compiled = self.compile(command, ids=ids)
+            userns.note_cgroups(lease.fd, [f"{group.base}/{directory}" for group in compiled.groups])
+        except OSError as error:
+            if isinstance(error, ContainerError):
+                raise
+            raise SetupError("reserve a range of ids", error.errno or errno.EPROTO, error.filename) from None
+        return compiled, [lease]
 
     def _start_claimed(
         self,
@@ -274,6 +297,7 @@ class DetachedVerbs(ExecutionDriver):
         try:
             with contextlib.ExitStack() as stack:
                 self._own(stack, theirs)
+                process.ids = _ids(record) or process.ids
                 if record.start is not None and record.start["pid"] is not None:
                     process.pid, process.directory = record.start["pid"], record.config["directory"]
                 if record.alive:
@@ -481,6 +505,15 @@ def _groups(record: Record) -> tuple[Group, ...]:
         return tuple(Group(str(base), int(version), tuple(controllers)) for base, version, controllers in groups)
     except (TypeError, ValueError):  # no driver has written that
         return ()
+
+
+def _ids(record: Record) -> UserNamespace | None:
+    """Those of its user namespace, if its maker has put them on record: where the Command leaves them to the driver."""
+    ids = record.config.get("ids")
+    if ids is None:
+        return None
+    uids, gids = (tuple((inside, outside, count) for inside, outside, count in maps) for maps in ids)
+    return userns.UserNamespace(uids, gids)
 
 
 def _cgroup(record: Record) -> Cgroup:

@@ -256,6 +256,7 @@ class NativeDriver(DetachedVerbs):
         compiled: plan.Plan,
         deadline: float | None,
         give_up: int = -1,
+        *,
         held: Sequence[Lease] = (),
     ) -> Iterator[Given]:
         """What *compiled* is about, besides what the launcher can find itself; and locks, those *held* first.
@@ -290,7 +291,7 @@ class NativeDriver(DetachedVerbs):
             own = Lease(fd)
             self._own(stack, own)
             compiled = self.compile(command, hold=hold, size=stdio.size, ids=ids)
-            given = stack.enter_context(self._lend(command, compiled, stdio.deadline, stdio.give_up, [own]))
+            given = stack.enter_context(self._lend(command, compiled, stdio.deadline, stdio.give_up, held=[own]))
             return self._launch(command, compiled, stdio, given=given)
 
     def _launch(

@@ -9,7 +9,8 @@ it tells anybody, and ends with it.
 In the state directory, which it holds locked as long as it lives:
 
 ==============  ================================================================
-config.json     what the maker knows: the Command, the cgroups (by the maker)
+config.json     what the maker knows: the Command, the cgroups, the ids of its
+                user namespace (by the maker)
 start.json      the program runs; its pid.  Without this it never has
 exit.json       how it ended; ``finished`` is true when all of it is gone
 *.room          what exit.json will need of the disk, which the log may fill

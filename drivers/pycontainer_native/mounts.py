@@ -13,9 +13,10 @@ import functools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from pycontainer_native import abi
+from pycontainer_native.capabilities import capset_data
 from pycontainer_native.syscalls import Fd, Recorder, Slot
 
 _OPENED = abi.O_PATH | abi.O_NOFOLLOW
@@ -207,52 +208,131 @@ def host_view(
     return root
 
 
-def overlay_root(k: Recorder, lower: Sequence[str], upper: str | None, *, nodev: bool, inside: bool) -> Slot:
+class Mounter(NamedTuple):
+    """Who mounts an overlay for a user namespace."""
+
+    uid: int  #: who root of that is outside
+    gid: int
+    capabilities: int  #: of the host
+    label: str | None  #: the SELinux context of what is mounted
+    userxattr: bool  #: the host is in a user namespace itself, and its root has no trusted.* either
+
+
+#: What overlayfs does in the name of who has mounted it: copy files up with their owners, ids and xattrs, which are
+#: trusted.* (CAP_SYS_ADMIN), whatever their modes; that the caller may do so it has found before that.
+MOUNTER_CAPABILITIES = tuple(
+    f"CAP_{name}"
+    for name in ("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "MKNOD", "SETFCAP", "SYS_ADMIN")
+)
+
+
+def mapped_overlay(
+    k: Recorder, lower: Sequence[str], upper: str | None, *, nodev: bool, ids: Slot, mounter: Mounter, out: Slot
+) -> None:
+    """:func:`overlay_root` for the user namespace *ids*, made from outside: its layers have the ids of the disk there.
+
+    From inside, overlayfs has no xattrs but user.* for what was removed and for
+    what hides the directory below it ("userxattr", overlayfs.rst): it would
+    overlook what images and containers without a user namespace have noted in
+    trusted.*, and these what it notes.  And before Linux 6.6 a tmpfs has none.
+
+    It is mounted in a mount namespace that the next one takes the place of:
+    its layers need names, which on the host nobody is to see.
+    """
+    k.mount_label = mounter.label
+    with k.step("make a mount namespace for the layers"):
+        k.call("unshare", abi.CLONE_NEWNS)
+    make_mounts_private(k)
+    _make_scratch(k)
+    overlay_root(k, lower, upper, nodev=nodev, userxattr=mounter.userxattr, ids=ids, mounter=mounter, out=out)
+    with k.step("hide the layers"):
+        # What lies over /proc while the mounts are copied to a less privileged user namespace is locked there, and no
+        # other proc could be mounted (mount_namespaces(7)).
+        k.call("chdir", b"/")
+        k.call("umount2", b"/proc", abi.MNT_DETACH, path=b"/proc")
+
+
+def overlay_root(
+    k: Recorder, lower: Sequence[str], upper: str | None, *, nodev: bool, userxattr: bool,
+    ids: Slot | None = None, mounter: Mounter | None = None, out: Slot | None = None,
+) -> Slot:  # fmt: skip
     """Directories of the host one upon the other, the first on top; changes go to *upper*, or to memory.
 
     Each is cloned into the scratch tmpfs under a name of ours, and overlayfs
     is given those names: it resolves no path of the host a second time, and
-    what it would take for a separator in one does not matter.
+    what it would take for a separator in one does not matter.  With *ids* and
+    *mounter* they are for that user namespace: :func:`mapped_overlay`.
     """
     below, scratch = abi.O_PATH | abi.O_DIRECTORY | abi.O_NOFOLLOW, (abi.SCRATCH,)
     names = [str(number) for number in range(len(lower))]  # short: all of them are one argument
     for name, path in zip(names, lower, strict=True):
         with k.step(f"open layer {path}"):
-            _clone_onto_scratch(k, name.encode(), path, recursive=False)
+            layer = _clone_directory(k, path, recursive=False)
+        _map_layer(k, layer, ids, "lower", path)
+        with k.step(f"open layer {path}"):
+            _attach(k, layer, name.encode())
     if upper is None:
         with k.step("make the root of its layers"):
             k.mkdirat(scratch, b"upper", 0o755)
             k.mkdirat(scratch, b"work", 0o700)
+            if mounter is not None:
+                # Memory takes the ids that there are outside: no tmpfs has others before Linux 6.3.
+                k.call("fchownat", scratch, b"upper", mounter.uid, mounter.gid, abi.AT_SYMLINK_NOFOLLOW)
     else:
         parent, _, last = upper.rpartition("/")
         with k.step(f"open layer {upper}"):
             # Both have to be of one mount, so what is cloned is where they are.  With what is mounted there: if they
             # are not, overlayfs is to say so.
-            kept = _clone_onto_scratch(k, b"kept", parent or "/", recursive=True)
+            kept = _clone_directory(k, parent or "/", recursive=True)
         with k.step(f"follow no links in {parent or '/'} (takes Linux 5.14)"):
             # overlayfs looks its directories up by name: whoever may change names here could put a link there by then.
             k.mount_setattr(kept, abi.MOUNT_ATTR_NOSYMFOLLOW)
         with k.step(f"open layer {upper}"):
+            # Before the ids are others: the host's root has none of those, and could make nothing (EOVERFLOW).
             k.mkdirat(kept, encode(f"{last}.work"), 0o700, accept={errno.EEXIST: 0})
+        _map_layer(k, kept, ids, "upper", upper)
+        with k.step(f"open layer {upper}"):
+            _attach(k, kept, b"kept")
             for name, path in (("upper", last), ("work", f"{last}.work")):
                 k.openat2(kept, encode(path), below, _AS_IS)
                 k.symlinkat(encode(f"kept/{path}"), scratch, name.encode())
-    with k.step("mount overlay on /"):
+    with k.step("mount overlay on /" + ("" if ids is None else " (with mapped ids: takes Linux 5.19)")):
         k.call("fchdir", scratch)
         options: dict[str, str | None] = {"lowerdir": ":".join(names), "upperdir": "upper", "workdir": "work"}
-        if inside:
+        if userxattr:
             options["userxattr"] = None
-        root = k.new_mount("overlay", options, abi.MOUNT_ATTR_NODEV if nodev else 0)
-    _attach(k, root, b"root")
+        if mounter is not None:
+            _become_mounter(k, mounter)
+        root = k.new_mount("overlay", options, abi.MOUNT_ATTR_NODEV if nodev else 0, out=out)
+        if mounter is not None:
+            for call in ("setresuid", "setresgid"):
+                k.call(call, -1, 0, -1)
     return root
 
 
-def _clone_onto_scratch(k: Recorder, name: bytes, path: str, *, recursive: bool) -> Slot:
-    """A clone of the host's directory *path* as *name* of the scratch mount."""
+def _map_layer(k: Recorder, layer: Slot, ids: Slot | None, field: str, path: str) -> None:
+    if ids is not None:
+        with k.step(f"map the ids of rootfs.{field} {path}"):
+            k.map_ids(layer, ids)
+
+
+def _become_mounter(k: Recorder, mounter: Mounter) -> None:
+    """Have the rights over the host's file systems that overlayfs needs, and the ids of root of the user namespace.
+
+    overlayfs remembers whoever mounts it.  What it makes for itself, as where
+    something was removed, belongs to that user, who has to exist in a layer
+    with mapped ids (EOVERFLOW).  The real and saved ids stay root's, so nobody
+    of these ids may send signals.
+    """
+    k.call("setresgid", -1, mounter.gid, -1)
+    k.call("setresuid", -1, mounter.uid, -1)
+    k.call("capset", *capset_data(mounter.capabilities, mounter.capabilities, 0))  # the change of ids has taken them
+
+
+def _clone_directory(k: Recorder, path: str, *, recursive: bool) -> Slot:
+    """A clone of the mount at the host's directory *path*, nowhere yet."""
     source = k.openat2(abi.AT_FDCWD, encode(path), abi.O_PATH | abi.O_DIRECTORY, abi.RESOLVE_NO_MAGICLINKS)
-    tree = k.open_tree(source, recursive=recursive)
-    _attach(k, tree, name)
-    return tree
+    return k.open_tree(source, recursive=recursive)
 
 
 def seal_root(k: Recorder, root: Slot) -> None:
@@ -300,13 +380,7 @@ def make_system(
     namespace the devices are the host's nodes.
     """
     shared = {mount[2]: _host_mount(k, *mount[:4]) for mount in mounts if mount[1].startswith("/")}
-    with k.step("make a place for mounts"):
-        # Over the host's /proc, which exists and is not looked at any more. Not over "/": what lies over the old root
-        # stays in its place when that is unmounted, and the old root below it (checked in pivot()).
-        scratch = k.new_mount(
-            "tmpfs", {"mode": "0700"}, abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV, out=(abi.SCRATCH,)
-        )
-        k.call("move_mount", scratch, b"", abi.AT_FDCWD, b"/proc", abi.MOVE_MOUNT_F_EMPTY_PATH, path=b"/proc")
+    _make_scratch(k)
     with k.step("prepare masks"):
         # Clones of this hide directories, so it has to be mounted. (And left detached, its last descriptor would close
         # in execve, and wait there for RCU.)
@@ -333,6 +407,22 @@ def make_system(
             with k.step("open /dev/null"):
                 k.openat2(new, b"null", _OPENED, _AS_IS, out=(abi.NULL,))
     mask_and_protect(k, None, masked, readonly)
+
+
+def make_mounts_private(k: Recorder) -> None:
+    with k.step("make mounts private"):
+        # Or ours would propagate to the host, where / usually is shared.
+        k.call("mount", 0, b"/", 0, abi.MS_REC | abi.MS_PRIVATE, 0, path=b"/")
+
+
+def _make_scratch(k: Recorder) -> None:
+    with k.step("make a place for mounts"):
+        # Over the host's /proc, which exists and is not looked at any more. Not over "/": what lies over the old root
+        # stays in its place when that is unmounted, and the old root below it (checked in pivot()).
+        scratch = k.new_mount(
+            "tmpfs", {"mode": "0700"}, abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV, out=(abi.SCRATCH,)
+        )
+        k.call("move_mount", scratch, b"", abi.AT_FDCWD, b"/proc", abi.MOVE_MOUNT_F_EMPTY_PATH, path=b"/proc")
 
 
 def _host_mount(k: Recorder, fstype: str, source: str, destination: str, options: Sequence[str]) -> Slot:

@@ -123,7 +123,8 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
 
     *filter* is that of the spec's seccomp profile, where the caller has it already.
     """
-    about = _Outline.of(spec, host or Host())
+    host = host or Host()
+    about = _Outline.of(spec, host)
     process, linux, given = spec["process"], spec["linux"], len(about.entered)
     filter = filter or compile_filter(linux.get("seccomp"))
     joins = sum(group.version == 1 for group in groups)
@@ -148,7 +149,7 @@ def compile(spec: Mapping[str, Any], groups: Sequence[Group] = (), host: Host | 
         steps.begin, abi.FIRST_SLOT, joins, bool(joins) and about.makes_cgroup_namespace,
         prepared if early else None, (kept, about.host.last_capability) if bounded else None,
     )  # fmt: skip
-    outer, clones = _enter(about, begin, root, own)
+    outer, clones = _enter(about, begin, root, own, host)
     contents = steps.Contents(
         files=about.annotated(ETC_ANNOTATION, {}),
         devices=_devices_of(spec),
@@ -260,15 +261,17 @@ class _Outline:
 
 
 def _enter(
-    about: _Outline, begin: Section, root: steps.Root, own: Sequence[mounts.Mount]
+    about: _Outline, begin: Section, root: steps.Root, own: Sequence[mounts.Mount], host: Host
 ) -> tuple[tuple[Section, ...], tuple[int, ...]]:
     """What enters the namespaces that are there already, or its own user namespace, and the slots that it fills.
 
     Where that takes a process that is born inside, its first steps come last.
+    *host* is as it is from outside.
     """
     if about.ids is not None:
+        mounter = None if root.overlay is None else _mounter_for(about, about.ids, host)
         new, network = about.new & ~abi.CLONE_NEWUSER, bool(about.entered)
-        made = _section(steps.enter_user_namespace, begin.slots, root, own, new, network)
+        made = _section(steps.enter_user_namespace, begin.slots, root, own, new, mounter, network)
         first = begin.slots + 1
         clones = tuple(range(first, first + steps.clones_needed(root, own)))
         return (made, _section(steps.be_born, made.slots, False)), clones
@@ -277,6 +280,12 @@ def _enter(
     if about.is_born_inside:
         entering.append(_section(steps.be_born, begin.slots, False))
     return tuple(entering), ()
+
+
+def _mounter_for(about: _Outline, ids: UserNamespace, host: Host) -> mounts.Mounter:
+    uid, gid = (outside(0, maps) or 0 for maps in (ids.uids, ids.gids))
+    rights = capabilities.mask(mounts.MOUNTER_CAPABILITIES) & host.capabilities
+    return mounts.Mounter(uid, gid, rights, about.spec["linux"].get("mountLabel"), not host.initial)
 
 
 def entered_namespaces(spec: Mapping[str, Any]) -> tuple[tuple[str, str | None], ...]:

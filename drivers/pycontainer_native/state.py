@@ -48,7 +48,7 @@ READING = 0.05
 
 #: What is taken to be there where a file cannot be read: that a program ran, or has ended, and nothing more.
 _UNKNOWN: dict[str, dict[str, Any] | None] = {
-    "config": {"command": None, "created": None, "directory": "", "groups": [], "namespaces": []},
+    "config": {"command": None, "created": None, "directory": "", "groups": [], "namespaces": [], "ids": None},
     "start": {"pid": None},
     "exit": {"exit_code": None, "signal": None, "oom_kills": 0, "ended": None, "finished": False, "note": ""},
     "error": None,
@@ -268,6 +268,9 @@ class Store:
                 if command.id != id:
                     problems.append(f"{path}/config.json is damaged: it is of container {command.id!r}")
                     command = None
+                elif command.userns == "auto" and config.get("ids") is None:
+                    problems.append(f"{path}/config.json is damaged: the field 'ids' is missing")
+                    command = None
             except (InvalidCommandError, RecursionError) as error:  # as of a later version's field
                 problems.append(f"{path}/config.json is damaged: the field 'command': {error}")
         return Record(id, path, alive, config, start, exit, death, command, "; ".join(problems))
@@ -398,6 +401,19 @@ def _is_directory(value: Any) -> bool:
     return is_text(value) and _DIRECTORY.fullmatch(value) is not None
 
 
+def _are_ids(value: Any) -> bool:
+    """Whether it is the uids and the gids of a :class:`~pycontainer_native.userns.UserNamespace`."""
+    return type(value) is list and len(value) == 2 and all(map(_is_map, value))
+
+
+def _is_map(value: Any) -> bool:
+    return (
+        type(value) is list
+        and bool(value)
+        and all(type(row) is list and len(row) == 3 and all(map(is_integer, row)) for row in value)
+    )
+
+
 #: What is written, and by whom.
 _FILES: dict[str, dict[str, Callable[[Any], bool]]] = {
     # the maker
@@ -407,6 +423,7 @@ _FILES: dict[str, dict[str, Callable[[Any], bool]]] = {
         "directory": _is_directory,
         "groups": lambda value: type(value) is list and all(map(_is_group, value)),
         "namespaces": _is_texts,
+        "ids": optional(_are_ids),  # not there in what earlier versions have written
     },
     # the monitor
     "start": {

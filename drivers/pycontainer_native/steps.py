@@ -103,9 +103,7 @@ def bound(k: Recorder, kept: int, last_capability: int) -> None:
 def _prepare(k: Recorder, system: tuple[Any, ...], own_network: bool, mount_label: str | None) -> None:
     """What is made of the namespaces: the inputs of :func:`mounts.make_system`, and whether the network is new."""
     k.mount_label = mount_label
-    with k.step("make mounts private"):
-        # Or ours would propagate to the host, where / usually is shared.
-        k.call("mount", 0, b"/", 0, abi.MS_REC | abi.MS_PRIVATE, 0, path=b"/")
+    mounts.make_mounts_private(k)
     mounts.make_system(k, *system)
     if own_network:
         _loopback(k)
@@ -127,7 +125,12 @@ def enter_given(k: Recorder, entered: Sequence[str]) -> None:
 
 
 def enter_user_namespace(
-    k: Recorder, root: Root, own: Sequence[mounts.Mount], flags: int, network: bool = False
+    k: Recorder,
+    root: Root,
+    own: Sequence[mounts.Mount],
+    flags: int,
+    mounter: mounts.Mounter | None,
+    network: bool,
 ) -> None:
     """Into the user namespace that the launcher has made, and from there into new ones.
 
@@ -136,21 +139,26 @@ def enter_user_namespace(
 
     Before that, with the rights of the host's root, what the container is made
     of is cloned and gets the namespace's ids: inside, the way there may be
-    barred, and mapping ids takes rights over the file system.
+    barred, and mapping ids takes rights over the file system.  *mounter* is for
+    a root of several layers.
     """
     ids = k.slot()
     clones = iter([k.slot() for _ in range(clones_needed(root, own))])
     with k.step("take the user namespace"):
         k.call("fcntl", (abi.GIVEN,), abi.F_DUPFD_CLOEXEC, 0, out=ids)  # a slot of the plan's can stand in a structure
-    if root.view is None:
-        options = {"writable": not root.read_only, "host_read_only": root.host_read_only, "nodev": root.nodev}
-        mounts.root_directory(k, root.path, **options, ids=ids, out=next(clones))
-    else:
+    if root.view is not None:
         mounts.layers_of_view(k, json.loads(root.view), ids, clones)
+    else:
+        made = next(clones)
+        if root.overlay is None:
+            options = {"writable": not root.read_only, "host_read_only": root.host_read_only, "nodev": root.nodev}
+            mounts.root_directory(k, root.path, **options, ids=ids, out=made)
     for fstype, source, _, flags_of, *_ in own:
         if fstype == "bind":
             with k.step(f"clone {source}"):
                 mounts.clone_source(k, source, flags_of, ids, next(clones))
+    if root.overlay is not None and mounter is not None:  # after all that is looked up among the host's mounts
+        mounts.mapped_overlay(k, **json.loads(root.overlay), nodev=root.nodev, ids=ids, mounter=mounter, out=made)
     with k.step("enter the user namespace"):
         k.call("setns", ids, abi.CLONE_NEWUSER)
     if network:
@@ -205,12 +213,12 @@ def set_up(
 def _make_root(k: Recorder, root: Root, clones: Sequence[Slot], inside: bool) -> Slot:
     """The root file system, attached where the mounts can be put into it."""
     writable = not root.read_only
-    if root.overlay is not None:
-        return mounts.overlay_root(k, **json.loads(root.overlay), nodev=root.nodev, inside=inside)
     if root.view is not None:
         return mounts.host_view(k, json.loads(root.view), writable=writable, inside=inside, clones=list(clones))
     if clones:
         made = clones[0]
+    elif root.overlay is not None:
+        made = mounts.overlay_root(k, **json.loads(root.overlay), nodev=root.nodev, userxattr=inside)
     else:
         made = mounts.root_directory(
             k, root.path, writable=writable, host_read_only=root.host_read_only, nodev=root.nodev, tree=root.tree

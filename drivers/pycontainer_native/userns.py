@@ -120,7 +120,11 @@ AUTO_SIZE = 65536
 
 
 def lease_range() -> tuple[UserNamespace, int]:
-    """AUTO_SIZE ids that nobody else has as long as the returned descriptor is open. Raises OSError."""
+    """AUTO_SIZE ids that nobody else has as long as the returned descriptor is open. Raises OSError.
+
+    And longer, as long as one of the cgroups exists that :func:`note_cgroups`
+    has been told of.
+    """
     owned = [set(_ranges(file, {"containers"})) for file in (SUBUID, SUBGID)]
     directory = _registry()
     try:
@@ -129,13 +133,39 @@ def lease_range() -> tuple[UserNamespace, int]:
                 fd = os.open(str(start), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    is_free = not _is_left(fd)
                 except BlockingIOError:
+                    is_free = False
+                except BaseException:
                     os.close(fd)
-                    continue
-                return _whole(start), fd
+                    raise
+                if is_free:
+                    return _whole(start), fd
+                os.close(fd)
     finally:
         os.close(directory)
     raise OSError(errno.EAGAIN, "every range of ids is in use")
+
+
+def note_cgroups(lease: int, paths: Iterable[str]) -> None:
+    """Write down where whoever has the ids of *lease* will be: nobody else gets them while that exists.
+
+    The lock goes with who holds it.  When that is killed with SIGKILL, what it
+    was the parent of may live on, as a payload that has cleared its
+    parent-death signal does, until somebody ends all that is in the cgroup and
+    removes it.  Raises OSError.
+    """
+    os.pwrite(lease, "".join(f"{path}\n" for path in paths).encode("utf-8", "surrogateescape"), 0)
+
+
+def _is_left(lease: int) -> bool:
+    """Whether any of what :func:`note_cgroups` was told of still exists. Else that is forgotten. Raises OSError."""
+    paths = os.pread(lease, 1 << 16, 0).decode("utf-8", "surrogateescape").splitlines()
+    if any(map(os.path.lexists, paths)):
+        return True
+    if paths:
+        os.ftruncate(lease, 0)
+    return False
 
 
 def first_range() -> UserNamespace:

@@ -162,6 +162,14 @@ def mapped_tmpfs() -> None:
 
 
 @pytest.fixture
+def mapped_files(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The tests' own files can be shown with mapped ids."""
+    done = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True)
+    if done.stdout.strip() in ("tmpfs", "ramfs"):
+        request.getfixturevalue("mapped_tmpfs")
+
+
+@pytest.fixture
 def until() -> Callable[..., None]:
     """Waits until *condition* holds; the test fails when it does not within *seconds*."""
 

@@ -148,8 +148,14 @@ def test_two_hundred_outlive_their_maker(caller: Any, root: str, driver: NativeD
     assert not any(map(os.path.exists, [*directories, *(path.parent for path in directories)]))
 
 
-@pytest.mark.parametrize("keywords", [{}, {"init": True}, {"pid": "host"}, {"user": "alice"}, {"tty": True}], ids=str)
-def test_the_monitor_is_killed(detach: Any, driver: NativeDriver, until: Any, keywords: Any) -> None:
+@pytest.mark.parametrize(
+    "keywords", [{}, {"init": True}, {"pid": "host"}, {"user": "alice"}, {"tty": True}, {"userns": "auto"}], ids=str
+)
+def test_the_monitor_is_killed(
+    request: pytest.FixtureRequest, detach: Any, driver: NativeDriver, until: Any, keywords: Any
+) -> None:
+    if "userns" in keywords:
+        request.getfixturevalue("mapped_files")
     marker = f"{uuid.uuid4().int % 10**9 + 1000}"
     box = detach(f"setsid sleep {marker} & echo before; sleep {marker}", **keywords)
     until(lambda: len(host.running(f"sleep\0{marker}")) == 2 and output(box))
@@ -171,6 +177,30 @@ def test_the_monitor_is_killed(detach: Any, driver: NativeDriver, until: Any, ke
     assert pycontainer.gc(driver) != []
     with pytest.raises(ContainerNotFoundError):
         pycontainer.get(box.id, driver)
+
+
+@pytest.mark.usefixtures("mapped_files")
+def test_layers_in_a_user_namespace(
+    detach: Any, driver: NativeDriver, busybox_rootfs: Path, tmp_path: Path, until: Any
+) -> None:
+    """Who restores it is root of it; what root of it writes is root's on the disk, and in memory its own."""
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    for kept in (None, upper):
+        box = detach(
+            "rm /etc/group; echo; sleep 1000", rootfs=rootfs.overlay(busybox_rootfs, upper=kept), userns="auto"
+        )
+        until(lambda box=box: output(box))
+        again = pycontainer.get(box.id, NativeDriver(driver._store.root))
+        done = again.exec(["sh", "-c", "touch /made; chown 0:7 /made; ls /etc"], capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == ("passwd\n", "")
+        start = int(Path(f"/proc/{box.pid}/uid_map").read_text().split()[1])
+        found = Path(f"/proc/{box.pid}/root/made").stat()
+        assert (found.st_uid, found.st_gid) == (start, start + 7)
+        assert again.receipt().differences(again.command) == ()
+        again.remove(force=True)
+    assert ((upper / "made").stat().st_uid, (upper / "made").stat().st_gid) == (0, 7)
+    assert stat.S_ISCHR((upper / "etc/group").stat().st_mode)
 
 
 @pytest.mark.parametrize("verb", ["gc", "start"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import errno
 import fcntl
+import json
 import os
 import resource
 import signal
@@ -72,7 +75,7 @@ class RemappedDriver(NativeDriver):
     """Native, but that every container has a user namespace, with which some features do not go together."""
 
     def features(self) -> frozenset[Feature]:
-        return super().features() - {Feature.DEVICES, Feature.OVERLAY}
+        return super().features() - {Feature.DEVICES}
 
     def probe(self) -> Probe:
         found = super().probe()
@@ -89,6 +92,9 @@ class RemappedDriver(NativeDriver):
 
     def create(self, command: Command, stdio: Stdio) -> ContainerProcess:
         return super().create(command.copy_with(userns="auto"), stdio)
+
+    def start_detached(self, command: Command, log: LogLimits, deadline: float | None = None) -> ContainerProcess:
+        return super().start_detached(command.copy_with(userns="auto"), log, deadline)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +239,7 @@ def test_the_default_is_not_in_one(sh: Sh, native: NativeDriver) -> None:
 
 
 @pytest.fixture
-def detached() -> Iterator[NativeDriver]:
+def detached(native: NativeDriver) -> Iterator[NativeDriver]:
     with tempfile.TemporaryDirectory(dir="/run") as root:  # others must not be able to write above it either
         driver = NativeDriver(root=root)
         yield driver
@@ -241,20 +247,143 @@ def detached() -> Iterator[NativeDriver]:
 
 
 def test_a_detached_one(detached: NativeDriver, busybox_rootfs: Path) -> None:
-    """Its ids are known to whoever finds it again; those that are chosen would be free with their maker."""
+    """Its ids are known to whoever finds it again, be they on record, or those of its Command alone as ever before."""
     command = Command.of(["sleep", "1000"], rootfs=busybox_rootfs, name="remapped", **MAPS)  # type: ignore[arg-type]
     process = detached.start_detached(command, LogLimits())
     try:
-        other = pycontainer.get("remapped", driver=NativeDriver(root=detached._store.root))
-        assert other.exec(["id", "-u"], capture_output=True, text=True).stdout == "0\n"
-        with pytest.raises(InvalidCommandError, match="does not exist in the user namespace"):
-            other.exec(["id", "-u"], user="1010")
+        for _ in range(2):
+            other = pycontainer.get("remapped", driver=NativeDriver(root=detached._store.root))
+            assert other.exec(["id", "-u"], capture_output=True, text=True).stdout == "0\n"
+            with pytest.raises(InvalidCommandError, match="does not exist in the user namespace"):
+                other.exec(["id", "-u"], user="1010")
+            file = Path(detached._store.root, "containers/remapped/config.json")
+            record = json.loads(file.read_text())
+            record.pop("ids", None)
+            file.write_text(json.dumps(record))
     finally:
         detached.kill("remapped", 9)
         process.wait(30)
         detached.delete("remapped")
-    with pytest.raises(UnsupportedError, match="uid_mappings"):
-        detached.start_detached(Command.of(["true"], rootfs=busybox_rootfs, userns="auto"), LogLimits())
+
+
+def is_free(start: int) -> bool:
+    """Whether the ids from *start* on might be given to a container."""
+    leases = []
+    try:
+        while True:
+            ids, lease = lease_range()
+            leases.append(lease)
+            if ids.uids[0][1] >= start:
+                return ids.uids[0][1] == start
+    finally:
+        for lease in leases:
+            os.close(lease)
+
+
+MAKER = """
+import pycontainer, signal, sys
+driver = pycontainer.get_driver("native", root=sys.argv[1])
+box = pycontainer.Container(sys.argv[2:], rootfs=ROOTFS, driver=driver, userns="auto", detach=True, name="kept")
+print(box.pid, flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture
+def kept(caller: Any, detached: NativeDriver) -> Iterator[Callable[..., tuple[pycontainer.Container, int]]]:
+    """A detached container whose maker has been killed, as another process finds it, and its first id outside."""
+
+    def kept(*argv: str, rootfs: str = "ROOTFS") -> tuple[pycontainer.Container, int]:
+        maker = caller(f"sys.argv[1:] = {[detached._store.root, *argv]!r}\n{MAKER.replace('ROOTFS', rootfs)}")
+        pid = int(maker.stdout.readline())
+        maker.kill()
+        maker.wait(60)
+        box = pycontainer.get("kept", detached)
+        assert box.pid == pid
+        return box, int(Path(f"/proc/{pid}/uid_map").read_text().split()[1])
+
+    yield kept
+    with contextlib.suppress(pycontainer.ContainerNotFoundError):
+        pycontainer.get("kept", detached).remove(force=True)
+
+
+def test_a_detached_one_has_ids_of_its_own(kept: Any, detached: NativeDriver, until: Any) -> None:
+    box, start = kept("sleep", "1000")
+    pid = box.pid
+    maps = Path(f"/proc/{pid}/uid_map").read_text()
+    assert of_init(box, "Uid", "Gid") == [" ".join([str(start)] * 4)] * 2
+    assert maps == Path(f"/proc/{pid}/gid_map").read_text()
+    assert json.loads(Path(box._life.process._path, "config.json").read_text())["ids"] == [[[0, start, AUTO_SIZE]]] * 2
+    assert not is_free(start)
+    with Path(f"/run/pycontainer/userns/{start}").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    inside = box.exec(["sh", "-c", "id -u; cat /proc/self/uid_map"], capture_output=True, text=True)
+    assert inside.stdout == f"0\n{maps}"
+    with pytest.raises(InvalidCommandError, match="does not exist in the user namespace"):
+        box.exec(["true"], user=str(AUTO_SIZE))
+    with pycontainer.Container(["sleep", "1000"], driver=detached, userns="auto") as other:
+        assert of_init(other, "Uid")[0].split()[0] != str(start)
+    receipt = box.receipt()
+    assert [(row.inside, row.outside, row.length) for row in receipt.uid_map] == [(0, start, AUTO_SIZE)]
+    assert receipt.differences(box.command) == ()
+    assert box.stats().pids.current == 1
+    assert not is_free(start)
+    box.kill()
+    box.wait(30)
+    assert not host.is_alive(pid)
+    until(lambda: is_free(start))
+
+
+def test_a_further_process_is_root_of_its_ids(kept: Any, until: Any) -> None:
+    box, start = kept("sleep", "1000")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        done = pool.submit(box.exec, ["sleep", "1234.5"])
+        until(lambda: host.running("sleep\x001234.5"))
+        [pid] = host.running("sleep\x001234.5")
+        assert [*map(int, host.status(pid)["Uid"].split())] == [start] * 4
+        assert os.readlink(f"/proc/{pid}/ns/user") == os.readlink(f"/proc/{box.pid}/ns/user")
+        box.kill()
+        done.result(30)
+
+
+def test_ids_outlive_a_monitor_that_is_killed(kept: Any, detached: NativeDriver, until: Any) -> None:
+    """Its lock ends with it, but not a payload that has asked for no parent-death signal."""
+    code = "import ctypes, time; ctypes.CDLL(None).prctl(1, 0); print('ready', flush=True); time.sleep(1000)"
+    box, start = kept(sys.executable, "-c", code, rootfs="None")
+    pid = box.pid
+    until(lambda: [record.data for record in box.logs()] == [b"ready\n"])
+    monitor = int(host.status(pid)["PPid"])
+    os.kill(monitor, signal.SIGKILL)
+    until(lambda: not host.is_alive(monitor))
+    assert host.is_alive(pid)
+    assert not is_free(start)
+    assert pycontainer.gc(detached) != []
+    assert not host.is_alive(pid)
+    until(lambda: is_free(start))
+    assert os.listdir(f"{detached._store.root}/containers") == []
+
+
+def test_a_detached_start_that_fails_leaves_no_ids(detached: NativeDriver, busybox_rootfs: Path, until: Any) -> None:
+    ids, lease = lease_range()
+    os.close(lease)
+    command = Command.of(["/no/such"], rootfs=busybox_rootfs, name="failed", userns="auto")
+    with pytest.raises(SetupError, match="execve"):
+        detached.start_detached(command, LogLimits())
+    until(lambda: is_free(ids.uids[0][1]))
+    assert os.listdir(f"{detached._store.root}/containers") == []
+
+
+@pytest.mark.parametrize("ids", [None, [], [[[0, 300000, 10]]], [[[0, 300000, 10]], [[0, -1, 10]]], [[], []]], ids=str)
+def test_a_record_without_its_ids(kept: Any, detached: NativeDriver, ids: Any) -> None:
+    """Nothing is done inside by somebody who does not know them."""
+    box, _ = kept("sleep", "1000")
+    file = Path(detached._store.root, "containers/kept/config.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "ids": ids}))
+    other = NativeDriver(detached._store.root)
+    assert "'ids'" in other.info("kept").problem
+    with pytest.raises(pycontainer.ContainerError):
+        pycontainer.get("kept", other).exec(["true"])
+    assert box.poll() is None
 
 
 # -- on a bridge: what is said of networks elsewhere is tried with user namespaces there
@@ -366,7 +495,7 @@ def test_a_detached_one_on_a_bridge(detached: NativeDriver, busybox_rootfs: Path
         detached.delete("bridged")
 
 
-def is_free(range_file: Path) -> bool:
+def is_unlocked(range_file: Path) -> bool:
     with range_file.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -381,7 +510,7 @@ def test_its_ids_are_free_when_its_network_fails(sh: Sh, bridge: str, monkeypatc
     def leasing() -> Any:
         ids, lease = lease_range()
         leased.append(Path("/run/pycontainer/userns", str(ids.uids[0][1])))
-        assert not is_free(leased[-1])
+        assert not is_unlocked(leased[-1])
         return ids, lease
 
     monkeypatch.setattr("pycontainer_native.userns.lease_range", leasing)
@@ -389,7 +518,7 @@ def test_its_ids_are_free_when_its_network_fails(sh: Sh, bridge: str, monkeypatc
         sh("true", network=at(bridge, 1), userns="auto")
     assert sh("true", network=at(bridge, 2), userns="auto").returncode == 0
     assert len(leased) == 2
-    host.wait_until(lambda: all(map(is_free, leased)), "a range of ids is not free")
+    host.wait_until(lambda: all(map(is_unlocked, leased)), "a range of ids is not free")
 
 
 def test_a_launcher_that_dies_while_the_network_is_made(

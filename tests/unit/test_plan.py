@@ -16,7 +16,7 @@ import pytest
 import pycontainer
 from pycontainer.command import Command, Mount
 from pycontainer.errors import InvalidCommandError
-from pycontainer.rootfs import HostView
+from pycontainer.rootfs import HostView, Overlay
 from pycontainer.spec import to_oci
 from pycontainer_native import abi, child, parameters, plan
 from pycontainer_native.cgroups import Group
@@ -32,7 +32,7 @@ def compiled(tmp_path: Path) -> Callable[..., plan.Plan]:
     """Compiles a Command of keywords, for a host that the test states."""
 
     def compiled(argv: Sequence[str] = ("true",), *, groups: Sequence[Group] = (), hold: bool = False,
-                 view: HostView | None = None, **keywords: Any) -> plan.Plan:  # fmt: skip
+                 view: HostView | Overlay | None = None, **keywords: Any) -> plan.Plan:  # fmt: skip
         command = Command.of(argv, rootfs=view or tmp_path, name="box", **keywords)
         host = Host(
             capabilities=CAPABILITIES,
@@ -281,9 +281,44 @@ def test_a_tool_that_passes_packets_on(compiled: Any, tool: str, monkeypatch: py
     assert closed[tool] in b" ".join(argv)
 
 
+MAPS = {"uid_mappings": [(0, 300000, 1000)], "gid_mappings": [(0, 400000, 1000)]}
+
+
+def test_layers_in_a_user_namespace(compiled: Any) -> None:
+    root = Overlay(("/a", "/b"), upper="/c/up")
+    found = compiled(view=root, mounts=[Mount("/src", "/v")], **MAPS)
+    assert in_order(
+        labels(found),
+        "clone /src",  # where the host's mounts are as they are
+        "make a mount namespace for the layers",
+        "make mounts private",  # or the host would have the layers as well
+        "make a place for mounts",
+        "map the ids of rootfs.lower /a",
+        "map the ids of rootfs.lower /b",
+        "follow no links in /c",
+        "open layer /c/up",  # where the directory for overlayfs is made, by somebody who does not exist after that
+        "map the ids of rootfs.upper /c/up",
+        "mount overlay on / (with mapped ids: takes Linux 5.19)",
+        "hide the layers",
+        "enter the user namespace",
+        "make the namespaces",
+        "take stdio",
+    ), labels(found)
+    mount = [step for step in steps(found) if step.label.startswith("mount overlay")]
+    assert [step.arguments for step in mount if step.call[:6] == "setres"] == [
+        *((-1, 400000, -1), (-1, 300000, -1), (-1, 0, -1), (-1, 0, -1))
+    ]
+    assert [step.call for step in mount if step.call in ("fsopen", "capset", "setresuid", "fsmount")] == [
+        *("setresuid", "capset", "fsopen", "fsmount", "setresuid")
+    ]
+    assert b"userxattr" not in [step.arguments[2] for step in mount if step.call == "fsconfig"]
+    assert [step.arguments[1] for step in steps(found) if step.call == "fsopen" and b"overlay" in step.arguments] == [1]
+
+
 def test_the_label_of_file_systems(compiled: Any) -> None:
     view = HostView(overlays=("/usr",))
-    for keywords in ({"mounts": [Mount.tmpfs("/t")]}, {"view": view}, {"network": "ns:/x"}):
+    layers = {"view": Overlay(("/a",)), **MAPS}
+    for keywords in ({"mounts": [Mount.tmpfs("/t")]}, {"view": view}, {"network": "ns:/x"}, layers):
         plain = [step for step in steps(compiled(**keywords)) if step.call.startswith("fs")]
         labelled = [step for step in steps(compiled(**keywords, mount_label="u:r:f:s0,c1")) if step.call[:2] == "fs"]
         own = 0
