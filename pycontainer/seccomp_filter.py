@@ -13,10 +13,11 @@ import hashlib
 import json
 import os
 import stat
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pycontainer import _bpf
+from pycontainer._bpf import ABOVE, ANY_BIT, AT_LEAST, EQUAL, Graph
 from pycontainer.errors import InvalidCommandError
 from pycontainer.seccomp import NOTIFY, notifying
 
@@ -102,8 +103,8 @@ def _flags(profile: Mapping[str, Any]) -> int:
 def compile(profile: Mapping[str, Any]) -> bytes:
     """:func:`compile_filter` without the cache: the array of struct sock_filter.
 
-    The machine's own calls are looked up in a tree of ranges, which loads in
-    half the time of libseccomp's tree of single numbers; where rules have
+    The machine's own calls are looked up in a tree of ranges, which loads in a
+    third of the time of libseccomp's tree of single numbers; where rules have
     arguments they are tried one after the other.  (libseccomp merges rules for
     one call into a tree as well, and of two alternatives that begin alike may
     forget the second when the first one fails: a deny list then lets calls
@@ -152,14 +153,12 @@ def compile(profile: Mapping[str, Any]) -> bytes:
     for number in range(last + 2):
         if number not in verdicts:
             verdicts[number] = _BLOCK - number if number in blocks else default if number in known else unknown
-    checks = {
-        _BLOCK - number: _block(rules, default) for number, rules in blocks.items() if verdicts.get(number, 0) < 0
-    }
-    code = _dispatch(native, _ranges(verdicts, last + 2), checks) + _export(program)
+    checks = {_BLOCK - number: rules for number, rules in blocks.items() if verdicts.get(number, 0) < 0}
+    code = _dispatch(native, _ranges(verdicts, last + 2), checks, default, _export(program))
     if default != unknown and program.exist_arch(lib.Arch.X86):
         # libseccomp lets a multiplexer do what it may do under some condition on arguments, and cannot look at them.
         hidden = [number for number, names in _MULTIPLEXERS.items() if conditional.intersection(names.split())]
-        code = _refuse(lib.Arch.X86, hidden, default) + code
+        code = _refuse(lib.Arch.X86, hidden, default, code)
     return code
 
 
@@ -226,100 +225,82 @@ def _ranges(verdicts: Mapping[int, int], end: int) -> list[tuple[int, int]]:
     return [*ranges, (_X32_BIT, _REST)]
 
 
-# -- instructions: linux/bpf_common.h; struct seccomp_data has the number at 0, the architecture at 4, arguments from 16
+# -- the program: struct seccomp_data has the number at 0, the architecture at 4, the arguments from 16 on
 
-_Instruction: TypeAlias = tuple[int, int, int, int]
-_LOAD, _AND, _JUMP, _EQUAL, _ABOVE, _AT_LEAST, _ANY_BIT, _ANSWER = 0x20, 0x54, 0x05, 0x15, 0x25, 0x35, 0x45, 0x06
-#: In place of a verdict: the program that follows has it; _BLOCK - number: the checks of that call's arguments have.
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
+#: In place of a verdict: the program that follows has it; _BLOCK - number: the arguments of that call have.
 _REST, _BLOCK = -1, -2
 
-
-def _assembled(code: Sequence[_Instruction]) -> bytes:
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+_Rules: TypeAlias = "Sequence[tuple[int, Sequence[Mapping[str, Any]]]]"
 
 
-def _refuse(architecture: int, numbers: Sequence[int], verdict: int) -> bytes:
-    """Give *verdict* on these calls of *architecture*, and leave the others to what follows."""
-    code = [(_LOAD, 0, 0, 4), (_EQUAL, 0, 1 + 2 * len(numbers), architecture), (_LOAD, 0, 0, 0)]
+def _refuse(architecture: int, numbers: Sequence[int], verdict: int, others: bytes) -> bytes:
+    """Give *verdict* on these calls of *architecture*, and leave the others to the program *others*."""
+    graph = Graph()
+    refused, decided = graph.answer(verdict), graph.rest()
     for number in numbers:
-        code += [(_EQUAL, 0, 1, number), (_ANSWER, 0, 0, verdict)]
-    return _assembled(code)
+        decided = graph.choose(EQUAL, number, refused, decided)
+    decided = graph.choose(EQUAL, architecture, graph.load(_NUMBER, decided), graph.rest())
+    return graph.assemble(graph.load(_ARCHITECTURE, decided), others)
 
 
-def _dispatch(native: int, ranges: Sequence[tuple[int, int]], blocks: Mapping[int, list[_Instruction]]) -> bytes:
-    """Give the verdict on the native calls of *ranges*, by the *blocks* where it stands for one."""
+def _dispatch(
+    native: int, ranges: Sequence[tuple[int, int]], blocks: Mapping[int, _Rules], default: int, others: bytes
+) -> bytes:
+    """Give the verdict on the native calls of *ranges*, by the *blocks* where it stands for one.
 
-    def tree(ranges: Sequence[tuple[int, int]]) -> list[_Instruction]:
+    All else is for the program *others*.
+    """
+    graph = Graph()
+    ends = {_REST: graph.rest(), **{verdict: _block(graph, rules, default) for verdict, rules in blocks.items()}}
+
+    def tree(ranges: Sequence[tuple[int, int]]) -> int:
         if len(ranges) == 1:
             verdict = ranges[0][1]
-            return [(_ANSWER if verdict >= 0 else _JUMP, 0, 0, verdict)]
+            return graph.answer(verdict) if verdict >= 0 else ends[verdict]
         middle = len(ranges) // 2
-        below, rest = tree(ranges[:middle]), tree(ranges[middle:])
-        if len(below) > 255:  # as far as a condition can jump
-            return [(_AT_LEAST, 0, 1, ranges[middle][0]), (_JUMP, 0, 0, len(below)), *below, *rest]
-        return [(_AT_LEAST, len(below), 0, ranges[middle][0]), *below, *rest]
+        return graph.choose(AT_LEAST, ranges[middle][0], tree(ranges[middle:]), tree(ranges[:middle]))
 
-    code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, native), (_JUMP, 0, 0, _REST), (_LOAD, 0, 0, 0), *tree(ranges)]
-    places = {}
-    for verdict, block in blocks.items():
-        places[verdict] = len(code)
-        code += block
-    places[_REST] = len(code)
-    for index, (operation, _, _, distance) in enumerate(code):
-        if operation == _JUMP and distance < 0:
-            code[index] = (_JUMP, 0, 0, places[distance] - index - 1)
-    return _assembled(code)
+    ours = graph.load(_NUMBER, tree(ranges))
+    return graph.assemble(graph.load(_ARCHITECTURE, graph.choose(EQUAL, native, ours, ends[_REST])), others)
 
 
-def _block(rules: Sequence[tuple[int, Sequence[Mapping[str, Any]]]], default: int) -> list[_Instruction]:
+def _block(graph: Graph, rules: _Rules, default: int) -> int:
     """Try the rules of one call one after the other: the first whose arguments all hold gives its verdict."""
-    code: list[_Instruction] = []
-    for verdict, arguments in rules:
-        tests: list[_Test] = []
-        for argument in arguments:
-            here = _condition(argument)
-            end = len(tests) + len(here)
-            tests += [
-                (operation, end if yes == _HOLDS else yes, end if no == _HOLDS else no, constant)
-                for operation, yes, no, constant in here
-            ]
-        for index, (operation, yes, no, constant) in enumerate(tests):
-            # relative from here on; behind the tests comes the verdict, behind that the next rule
-            jumps = [0 if to == _NEXT else (len(tests) + 1 if to == _FAILS else to) - index - 1 for to in (yes, no)]
-            code.append((operation, *jumps, constant))  # type: ignore[arg-type]
-        code.append((_ANSWER, 0, 0, verdict))
-    return [*code, (_ANSWER, 0, 0, default)]
+    fails = graph.answer(default)
+    for verdict, arguments in reversed(rules):
+        holds = graph.answer(verdict)
+        for argument in reversed(arguments):
+            holds = _condition(graph, argument, holds, fails)
+        fails = holds
+    return fails
 
 
-#: Where a test goes: on, to the end of its condition, which holds, or to the next rule; or to the end that is numbered.
-_NEXT, _HOLDS, _FAILS = -1, -2, -3
-_Test: TypeAlias = tuple[int, int, int, int]
-
-
-def _condition(argument: Mapping[str, Any]) -> list[_Test]:
+def _condition(graph: Graph, argument: Mapping[str, Any], holds: int, fails: int) -> int:
     """One comparison of 64 bits, in two halves; the upper one is the second word."""
-    low, operator = 16 + 8 * argument["index"], argument["op"].removeprefix("SCMP_CMP_")
+    low, operator = _ARGUMENTS + 8 * argument["index"], argument["op"].removeprefix("SCMP_CMP_")
     value, two = argument["value"], argument.get("valueTwo", 0)
     upper, lower = value >> 32, value & 0xFFFFFFFF
-    load_upper, load_lower = (_LOAD, _NEXT, _NEXT, low + 4), (_LOAD, _NEXT, _NEXT, low)
     if operator == "MASKED_EQ":
-        tests: list[_Test] = []
-        for load, mask, wanted in ((load_upper, upper, two >> 32), (load_lower, lower, two & 0xFFFFFFFF)):
+        for offset, mask, wanted in ((low, lower, two & 0xFFFFFFFF), (low + 4, upper, two >> 32)):
             if mask and not wanted:
-                tests += [load, (_ANY_BIT, _FAILS, _NEXT, mask)]
+                holds = graph.load(offset, graph.choose(ANY_BIT, mask, fails, holds))
             elif mask == wanted != 0 == mask & (mask - 1):
-                tests += [load, (_ANY_BIT, _NEXT, _FAILS, mask)]
+                holds = graph.load(offset, graph.choose(ANY_BIT, mask, holds, fails))
+            elif mask == 0xFFFFFFFF:
+                holds = graph.load(offset, graph.choose(EQUAL, wanted, holds, fails))
             elif wanted:
-                tests += [load, (_AND, _NEXT, _NEXT, mask), (_EQUAL, _NEXT, _FAILS, wanted)]
-        return tests
+                holds = graph.load(offset, graph.masked(mask, graph.choose(EQUAL, wanted, holds, fails)))
+        return holds
+    if operator == "NE":
+        holds, fails = fails, holds
     if operator in ("EQ", "NE"):
-        equal, other = (_NEXT, _FAILS) if operator == "EQ" else (_FAILS, _HOLDS)
-        return [load_upper, (_EQUAL, _NEXT, other, upper), load_lower, (_EQUAL, equal, other, lower)]
-    more, less = (_HOLDS, _FAILS) if operator in ("GT", "GE") else (_FAILS, _HOLDS)
-    last = _ABOVE if operator in ("GT", "LE") else _AT_LEAST
-    return [
-        load_upper, (_ABOVE, more, _NEXT, upper), (_EQUAL, _NEXT, less, upper), load_lower, (last, more, less, lower)
-    ]  # fmt: skip
+        equal = graph.load(low, graph.choose(EQUAL, lower, holds, fails))
+        return graph.load(low + 4, graph.choose(EQUAL, upper, equal, fails))
+    more, less = (holds, fails) if operator in ("GT", "GE") else (fails, holds)
+    last = ABOVE if operator in ("GT", "LE") else AT_LEAST
+    equal = graph.load(low, graph.choose(last, lower, more, less))
+    return graph.load(low + 4, graph.choose(ABOVE, upper, more, graph.choose(EQUAL, upper, equal, less)))
 
 
 # -- the cache on disk
@@ -330,7 +311,8 @@ def _cached(profile: Mapping[str, Any]) -> bytes:
     uname = os.uname()
     # Who is asked is none of the program's business: it is another one, and the same program, with every container.
     about = {key: value for key, value in profile.items() if key not in ("listenerPath", "listenerMetadata")}
-    what = json.dumps([os.stat(__file__).st_mtime_ns, uname.release, uname.machine, about], sort_keys=True)
+    made_by = [os.stat(file).st_mtime_ns for file in (__file__, _bpf.__file__)]
+    what = json.dumps([made_by, uname.release, uname.machine, about], sort_keys=True)
     name = hashlib.sha256(what.encode()).hexdigest()
     directory = _open_cache() if os.geteuid() == 0 else -1
     try:
