@@ -259,6 +259,15 @@ def _delete(outside: Route, name: str) -> None:
 
 # -- bridges
 
+#: The group of a bridge that has been made and does not say by whom yet: that takes a second request, before which its
+#: maker may be killed.
+_HALF_MADE = int.from_bytes(b"pyct", "big")
+
+
+def _is_half_made(link: Link) -> bool:
+    """Whether *link* is a bridge of nobody's, for whoever holds the lock: then its maker does no more."""
+    return link.kind == "bridge" and link.group == _HALF_MADE and not link.alias
+
 
 def find_bridge(outside: Route, network: Network) -> Link | None:
     """The bridge of *network*, None where there is none. Raises InvalidCommandError: it is something else."""
@@ -280,16 +289,20 @@ def _bridge(outside: Route, network: Network) -> Link:
     """The bridge of *network*, made where that is asked for."""
     link = find_bridge(outside, network)
     name = network.bridge or ""
-    if link is None:
+    if link is None or _is_half_made(link):
         if not network.create_bridge:
             raise InvalidCommandError("network.bridge", f"there is no bridge {name!r}: create_bridge=True makes one")
         sweep(outside)
         with _step(f"make bridge {name}"):
-            outside.add_bridge(name)
-            link = outside.link(name)
-            outside.set_alias(name, f"pycontainer {os.getpid()} {_started(os.getpid())}")
-            outside.set_up(link.index)
-            link = outside.link(name)
+            outside.add_bridge(name, _HALF_MADE)
+            try:
+                outside.set_alias(name, f"pycontainer {os.getpid()} {_started(os.getpid())}")
+                link = outside.link(name)
+                outside.set_up(link.index)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    _delete(outside, name)
+                raise
     if network.create_bridge and link.alias.startswith("pycontainer "):
         for suffix in ("", "6"):
             gateway, bits = getattr(network, f"gateway{suffix}"), getattr(network, f"prefix_length{suffix}")
@@ -316,6 +329,10 @@ def sweep(outside: Route, of: int = 0) -> list[str]:
     used = {link.master for link in links}
     for link in links:
         words = link.alias.split()
+        if _is_half_made(link) and link.index not in used:
+            _delete(outside, link.name)
+            removed.append(link.name)
+            continue
         if link.kind != "bridge" or len(words) != 3 or words[0] != "pycontainer" or not words[1].isdecimal():
             continue
         if link.index not in used and (int(words[1]) == of or _started(int(words[1])) != words[2]):

@@ -44,6 +44,7 @@ class Link:
         info = message.get_attr("IFLA_LINKINFO")
         self.kind: str = (info and info.get_attr("IFLA_INFO_KIND")) or ""
         self.alias: str = message.get_attr("IFLA_IFALIAS") or ""
+        self.group: int = message.get_attr("IFLA_GROUP") or 0
         #: The other end's network namespace is being taken down: it has lost its id (peernet2id()).
         self.is_dying = message.get_attr("IFLA_LINK_NETNSID") == -1
         names = message.get_attr("IFLA_PROP_LIST")
@@ -110,9 +111,10 @@ class Route:
             links.append(Link(message))
         return links
 
-    def add_bridge(self, name: str) -> None:
-        """Make a bridge. EEXIST: there is an interface of that name."""
+    def add_bridge(self, name: str, group: int) -> None:
+        """Make a bridge, in the *group* of interfaces. EEXIST: there is an interface of that name."""
         attributes: Attributes = [("IFLA_IFNAME", name), ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]})]
+        attributes.append(("IFLA_GROUP", group))
         self._link(rtnl.RTM_NEWLINK, attributes, NLM_F_CREATE | NLM_F_EXCL)
 
     def add_veth(
@@ -155,8 +157,8 @@ class Route:
         self._link(rtnl.RTM_SETLINK, [], index=index, flags=_IFF_UP, change=_IFF_UP)
 
     def set_alias(self, name: str, alias: str) -> None:
-        """Write *alias* on an interface, where ip(8) shows it."""
-        self._link(rtnl.RTM_SETLINK, [("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias)])
+        """Write *alias* on an interface, where ip(8) shows it, and have it in no group any more."""
+        self._link(rtnl.RTM_SETLINK, [("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias), ("IFLA_GROUP", 0)])
 
     def delete(self, name: str) -> None:
         """Delete an interface. ENODEV: it has gone."""

@@ -394,6 +394,42 @@ input()
     wait_until(lambda: remove_bridges() is None or name not in links(), "the bridge is never collected")
 
 
+def test_a_bridge_whose_maker_was_killed_before_it_could_say_so_is_collected(caller: Any, sh: Any) -> None:
+    name = f"pych{os.getpid() % 100000:05d}"
+    code = f"""
+from pycontainer_native import rtnetlink
+rtnetlink.Route.set_alias = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+pycontainer.run(["true"], rootfs=ROOTFS, network="name={name},create")
+"""
+    assert caller(code).wait(60) == -signal.SIGKILL
+    assert name in links()
+    with pytest.raises(InvalidCommandError, match="no bridge"):
+        sh("true", network=f"bridge:{name}")
+    assert sh("true", network=f"name={name},create").returncode == 0  # made anew, by this process
+    assert remove_bridges(os.getpid()) == [name]
+    assert caller(code).wait(60) == -signal.SIGKILL
+    assert remove_bridges() == [name]
+    assert name not in links()
+
+
+def test_a_bridge_that_cannot_be_finished_is_undone(sh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"pych{os.getpid() % 100000:05d}"
+    for step in ("set_alias", "set_up"):
+        request = getattr(rtnetlink.Route, step)
+
+        def failing(self: Any, which: Any, *arguments: Any, request: Any = request) -> None:
+            if which != 1:  # the loopback device inside
+                raise OSError(errno.ENOBUFS, "no")
+            request(self, which, *arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(rtnetlink.Route, step, failing)
+            with pytest.raises(SetupError) as caught:
+                sh("true", network=f"name={name},create")
+            assert caught.value.errno == errno.ENOBUFS
+        assert name not in links()
+
+
 def test_a_detached_container(bridge: str, caller: Any, native: Any) -> None:
     code = f"""
 network = pycontainer.Network(bridge={bridge!r}, address="{SUBNET}.2", prefix_length=24)
