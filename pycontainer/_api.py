@@ -772,6 +772,7 @@ class Container:
         *limits* are the fields of :class:`Resources`, and *cpus* as in
         :meth:`Command.of`.  Where only the memory is given, memory and swap
         together are twice that, unless another *memory_swap* was given before.
+        Those of disks and huge pages are what they were at the start.
 
         Feature.UPDATE.  Raises InvalidCommandError for a limit that cannot be
         applied, as of memory below what is in use; then every limit is as it

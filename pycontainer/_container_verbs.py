@@ -9,11 +9,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pycontainer._console import check_terminal, complain
-from pycontainer._flags import add_driver_flags, environment
+from pycontainer._flags import add_driver_flags, add_limits, environment, limit_keywords
 from pycontainer.errors import ContainerError, ContainerLostError, ContainerNotFoundError
 
 if TYPE_CHECKING:
@@ -52,6 +52,16 @@ def add_verbs(verbs: Any, choose: Callable[[argparse.Namespace], ExecutionDriver
     add("wait", _wait, "wait until detached containers have ended, and print their exit codes", allow_abbrev=False)
     add("pause", _pause, "freeze detached containers", allow_abbrev=False)
     add("unpause", _unpause, "let paused detached containers go on", allow_abbrev=False)
+    add("stats", _stats, "print what detached containers use now, as JSON: bytes, nanoseconds", allow_abbrev=False)
+    update = add(
+        *("update", _update, "change limits of running detached containers"),
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,  # what was not given is absent, and stays as it is
+    )
+    update.set_defaults(driver=None)
+    add_limits(update.add_argument)
+    rules: dict[str, Any] = {"dest": "device_cgroup_rules", "action": "append", "metavar": "RULE"}
+    update.add_argument("--device-cgroup-rule", **rules, help="such as 'c 10:229 rw'; they replace the earlier ones")
     add("inspect", _inspect, "print all that is known of detached containers, as JSON", allow_abbrev=False)
     add("gc", _gc, "remove what processes that died have left on this host", "", allow_abbrev=False)
     run = add("exec", _exec, "run a further command in a detached container", "1", allow_abbrev=False)
@@ -144,6 +154,40 @@ def _pause(options: argparse.Namespace, driver: ExecutionDriver) -> int:
 
 def _unpause(options: argparse.Namespace, driver: ExecutionDriver) -> int:
     return _each(options, driver, lambda box: box.unpause())
+
+
+def _update(options: argparse.Namespace, driver: ExecutionDriver) -> int:
+    from pycontainer.resources import Resources
+
+    limits = limit_keywords(options)
+    if not limits:
+        raise ContainerError("what is to be changed? No limit is given")
+    Resources.of(**limits)  # what is wrong with it is wrong for all of them
+    return _each(options, driver, lambda box: box.update(**limits))
+
+
+def _stats(options: argparse.Namespace, driver: ExecutionDriver) -> int:
+    from pycontainer import get
+
+    code, all_stats = 0, []
+    for id in options.ids:
+        try:
+            with get(id, driver) as box:
+                all_stats.append({"id": id, **_plain(box.stats())})
+        except (ContainerError, OSError) as error:
+            complain(error)
+            code = 1
+    print(json.dumps(all_stats, indent=2))
+    return code
+
+
+def _plain(value: Any) -> Any:
+    """*value*, an object of attrs with numbers, objects and mappings, for JSON."""
+    import attrs
+
+    if attrs.has(type(value)):
+        return {name: _plain(getattr(value, name)) for name in attrs.fields_dict(type(value))}
+    return {name: _plain(one) for name, one in value.items()} if isinstance(value, Mapping) else value
 
 
 def _gc(options: argparse.Namespace, driver: ExecutionDriver) -> int:

@@ -1,4 +1,4 @@
-"""The flags of ``run``, ``explain`` and ``compare``, which are docker's, and the Command that they describe."""
+"""The flags of ``run``, ``explain``, ``compare`` and ``update``, which are docker's, and what they describe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from pycontainer.mount import Mount
     from pycontainer.network import Network
 
-__all__ = ["add_driver_flags", "add_flags", "command_keywords", "command_of", "environment"]
+__all__ = [
+    *("add_driver_flags", "add_flags", "add_limits"),
+    *("command_keywords", "command_of", "environment", "limit_keywords"),
+]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -96,15 +99,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         add(f"--{namespace}", metavar="host", help=f"share the {namespace} namespace of host, container:ID or ns:PATH")
 
     add = parser.add_argument_group("what it may use").add_argument
-    add("-m", "--memory", metavar="BYTES", help="memory, with a unit if you like: 64m")
-    add("--memory-swap", metavar="BYTES", help="memory and swap together, -1 unlimited; default: twice the memory")
-    add("--cpus", type=float, metavar="NUMBER", help="processors, parts of one as well: 0.5")
-    add("-c", "--cpu-shares", type=int, metavar="WEIGHT", help="against other containers: 2 to 262144")
-    add("--cpu-period", type=int, metavar="MICROSECONDS", help="of the quota")
-    add("--cpu-quota", type=int, metavar="MICROSECONDS", help="processor time in each period")
-    add("--cpuset-cpus", metavar="LIST", help="the processors it may run on: 0-3,5")
-    add("--cpuset-mems", metavar="LIST", help="the memory nodes it may use")
-    add("--pids-limit", type=int, metavar="NUMBER", help="processes and threads, -1 unlimited")
+    add_limits(add)
     add("--ulimit", dest="rlimits", **many, type=_ulimit, metavar="TYPE=SOFT[:HARD]", help="such as nofile=64:128")
     add("--cpu-affinity", metavar="LIST", help="the processors it starts on, which it may change")
     add("--oom-score-adj", type=int, metavar="NUMBER", help="out of memory, later or sooner: -1000 to 1000")
@@ -145,6 +140,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="no-new-privileges=false: setuid programs raise its privileges; seccomp=unconfined, or =FILE: a profile; "
         "apparmor=PROFILE; label=CONTEXT and mount-label=CONTEXT, of SELinux",
     )
+
+
+def add_limits(add: Callable[..., Any]) -> None:
+    """The flags of the limits that can be changed while a container runs."""
+    add("-m", "--memory", metavar="BYTES", help="memory, with a unit if you like: 64m")
+    add("--memory-swap", metavar="BYTES", help="memory and swap together, -1 unlimited; default: twice the memory")
+    add("--cpus", type=float, metavar="NUMBER", help="processors, parts of one as well: 0.5")
+    add("-c", "--cpu-shares", type=int, metavar="WEIGHT", help="against other containers: 2 to 262144")
+    add("--cpu-period", type=int, metavar="MICROSECONDS", help="of the quota")
+    add("--cpu-quota", type=int, metavar="MICROSECONDS", help="processor time in each period")
+    add("--cpuset-cpus", metavar="LIST", help="the processors it may run on: 0-3,5")
+    add("--cpuset-mems", metavar="LIST", help="the memory nodes it may use")
+    add("--pids-limit", type=int, metavar="NUMBER", help="processes and threads, -1 unlimited")
 
 
 class _SecurityOption(argparse.Action):
@@ -361,6 +369,16 @@ def command_keywords(options: argparse.Namespace) -> dict[str, Any]:
         usual = process_to_oci(command.process, command.rootfs)["env"]
         keywords["env"] = dict(item.split("=", 1) for item in usual) | variables
     return keywords
+
+
+def limit_keywords(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags as the keywords of :meth:`Container.update`; a flag that was not given is not among them."""
+    import attrs
+
+    from pycontainer.resources import Resources
+
+    names = {"cpus", *attrs.fields_dict(Resources)}
+    return {name: value for name, value in vars(options).items() if name in names}
 
 
 def _networks(options: argparse.Namespace) -> list[Network]:

@@ -9,7 +9,8 @@
     pycontainer receipt [--json] ID                     show what really holds for a detached container
     pycontainer compare [flags] [--] COMMAND [ARG...]   run it through every driver and show the differences
     pycontainer run -d [flags] [--] COMMAND [ARG...]    start a container that outlives this program; print its id
-    pycontainer ps, logs, wait, stop, kill, rm, exec, pause, unpause, inspect, gc     what is done with those
+    pycontainer ps, logs, wait, stop, kill, rm, exec, pause, unpause, inspect, stats, update, gc
+                                                        what is done with those
 
 Exit codes of ``run``: the payload's own; 128+N when signal N ended it; 127
 when the command does not exist; 126 when it cannot be executed; 125 for any

@@ -1078,3 +1078,30 @@ def test_its_upper_directory_is_its_own_as_long_as_it_runs(
         assert not host.is_alive(pid)
         assert (upper / "kept").exists()
         box.remove()
+
+
+def test_stats_and_other_limits_on_the_command_line(detach: Any, root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    box = detach("sleep 1000 & wait", memory="64m", pids_limit=20)
+    host.wait_until(lambda: len(box.pids()) == 2, "two processes")
+    flags = ["--driver", "native", "--native-root", root]
+
+    def stats() -> Any:
+        assert cli.main(["stats", *flags, box.id]) == 0
+        return json.loads(capsys.readouterr().out)[0]
+
+    before = stats()
+    assert before["id"] == box.id
+    assert before["pids"] == {"current": 2, "limit": 20}
+    assert before["memory"]["limit"] == 64 << 20
+    assert 0 < before["memory"]["usage"] <= before["memory"]["peak"] < 64 << 20
+    assert before["cpu"]["usage"] > 0
+    assert before["network"]["lo"]["rx_packets"] == 0
+    limits = ["-m", "96m", "--pids-limit", "30"]
+    assert cli.main(["update", *flags, *limits, box.id]) == 0
+    assert capsys.readouterr().out == f"{box.id}\n"
+    after = stats()
+    assert (after["memory"]["limit"], after["pids"]["limit"]) == (96 << 20, 30)
+    assert cli.main(["update", *flags, "-m", "2m", "--pids-limit", "40", "--cpuset-cpus", "999", box.id]) == 1
+    assert "999 is not among the caller's own" in capsys.readouterr().err
+    refused = stats()
+    assert (refused["memory"]["limit"], refused["pids"]["limit"]) == (96 << 20, 30)

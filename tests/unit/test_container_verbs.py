@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pycontainer import State
+from pycontainer import Resources, State
 from pycontainer.cli import main
 from pycontainer.testing.fake import FakeContainer, FakeDriver, Outcome
 
@@ -118,6 +118,43 @@ def test_inspect(cli: Callable[..., tuple[int, str, str]]) -> None:
     assert (data["id"], data["state"], data["command"]["hostname"]) == ("web", "stopped", "host")
     assert data["status"]["exit_code"] == 3
     assert [each["id"] for each in json.loads(cli("ps", "-a", "--json")[1])] == ["web"]
+
+
+def test_stats(cli: Callable[..., tuple[int, str, str]]) -> None:
+    cli("run", "-d", "--name", "web", "--memory", "64m", "--pids-limit", "20", "sleep", "100")
+    cli("run", "-d", "--name", "other", "sleep", "100")
+    code, out, err = cli("stats", "web", "other", "missing")
+    assert (code, err) == (1, "pycontainer: no such container: missing\n")
+    web, other = json.loads(out)
+    assert [web["id"], other["id"]] == ["web", "other"]
+    assert web["memory"]["limit"] == 64 << 20
+    assert web["pids"]["limit"] == 20
+    assert other["memory"]["limit"] is None
+    assert {"time", "cpu", "memory", "pids", "io", "network", "pressure"} < web.keys()
+    assert web["cpu"].keys() == {"usage", "user", "system", "periods", "throttled_periods", "throttled_time"}
+
+
+def test_update(cli: Callable[..., tuple[int, str, str]], fake: FakeDriver) -> None:
+    def updates() -> list[Resources]:
+        return [call.arguments["resources"] for call in fake.calls if call.verb == "update"]
+
+    cli("run", "-d", "--name", "web", "--memory", "64m", "sleep", "100")
+    cli("run", "-d", "--name", "over", "true")
+    cli("wait", "over")
+    flags = ("-m", "96m", "--cpus", "0.5", "--pids-limit", "30")
+    assert cli("update", *flags, "web") == (0, "web\n", "")
+    assert updates() == [Resources.of(memory="96m", cpus=0.5, pids_limit=30)]
+    code, out, err = cli("update", "-c", "512", "over", "web")
+    assert (code, out) == (1, "web\n")
+    assert "not running" in err
+    assert updates()[1:] == [Resources(cpu_shares=512)]
+    assert cli("update", "-m", "12q", "web") == (
+        *(125, ""),
+        "pycontainer: resources.memory: '12q' is not a size: bytes, or with a unit like 512k, 64m, 1.5g\n",
+    )
+    assert cli("update", "web") == (125, "", "pycontainer: what is to be changed? No limit is given\n")
+    for fixed in (("--ulimit", "nofile=5"), ("--device-read-bps", "/dev/sda:1m")):
+        assert cli("update", *fixed, "web")[0] == 125
 
 
 def test_gc(cli: Callable[..., tuple[int, str, str]], fake: FakeDriver) -> None:
