@@ -308,6 +308,14 @@ def number_as_text(value: Any) -> Any:
     return str(value) if type(value) is int else value
 
 
+def unknown_keyword(name: str, known: Iterable[str]) -> str:
+    """What is wrong with the keyword *name*, and which of the *known* ones may be meant."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"there is no keyword {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
+
+
 @functools.cache
 def capability_numbers() -> dict[str, int]:
     """Every capability by its name, ``CAP_CHOWN`` and so on: python-prctl's table."""

@@ -340,7 +340,7 @@ class Command:
         Raises InvalidCommandError; TypeError for a keyword that does not exist.
         """
         if unknown:
-            raise TypeError(_unknown_keyword(next(iter(unknown))))
+            raise TypeError(check.unknown_keyword(next(iter(unknown)), COMMAND_KEYWORDS))
         if groups and additional_groups:
             refuse("process.additional_groups", "groups is the same under its short name: give one of them")
         limits: dict[str, Any] = {
@@ -448,13 +448,6 @@ def _check_shared(field: str, value: object) -> None:
         check.matching(field, what, _ID)
     else:
         refuse(field, f"{value!r} is none of 'host', 'container:ID' and 'ns:/path'")
-
-
-def _unknown_keyword(name: str) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, COMMAND_KEYWORDS, 1, 0.5)
-    return f"there is no keyword {name!r}" + (f": did you mean {near[0]!r}?" if near else "")
 
 
 def _existing(rootfs: Any) -> Any:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attrs import field, frozen
+from attrs import field, fields_dict, frozen
 
 from pycontainer import _fields as check
 from pycontainer._fields import FrozenMapping, refuse, store
@@ -85,6 +85,9 @@ class Resources:
             if (limits.get("cpu_quota"), limits.get("cpu_period")) != (None, None):
                 refuse("resources.cpu_quota", "cpus says the same as cpu_quota and cpu_period: give one of them")
             limits.update(cpu_quota=check.processors("cpus", cpus), cpu_period=100000)
+        known = fields_dict(cls)
+        for name in limits.keys() - known:
+            raise TypeError(check.unknown_keyword(name, (*known, "cpus")))
         return cls(**limits)
 
     def __attrs_post_init__(self) -> None:

@@ -788,6 +788,8 @@ def test_an_unknown_keyword_names_the_nearest() -> None:
         Command.of(["true"], memroy="64m")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="'zzzzzz'"):
         Command.of(["true"], zzzzzz=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"'cpu'.*'cpus'"):
+        Resources.of(cpu=1)
 
 
 def test_the_keywords_are_known() -> None:
