@@ -263,13 +263,30 @@ def notifying(profile: Mapping[str, Any] | str | None) -> frozenset[str]:
     return frozenset(name for rule in rules if rule["action"] == NOTIFY for name in rule["names"])
 
 
-def may_pass(profile: Mapping[str, Any], name: str) -> bool:
-    """Whether there are arguments with which *profile* lets the call *name* pass unasked."""
-    rules = [rule for rule in profile.get("syscalls", ()) if name in rule["names"]]
-    actions = {rule["action"] for rule in rules}
-    if all(rule.get("args") for rule in rules):
+def may_pass(profile: Mapping[str, Any], name: str, known: Mapping[int, int]) -> bool:
+    """Whether *profile* may let the call *name* pass unasked, where the arguments of these indexes are *known*."""
+    actions = set()
+    for rule in profile.get("syscalls", ()):
+        arguments = rule.get("args", ()) if name in rule["names"] else None
+        if arguments is None or not all(
+            _holds(argument, known[argument["index"]]) for argument in arguments if argument["index"] in known
+        ):
+            continue
+        actions.add(rule["action"])
+        if all(argument["index"] in known for argument in arguments):
+            break  # the first one that holds decides
+    else:
         actions.add(profile["defaultAction"])
     return not actions.isdisjoint(("SCMP_ACT_ALLOW", "SCMP_ACT_LOG"))
+
+
+def _holds(argument: Mapping[str, Any], value: int) -> bool:
+    """Whether *value* is what a rule's *argument* wants."""
+    wanted, operator = argument["value"], argument["op"].removeprefix("SCMP_CMP_")
+    if operator == "MASKED_EQ":
+        return bool(value & wanted == argument.get("valueTwo", 0))
+    differs = (value > wanted) - (value < wanted)
+    return differs in {"NE": (-1, 1), "LT": (-1,), "LE": (-1, 0), "EQ": (0,), "GE": (0, 1), "GT": (1,)}[operator]
 
 
 def _listener(where: str, profile: Mapping[str, Any]) -> None:

@@ -77,7 +77,7 @@ def compile_filter(profile: Mapping[str, Any] | None) -> Filter | None:
     the profile does not have is ENOSYS altogether.
 
     Raises InvalidCommandError: the profile has a name or a flag that is not
-    known here; NotImplementedError: libseccomp is not installed.  The flags
+    known here, or too many rules; NotImplementedError: libseccomp is not installed.  The flags
     have NEW_LISTENER where the filter asks somebody: seccomp(2) then returns
     the descriptor that answers are given by.
     """
@@ -159,6 +159,9 @@ def compile(profile: Mapping[str, Any]) -> bytes:
         # libseccomp lets a multiplexer do what it may do under some condition on arguments, and cannot look at them.
         hidden = [number for number, names in _MULTIPLEXERS.items() if conditional.intersection(names.split())]
         code = _refuse(lib.Arch.X86, hidden, default, code)
+    if len(code) > _LONGEST:
+        reason = f"its program is {len(code) // 8} instructions long, and the kernel takes {_LONGEST // 8} at most"
+        raise InvalidCommandError("seccomp", reason)
     return code
 
 

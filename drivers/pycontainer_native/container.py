@@ -438,6 +438,10 @@ class Container:
     def _note_start(self) -> None:
         """It executes its program, unless it has said that something failed after all."""
         if self.at_exec and self.failed is None and not self.started:
+            if self.supervisor is not None and self.listener < 0:  # the filter has kept it from saying so
+                self.failed = ("hand over the seccomp listener", errno.EPROTO)
+                self.kill()
+                return
             self.started = True
             self._run_hooks("poststart", "running", lambda: self._tell_up("started"))
 

@@ -274,7 +274,8 @@ class NativeDriver(DetachedVerbs):
             if (upper := upper_of(command)) is not None:
                 leases.append(lease_upper(upper))
                 self._own(stack, leases[-1])
-                self._launchers.sweep()  # who has had it before may have been killed, and his container be ending still
+            if leases:
+                self._launchers.sweep()  # who has had it before may have been killed, and his container not have ended
             yield stack.enter_context(lend(command, compiled, self._running, self._holds, make, leases, deadline))
 
     def _holds(self, id: str) -> bool:

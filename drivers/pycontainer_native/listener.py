@@ -25,6 +25,7 @@ from attrs import frozen
 
 from pycontainer.errors import InvalidCommandError, SetupError, WaitTimeoutError
 from pycontainer.seccomp import may_pass, notifying
+from pycontainer_native import abi
 
 if TYPE_CHECKING:
     from pycontainer.command import Command
@@ -40,7 +41,8 @@ TIMEOUT = 5.0
 
 #: What is called between the loading of the filter and execve, so that nobody can be asked about it: for as long as the
 #: supervisor has no listener it cannot answer, and the process's memory is its interpreter's.
-HANDSHAKE = ("write", "read")
+#: With what is known of the arguments: the descriptor, and how many bytes.
+HANDSHAKE = {"write": {0: abi.CHANNEL_FD, 2: 16}, "read": {0: abi.CHANNEL_FD, 2: 1}}
 ALWAYS = frozenset((*HANDSHAKE, "execve", "brk", "mmap", "munmap"))
 #: What an init calls under the filter, which is its payload's, and as long as it lives.
 OF_INIT = frozenset(
@@ -95,8 +97,8 @@ def check(command: Command) -> Iterator[InvalidCommandError]:
         whose = "the set-up" if name in ALWAYS else "with init, or without no_new_privileges, the set-up"
         reason = f"{name} cannot be asked about (SCMP_ACT_NOTIFY): {whose} calls it when the filter is loaded"
         yield InvalidCommandError("seccomp.syscalls", reason)
-    for name in HANDSHAKE:
-        if name not in asked and not may_pass(profile, name):
+    for name, known in HANDSHAKE.items():
+        if name not in asked and not may_pass(profile, name, known):
             reason = f"{name} has to be allowed: with SCMP_ACT_NOTIFY the set-up calls it when the filter is loaded"
             yield InvalidCommandError("seccomp.syscalls", reason)
     if command.hooks is not None and command.hooks.start_container:

@@ -345,6 +345,20 @@ def test_a_supervisor_that_hangs_up(
     assert (error.step, error.errno) == ("send the seccomp listener to its supervisor", errno.EPIPE)
 
 
+@pytest.mark.parametrize("action", ["ERRNO", "KILL_PROCESS"])
+@pytest.mark.parametrize("keywords", WAYS[:4], ids=str)
+def test_a_filter_that_holds_the_listener_back(
+    native: NativeDriver, busybox_rootfs: Path, supervisor: Supervisor, keywords: dict[str, Any], action: str
+) -> None:
+    """Only the kernel knows the pointer, so nobody refuses that ahead; it has not started all the same."""
+    condition = {"index": 1, "op": "SCMP_CMP_NE", "value": 0}
+    profile = supervisor.profile()
+    profile["syscalls"].append({"names": ["write"], "action": f"SCMP_ACT_{action}", "args": [condition]})
+    with pytest.raises(SetupError):
+        pycontainer.run(["true"], rootfs=busybox_rootfs, driver=native, seccomp=profile, timeout=60, **keywords)
+    assert supervisor.states == []
+
+
 def test_an_exec_that_has_no_supervisor_leaves_the_container_alone(supervisor: Supervisor, start: Any) -> None:
     box = start(["sleep", "1000"], seccomp=supervisor.profile())
     supervisor.path.rename(supervisor.path.with_name("elsewhere"))

@@ -155,6 +155,37 @@ def test_a_range_is_had_again(start: Callable[..., pycontainer.Container]) -> No
     assert range_file.parent.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize("detach", [False, True])
+def test_nobody_has_ids_after_a_launcher_that_was_killed(
+    own_driver: NativeDriver, detached: NativeDriver, busybox_rootfs: Path, detach: bool
+) -> None:
+    """Their lock ends with it, but not a payload that has asked for no parent-death signal: the next one ends that."""
+    pycontainer.run(["true"], rootfs=busybox_rootfs, driver=detached)  # what starts a launcher ends those as well
+    code = "import ctypes, time; ctypes.CDLL(None).prctl(1, 0); print('ready', flush=True); time.sleep(1000)"
+    with pycontainer.Container(
+        [sys.executable, "-c", code], driver=own_driver, userns="auto", stdout=pycontainer.PIPE
+    ) as box:
+        assert box.stdout is not None
+        assert box.stdout.readline() == b"ready\n"
+        pid = box.pid
+        start = of_init(box, "Uid")[0].split()[0]
+        assert own_driver._launchers.current is not None
+        os.kill(launcher := own_driver._launchers.current.pid, signal.SIGKILL)
+        while host.is_alive(launcher):
+            time.sleep(0.001)
+        assert host.is_alive(pid)
+        keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": detached, "userns": "auto"}
+        with pycontainer.Container(["sleep", "1000"], detach=detach, **keywords) as other:
+            try:
+                assert of_init(other, "Uid")[0].split()[0] == start
+                assert not host.is_alive(pid)
+            finally:
+                other.kill()
+                other.wait(30)
+                if detach:
+                    other.remove()
+
+
 def test_files_keep_their_owners(sh: Sh, tmp_path: Path, busybox_rootfs: Path) -> None:
     """What the container's root makes is root's on the disk, in the rootfs and in a bind mount (mount_setattr(2))."""
     rootfs = tmp_path / "rootfs"

@@ -47,6 +47,19 @@ def test_what_the_set_up_calls_cannot_be_asked_about(name: str, condition: dict[
     assert problem.startswith(f"{name} cannot be asked about (SCMP_ACT_NOTIFY)")
 
 
+@pytest.mark.parametrize("name", ["write", "read"])
+@pytest.mark.parametrize(
+    ("index", "value", "refused"), [(0, 3, False), (0, 1, True), (2, 4096, True), (1, 4096, False)]
+)
+def test_what_the_set_up_calls_has_to_be_allowed(name: str, index: int, value: int, refused: bool) -> None:
+    """With the set-up's arguments; a denied call may be one that returns 0, and whoever waits for it waits for ever."""
+    profile = asking("mkdir", allow=False)
+    condition = {"index": index, "value": value, "op": "SCMP_CMP_GE" if index == 2 else "SCMP_CMP_EQ"}
+    allowed = {"names": [name], "action": "SCMP_ACT_ALLOW", "args": [condition]}
+    profile["syscalls"] += [{"names": list({"write", "read"} - {name}), "action": "SCMP_ACT_ALLOW"}, allowed]
+    assert [problem.split()[0] for _, problem in problems(profile)] == [name] * refused
+
+
 def test_what_else_can() -> None:
     more = ["mkdir", "mount", "connect", "sendmsg", "close", "exit_group", "kill", "setresuid", "prctl", "getpid"]
     assert problems(asking(*more)) == []

@@ -248,10 +248,30 @@ def test_a_profile_that_asks_nobody(profile: Any, tmp_path: Path) -> None:
 def test_what_may_pass() -> None:
     rules = (("read", "SCMP_ACT_LOG", False), ("write", "SCMP_ACT_ALLOW", True), ("mkdir", "SCMP_ACT_TRAP", True))
     both = with_rules(*rules)
-    assert [may_pass(both, name) for name in ("read", "write", "mkdir", "close")] == [True, True, False, False]
+    assert [may_pass(both, name, {}) for name in ("read", "write", "mkdir", "close")] == [True, True, False, False]
     lenient = {**both, "defaultAction": "SCMP_ACT_ALLOW"}
-    assert [may_pass(lenient, name) for name in ("read", "write", "mkdir", "close")] == [True] * 4
-    assert not may_pass(with_rules(("read", "SCMP_ACT_KILL", False)) | {"defaultAction": "SCMP_ACT_ALLOW"}, "read")
+    assert [may_pass(lenient, name, {}) for name in ("read", "write", "mkdir", "close")] == [True] * 4
+    assert not may_pass(with_rules(("read", "SCMP_ACT_KILL", False)) | {"defaultAction": "SCMP_ACT_ALLOW"}, "read", {})
+
+
+@pytest.mark.parametrize(
+    ("op", "value", "two", "passes"),
+    [
+        ("EQ", 3, 0, True), ("EQ", 1, 0, False), ("NE", 3, 0, False), ("LT", 3, 0, False), ("LE", 3, 0, True),
+        ("GE", 3, 0, True), ("GT", 3, 0, False), ("GT", 2, 0, True),
+        ("MASKED_EQ", 2, 2, True), ("MASKED_EQ", 2, 0, False),
+    ],
+)  # fmt: skip
+def test_what_may_pass_with_known_arguments(op: str, value: int, two: int, passes: bool) -> None:
+    condition = {"index": 0, "op": f"SCMP_CMP_{op}", "value": value, "valueTwo": two}
+    allowed = {"names": ["write"], "action": "SCMP_ACT_ALLOW", "args": [condition]}
+    profile: dict[str, Any] = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [allowed]}
+    assert may_pass(profile, "write", {0: 3}) is passes
+    assert may_pass(profile, "write", {1: 3})
+    refused = {**allowed, "action": "SCMP_ACT_ERRNO"}
+    assert may_pass({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refused]}, "write", {0: 3}) is not passes
+    assert not passes or may_pass({**profile, "syscalls": [allowed, refused]}, "write", {0: 3})
+    assert not may_pass({**profile, "syscalls": [refused, allowed]}, "write", {0: 3})
 
 
 def test_rules_that_agree_are_no_mistake() -> None:

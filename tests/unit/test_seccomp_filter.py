@@ -201,6 +201,13 @@ def test_nothing_of_a_profile_is_dropped(profile: dict[str, Any], field: str, pr
     assert problem in caught.value.problem
 
 
+def test_a_program_that_the_kernel_would_not_take_is_refused() -> None:
+    rules = [rule("dup", args=[where(0, "EQ", value << 32 | value)]) for value in range(3000)]
+    bpf.check(seccomp.compile({**DENY, "syscalls": rules[:1000]}))
+    with pytest.raises(InvalidCommandError, match="instructions long, and the kernel takes 4096 at most"):
+        seccomp.compile({**DENY, "syscalls": rules})
+
+
 def test_a_name_of_another_architecture_only_is_no_error() -> None:
     code = seccomp.compile({**DENY, "syscalls": [rule("read", "mmap2", "socketcall", "riscv_flush_icache")]})
     assert bpf.run(code, (bpf.X86_64, 0, [0] * 6)) == bpf.ALLOW
