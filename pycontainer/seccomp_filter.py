@@ -44,6 +44,8 @@ _FLAGS = {
 #: Not one to ask for: it comes with what has to be asked somebody.
 NEW_LISTENER = 1 << 3
 _ARCHITECTURES = {"x86_64": "X86_64", "aarch64": "AARCH64", "riscv64": "RISCV64"}
+#: Those whose arguments are words of 32 bits.
+_NARROW = frozenset(("SCMP_ARCH_X86", "SCMP_ARCH_ARM"))
 _X32_BIT = 0x40000000
 #: i386's two calls that are many, told apart by an argument: what they are asked to do lies in memory.
 _MULTIPLEXERS = {
@@ -108,7 +110,8 @@ def compile(profile: Mapping[str, Any]) -> bytes:
     have arguments they are tried one after the other.  (libseccomp merges rules for
     one call into a tree as well, and of two alternatives that begin alike may
     forget the second when the first one fails: a deny list then lets calls
-    pass.)  Other architectures are left to libseccomp's program at the end.
+    pass.)  Other architectures are left to libseccomp's program at the end, and
+    such rules are refused where it would be wrong there.
     """
     lib = load_library()
     native = getattr(lib.Arch, _ARCHITECTURES[os.uname().machine])
@@ -128,6 +131,8 @@ def compile(profile: Mapping[str, Any]) -> bytes:
             if not program.exist_arch(architecture):
                 foreign = True
                 program.add_arch(architecture)
+    narrow = not _NARROW.isdisjoint(profile.get("architectures", ()))
+    merged: set[str] = set()  # the calls of which libseccomp has a rule with arguments
     verdicts: dict[int, int] = {}  # of the machine's own calls
     blocks: dict[int, list[tuple[int, Any]]] = {}  # (verdict, arguments), where it depends on them
     for index, rule in enumerate(profile.get("syscalls", ())):
@@ -145,6 +150,9 @@ def compile(profile: Mapping[str, Any]) -> bytes:
                 continue
             if foreign and action == lib.ALLOW and lib.resolve_syscall(native, name) == -1:
                 continue  # too new for libseccomp to have its number elsewhere: there it stays denied
+            if arguments:
+                _check_foreign(where, name, arguments, narrow, default in (lib.ALLOW, lib.LOG) and name in merged)
+                merged.add(name)
             with _refused(where, f"libseccomp refuses the rule for {name}"):
                 program.add_rule(action, number, *[_argument(lib, argument) for argument in arguments])
     last = max(*verdicts, *blocks, *_NEW_CALLS.values())
@@ -163,6 +171,21 @@ def compile(profile: Mapping[str, Any]) -> bytes:
         reason = f"its program is {len(code) // 8} instructions long, and the kernel takes {_LONGEST // 8} at most"
         raise InvalidCommandError("seccomp", reason)
     return code
+
+
+def _check_foreign(
+    where: str, name: str, arguments: Sequence[Mapping[str, Any]], narrow: bool, lets_pass: bool
+) -> None:
+    """Refuse a rule that libseccomp gets wrong for other architectures: so a call would pass that is not to."""
+    remedy = "leave the other architectures out, and their calls are ENOSYS"
+    if lets_pass:
+        reason = (
+            f"libseccomp may forget a second rule with arguments for {name} where the default lets it pass: {remedy}"
+        )
+        raise InvalidCommandError(where, reason)
+    if narrow and any(max(one["value"], one.get("valueTwo", 0)) > 0xFFFFFFFF for one in arguments):
+        reason = f"{name} has arguments of 32 bits there, and libseccomp compares as many of these: {remedy}"
+        raise InvalidCommandError(where, reason)
 
 
 def load_library() -> Any:

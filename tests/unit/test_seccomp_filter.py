@@ -201,6 +201,29 @@ def test_nothing_of_a_profile_is_dropped(profile: dict[str, Any], field: str, pr
     assert problem in caught.value.problem
 
 
+FOREIGN = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
+
+
+def test_what_libseccomp_gets_wrong_elsewhere_is_refused() -> None:
+    """It forgets the second of two rules when the first one fails, and compares 32 bits where there are 32."""
+    twice = [rule("ioctl", action="ERRNO", args=[where(0, "GT", 1)])]
+    twice.append(rule("ioctl", action="ERRNO", args=[where(0, "NE", 2), where(2, "GT", 2)]))
+    wide = [rule("dup", args=[where(0, "MASKED_EQ", 1 << 32, 1 << 32)])]
+    for profile, index in (
+        ({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": twice}, 1),
+        ({"defaultAction": "SCMP_ACT_LOG", "syscalls": twice}, 1),
+        ({**DENY, "syscalls": wide}, 0),
+    ):
+        bpf.check(seccomp.compile(profile))  # the machine's own are right
+        with pytest.raises(InvalidCommandError, match="leave the other architectures out") as caught:
+            seccomp.compile({**profile, "architectures": FOREIGN})
+        assert caught.value.field == f"seccomp.syscalls[{index}]"
+    bpf.check(
+        seccomp.compile({**DENY, "architectures": FOREIGN, "syscalls": [rule("dup", args=[where(0, "EQ", 7)])] * 2})
+    )
+    bpf.check(seccomp.compile({**DENY, "architectures": ["SCMP_ARCH_X32"], "syscalls": wide}))
+
+
 def test_a_program_that_the_kernel_would_not_take_is_refused() -> None:
     rules = [rule("dup", args=[where(0, "EQ", value << 32 | value)]) for value in range(3000)]
     bpf.check(seccomp.compile({**DENY, "syscalls": rules[:1000]}))
