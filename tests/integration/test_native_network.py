@@ -156,7 +156,13 @@ def at(bridge: str, number: int, **fields: Any) -> Network:
 @pytest.fixture(params=[None, "auto"], ids=["root", "userns"])
 def userns(request: pytest.FixtureRequest) -> Any:
     """Whether the network is that of a user namespace of the container's own."""
+    if request.param:
+        request.getfixturevalue("mapped_files")
     return request.param
+
+
+#: And of another container.
+others = userns
 
 
 def test_everything_of_docker_0_9(bridge: str, sh: Any, userns: Any) -> None:
@@ -308,7 +314,6 @@ def test_names_in_the_view_of_the_hosts_programs(bridge: str, python: Any, usern
     assert python(code, extra_hosts={"db": "192.0.2.7"}).stdout == "127.0.0.1\n"
 
 
-@pytest.mark.parametrize("others", [None, "auto"])
 def test_two_containers_on_one_bridge(bridge: str, start: Any, sh: Any, userns: Any, others: Any) -> None:
     server = start(["sh", "-c", "echo to you | nc -l -p 9"], network=at(bridge, 2), userns=userns)
     script = f"until nc -w 5 {SUBNET}.2 9 </dev/null; do :; done"
