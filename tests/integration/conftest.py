@@ -154,18 +154,26 @@ def host_mount() -> Iterator[Any]:
         yield mount
 
 
+def maps_ids(path: Path | None = None) -> bool:
+    """Whether what is at *path*, or a tmpfs, can be mounted with mapped ids."""
+    if path is not None:
+        done = subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=True)
+        if done.stdout.strip() not in ("tmpfs", "ramfs"):
+            return True
+    return tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 3)
+
+
 @pytest.fixture
 def mapped_tmpfs() -> None:
     """A tmpfs can be mounted with mapped ids."""
-    if tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (6, 3):
+    if not maps_ids():
         pytest.skip("maps no ids of a tmpfs: Linux 6.3 does")
 
 
 @pytest.fixture
 def mapped_files(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """The tests' own files can be shown with mapped ids."""
-    done = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True)
-    if done.stdout.strip() in ("tmpfs", "ramfs"):
+    if not maps_ids(tmp_path):
         request.getfixturevalue("mapped_tmpfs")
 
 

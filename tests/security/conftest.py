@@ -31,6 +31,14 @@ native, no_leaks, caller, output_of, until = (
 )
 
 Sh = Callable[..., pycontainer.CompletedContainer]
+
+
+@pytest.fixture
+def user_namespaces(tmp_path: Path) -> tuple[str | None, ...]:
+    """None and, where containers can have one of their own that the tests' files can be shown in, "auto"."""
+    return (None, "auto") if os.geteuid() == 0 and integration.maps_ids(tmp_path) else (None,)
+
+
 _tally = pytest.StashKey[Tally]()
 _canaries = pytest.StashKey[list[Canary]]()
 

@@ -174,8 +174,11 @@ def test_h2_cve_2024_25621_the_state_of_containers_is_roots_alone(
             path.chmod(mode)
             refused(path.parent if below else path)
     (traps / "link").mkdir(mode=0o700)
-    (traps / "link/containers").symlink_to(hostile.canary / "directory")  # below /tmp
+    (traps / "open/directory").mkdir(parents=True, mode=0o700)
+    (traps / "open").chmod(0o1777)
+    (traps / "link/containers").symlink_to(traps / "open/directory")
     refused(traps / "link")
+    assert os.listdir(traps / "open/directory") == []
     # A link in the place of a container is nobody's record, and nothing goes where it leads.
     (state_root / "containers/planted").symlink_to(hostile.canary)
     try:
@@ -653,12 +656,12 @@ def test_h23_cve_2020_13401_no_raw_sockets_and_no_interface(start, sh):
         Patch("too late, or elsewhere", "pycontainer_native.network._ACCEPT_RA", "/dev/null"),
     ],
 )
-def test_h23_cve_2020_13401_router_advertisements_are_ignored(sh):
+def test_h23_cve_2020_13401_router_advertisements_are_ignored(sh, user_namespaces):
     accept = "/proc/sys/net/ipv6/conf/eth0/accept_ra"
     before = Path("/proc/sys/net/ipv6/conf/default/accept_ra").read_text()
     bridge = f"pyctra{os.getpid() % 100000}"
     own = {"bridge": bridge, "create_bridge": True, "address6": "fd00:7777::2", "prefix_length6": 64}
-    for userns in (None, "auto"):
+    for userns in user_namespaces:
         for address in ({}, {"gateway6": "fd00:7777::1"}):
             assert sh(f"cat {accept}", network=Network(**own, **address), userns=userns).stdout == "0\n"
         # Somebody who says so has them.
