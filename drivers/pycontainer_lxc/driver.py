@@ -27,14 +27,14 @@ from pycontainer.errors import (
     SetupError,
     UnsupportedError,
 )
+from pycontainer.filters import Filters
 from pycontainer.labels import unknown_labels
 from pycontainer.network import RELAYS, named
 from pycontainer.process import capability_numbers
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp import notifying
-from pycontainer.seccomp_filter import Filter, compile_filter
 from pycontainer.service import ServiceGoneError
-from pycontainer.spec import process_to_oci, resources_to_oci, seccomp_to_oci, to_oci
+from pycontainer.spec import process_to_oci, resources_to_oci, to_oci
 from pycontainer_lxc import cgroups, config, elf, prelude, record
 from pycontainer_lxc.client import GuardClient, sweep
 from pycontainer_lxc.process import LxcProcess, ToolProcess
@@ -46,6 +46,7 @@ from pycontainer_lxc.streams import Borrowed, Pipes, Streams, Terminal
 if TYPE_CHECKING:
     from pycontainer.command import Command, Process, Resources
     from pycontainer.logs import LogRecord
+    from pycontainer.seccomp_filter import Filter
     from pycontainer.stats import Stats
 
 FEATURES = frozenset(
@@ -68,9 +69,6 @@ FEATURES = frozenset(
     }
 )
 
-#: How many seccomp filters are kept.
-MAX_FILTERS = 64
-
 #: What LXC 5 has open, and a few.
 MIN_DESCRIPTORS = 64
 
@@ -85,7 +83,7 @@ class LxcDriver(ExecutionDriver):
         self._lock = threading.Lock()
         self._guard: GuardClient | None = None
         self._tools: dict[str, str] | None = None
-        self._filters: dict[Any, Filter | None] = {}
+        self._filters = Filters(self.name)
         self._bases: dict[str, str] | None = None
         self._processes: weakref.WeakValueDictionary[str, LxcProcess] = weakref.WeakValueDictionary()
         self._commands: weakref.WeakKeyDictionary[LxcProcess, Command] = weakref.WeakKeyDictionary()
@@ -314,16 +312,7 @@ class LxcDriver(ExecutionDriver):
         """The seccomp filter of *command*, kept. Raises InvalidCommandError, UnsupportedError."""
         if notifying(command.seccomp):
             raise UnsupportedError(self.name, Feature.SECCOMP_NOTIFY, "it loads the filter itself, and asks nobody")
-        key = command.seccomp, command.process.privileged, command.process.capabilities
-        with self._lock:  # once, and not by all who start at the same time
-            if key not in self._filters:
-                if len(self._filters) >= MAX_FILTERS:
-                    self._filters.clear()
-                try:
-                    self._filters[key] = compile_filter(seccomp_to_oci(command))
-                except NotImplementedError as error:
-                    raise UnsupportedError(self.name, Feature.SECCOMP, str(error)) from None
-            return self._filters[key]
+        return self._filters.of(command)
 
     def _check_seccomp(self, command: Command) -> Iterator[InvalidCommandError | UnsupportedError]:
         try:
@@ -597,6 +586,7 @@ class LxcDriver(ExecutionDriver):
             theirs.close()
         self._sockets.clear()
         self._lock = threading.Lock()
+        self._filters = Filters(self.name)
         self._processes = weakref.WeakValueDictionary()
         self._commands = weakref.WeakKeyDictionary()
 

@@ -29,8 +29,8 @@ from pycontainer_native.cgroups.limits import MEMORY_MIN
 
 if TYPE_CHECKING:
     from pycontainer.command import Command, Process
+    from pycontainer.filters import Filters
     from pycontainer_native.cgroups import Layout
-    from pycontainer_native.filters import Filters
     from pycontainer_native.host import Host
 
 Problem: TypeAlias = InvalidCommandError | UnsupportedError

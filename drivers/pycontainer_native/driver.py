@@ -34,6 +34,7 @@ from pycontainer.errors import (
     SetupError,
     UnsupportedError,
 )
+from pycontainer.filters import Filters
 from pycontainer.seccomp import notifying
 from pycontainer.service import ServiceGoneError
 from pycontainer.spec import limits_to_oci, process_to_oci, standing_to_oci, to_oci
@@ -41,7 +42,6 @@ from pycontainer_native import listener, plan, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer
 from pycontainer_native.checks import Checks, check_further
 from pycontainer_native.detached import DetachedProcess, DetachedVerbs
-from pycontainer_native.filters import Filters
 from pycontainer_native.given import NOTHING, Given, Making, is_lent, lend, make_namespaces, upper_of
 from pycontainer_native.host import Host
 from pycontainer_native.launchers import Launchers
@@ -464,6 +464,7 @@ class NativeDriver(DetachedVerbs):
             theirs.close()
         self._sockets.clear()
         self._lock = threading.Lock()
+        self._filters = Filters(self.name)
         self._processes = weakref.WeakValueDictionary()
 
 

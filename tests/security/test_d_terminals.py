@@ -74,9 +74,7 @@ def _comparing_64_bits(command):
     return {**profile, "syscalls": rules}
 
 
-_64_bits = Patch(
-    "64 bits are compared", "pycontainer_native.filters.seccomp_to_oci", _comparing_64_bits, own_launcher=True
-)
+_64_bits = Patch("64 bits are compared", "pycontainer.filters.seccomp_to_oci", _comparing_64_bits, own_launcher=True)
 
 
 @row("D2", mutants=[_64_bits, no_filter])

@@ -87,7 +87,7 @@ def _blind(profile):
 
 
 _any_architecture = Patch(
-    "no look at the architecture", "pycontainer_native.filters.compile_filter", _blind, own_launcher=True
+    "no look at the architecture", "pycontainer.filters.compile_filter", _blind, own_launcher=True
 )
 
 
@@ -204,7 +204,7 @@ def _shortened(profile):
     return flags, bytes(changed)
 
 
-@row("F12", mutants=[Patch("a jump goes wrong", "pycontainer_native.filters.compile_filter", _shortened)])
+@row("F12", mutants=[Patch("a jump goes wrong", "pycontainer.filters.compile_filter", _shortened)])
 def test_f12_the_filter_says_what_the_profile_says():
     for capabilities in ((), ("CAP_SYS_ADMIN",), ("CAP_NET_RAW", "CAP_SYS_PTRACE")):
         profile = default_profile(capabilities)

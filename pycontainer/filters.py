@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from pycontainer.driver import Feature
@@ -22,18 +23,20 @@ class Filters:
     def __init__(self, driver: str) -> None:
         self._driver = driver
         self._kept: dict[object, Filter | None] = {}
+        self._lock = threading.Lock()
 
     def of(self, command: Command) -> Filter | None:
         """That of *command*. Raises InvalidCommandError, UnsupportedError."""
         key = command.seccomp, command.process.privileged, command.process.capabilities
-        if key not in self._kept:
-            if len(self._kept) >= _MOST:
-                self._kept.clear()
-            try:
-                self._kept[key] = compile_filter(seccomp_to_oci(command))
-            except NotImplementedError as error:
-                raise UnsupportedError(self._driver, Feature.SECCOMP, str(error)) from None
-        return self._kept[key]
+        with self._lock:  # once, and not by all who start at the same time
+            if key not in self._kept:
+                if len(self._kept) >= _MOST:
+                    self._kept.clear()
+                try:
+                    self._kept[key] = compile_filter(seccomp_to_oci(command))
+                except NotImplementedError as error:
+                    raise UnsupportedError(self._driver, Feature.SECCOMP, str(error)) from None
+            return self._kept[key]
 
     def clear(self) -> None:
         """Forget them: they were another caller's."""
