@@ -32,7 +32,7 @@ from pycontainer_native import state, userns
 from pycontainer_native.cgroups import Cgroup, Group, Layout, freezer
 from pycontainer_native.cgroups.layout import LAUNCHER_DIRECTORY
 from pycontainer_native.cgroups.live import DYING, remove_dead
-from pycontainer_native.leases import Lease
+from pycontainer_native.leases import Lease, lease_ids
 from pycontainer_native.namespaces import BRIDGES
 from pycontainer_native.process import NativeProcess
 from pycontainer_native.state import Claim, Record, Store
@@ -189,16 +189,13 @@ class DetachedVerbs(ExecutionDriver):
         """
         if command.userns != "auto":
             return self.compile(command), ()
+        ids, lease = lease_ids()
+        self._own(stack, lease)
+        compiled = self.compile(command, ids=ids)
         try:
-            ids, fd = userns.lease_range()
-            lease = Lease(fd)
-            self._own(stack, lease)
-            compiled = self.compile(command, ids=ids)
             userns.note_cgroups(lease.fd, [f"{group.base}/{directory}" for group in compiled.groups])
         except OSError as error:
-            if isinstance(error, ContainerError):
-                raise
-            raise SetupError("reserve a range of ids", error.errno or errno.EPROTO, error.filename) from None
+            raise SetupError("write down whose the ids are", error.errno or errno.EPROTO) from None
         return compiled, [lease]
 
     def _start_claimed(

@@ -45,7 +45,7 @@ from pycontainer_native.detached import DetachedProcess, DetachedVerbs
 from pycontainer_native.given import NOTHING, Given, Making, is_lent, lend, make_namespaces, upper_of
 from pycontainer_native.host import Host
 from pycontainer_native.launchers import Launchers
-from pycontainer_native.leases import Lease, lease_upper
+from pycontainer_native.leases import Lease, lease_ids, lease_upper
 from pycontainer_native.process import NativeProcess
 from pycontainer_native.state import Claim, Store
 
@@ -284,12 +284,8 @@ class NativeDriver(DetachedVerbs):
 
     def _begin_leased(self, command: Command, stdio: Stdio, *, hold: bool) -> NativeProcess:
         """Start it with ids that nobody else has. Raises SetupError."""
-        try:
-            ids, fd = userns.lease_range()
-        except OSError as error:
-            raise SetupError("reserve a range of ids", error.errno or errno.EPROTO, error.filename) from None
         with contextlib.ExitStack() as stack:
-            own = Lease(fd)
+            ids, own = lease_ids()
             self._own(stack, own)
             compiled = self.compile(command, hold=hold, size=stdio.size, ids=ids)
             given = stack.enter_context(self._lend(command, compiled, stdio.deadline, stdio.give_up, held=[own]))

@@ -14,6 +14,8 @@ import os
 import time
 
 from pycontainer.errors import InvalidCommandError, SetupError
+from pycontainer_native import userns
+from pycontainer_native.userns import UserNamespace
 
 #: How long one that has just been closed, or killed, may take to be gone (seconds).
 PATIENCE = 1.0
@@ -30,6 +32,15 @@ class Lease:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def lease_ids() -> tuple[UserNamespace, Lease]:
+    """A range of ids for one container alone: see :func:`pycontainer_native.userns.lease_range`. Raises SetupError."""
+    try:
+        ids, fd = userns.lease_range()
+    except OSError as error:
+        raise SetupError("reserve a range of ids", error.errno or errno.EPROTO, error.filename) from None
+    return ids, Lease(fd)
 
 
 def lease_upper(path: str) -> Lease:
