@@ -334,6 +334,13 @@ def capability_numbers() -> dict[str, int]:
     return known
 
 
+def held_capabilities() -> int:
+    """What this process has, and may hand on to what it executes, as a bit set."""
+    with open("/proc/self/status", "rb") as status:
+        sets = [int(line.split()[1], 16) for line in status if line.startswith((b"CapPrm:", b"CapBnd:"))]
+    return sets[0] & sets[1]
+
+
 @functools.cache
 def all_capabilities() -> tuple[str, ...]:
     """The names of those that the running kernel has: what ALL and privileged mean."""

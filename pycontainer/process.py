@@ -9,9 +9,9 @@ from typing import Any
 from attrs import field, frozen
 
 from pycontainer import _fields as check
-from pycontainer._fields import capability_numbers, refuse, store
+from pycontainer._fields import capability_numbers, held_capabilities, refuse, store
 
-__all__ = ["DEFAULT_CAPABILITIES", "DEFAULT_PATH", "Process", "Rlimit", "capability_numbers"]
+__all__ = ["DEFAULT_CAPABILITIES", "DEFAULT_PATH", "Process", "Rlimit", "capability_numbers", "held_capabilities"]
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -30,7 +30,7 @@ from pycontainer.errors import (
 from pycontainer.filters import Filters
 from pycontainer.labels import unknown_labels
 from pycontainer.network import RELAYS, named
-from pycontainer.process import capability_numbers
+from pycontainer.process import capability_numbers, held_capabilities
 from pycontainer.rootfs import Overlay
 from pycontainer.seccomp import notifying
 from pycontainer.service import ServiceGoneError
@@ -182,7 +182,7 @@ class LxcDriver(ExecutionDriver):
                 problem = f"{name} has a line break, and LXC's configuration has one value in a line"
                 problems.append(InvalidCommandError("process.env", problem))
         if process.capabilities is not None:
-            held, numbers = _held_capabilities(), capability_numbers()
+            held, numbers = held_capabilities(), capability_numbers()  # LXC would leave the rest out
             for name in process.capabilities:
                 if not held >> numbers[name] & 1:
                     problem = f"this process does not have {name} to give"
@@ -641,12 +641,6 @@ _DEVICE_FIELDS = {
     **{f"devices.{name}": name for name in ("type", "major", "minor", "uid", "gid")},
     "devices.mode": "fileMode",
 }
-
-
-def _held_capabilities() -> int:
-    """What this process has and may hand on, as a bit set: LXC leaves out the rest of what it is to keep."""
-    sets = dict(line.split(":\t") for line in cgroups.read("/proc/self/status").splitlines() if line.startswith("Cap"))
-    return int(sets["CapPrm"], 16) & int(sets["CapBnd"], 16)
 
 
 def _may_lower_oom_score() -> bool:

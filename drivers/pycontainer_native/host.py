@@ -7,17 +7,11 @@ from collections.abc import Callable
 
 from attrs import evolve, field, frozen
 
+from pycontainer.process import held_capabilities
 from pycontainer_native.userns import UserNamespace, is_initial, of_ordinary_user
 
 #: The ids of a user namespace that the caller is in, and did not make: the kernel knows them.
 EVERYBODY = UserNamespace(((0, 0, 0xFFFFFFFF),), ((0, 0, 0xFFFFFFFF),))
-
-
-def _host_capabilities() -> int:
-    """What this process has, and may hand on to what it executes, as a bit set."""
-    with open("/proc/self/status", "rb") as status:
-        sets = [int(line.split()[1], 16) for line in status if line.startswith((b"CapPrm:", b"CapBnd:"))]
-    return sets[0] & sets[1]
 
 
 def _last_capability() -> int:
@@ -39,7 +33,7 @@ def _read_only(path: str) -> bool:
 class Host:
     """What a plan has to know about the host. A test may state it instead of looking."""
 
-    capabilities: int = field(factory=_host_capabilities)  #: what the launcher has, as a bit set
+    capabilities: int = field(factory=held_capabilities)  #: what the launcher has, as a bit set
     last_capability: int = field(factory=_last_capability)  #: the kernel's highest
     nofile: tuple[int, int] = field(factory=_nofile)  #: the caller's RLIMIT_NOFILE, which the launcher raises
     #: (number, soft, hard) of the caller's other limits, where the launcher has not inherited the same

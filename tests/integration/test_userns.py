@@ -587,14 +587,18 @@ def test_a_launcher_that_dies_before_it_has_made_it(
     assert pycontainer.run(["true"], userns="auto", **keywords).returncode == 0
 
 
+def settled(keywords: dict[str, Any]) -> tuple[Any, int]:
+    """The launcher, after a start, and how many descriptors it has while nothing happens."""
+    pycontainer.run(["true"], userns="auto", **keywords)
+    launcher = keywords["driver"]._launchers.current
+    host.wait_until(lambda: bool(host.children(launcher.pid)), "there is no spare, which takes some as well")
+    return launcher, len(host.descriptors(launcher.pid))
+
+
 def test_a_launcher_that_does_not_answer(own_driver: NativeDriver, busybox_rootfs: Path, bridge: str) -> None:
     """The time for the start is for its network, too; what comes later is let go of."""
     keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": own_driver, "network": at(bridge, 2)}
-    pycontainer.run(["true"], userns="auto", **keywords)
-    launcher = own_driver._launchers.current
-    assert launcher is not None
-    host.wait_until(lambda: bool(host.children(launcher.pid)), "there is no spare, which takes some as well")
-    opened = len(host.descriptors(launcher.pid))
+    launcher, opened = settled(keywords)
     os.kill(launcher.pid, signal.SIGSTOP)
     try:
         began = time.monotonic()
@@ -610,11 +614,7 @@ def test_a_launcher_that_does_not_answer(own_driver: NativeDriver, busybox_rootf
 def test_a_launcher_without_descriptors(own_driver: NativeDriver, busybox_rootfs: Path, bridge: str) -> None:
     """Whatever it lacks the next one for, that is the error, and nothing is left of the others."""
     keywords: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": own_driver, "network": at(bridge, 2)}
-    pycontainer.run(["true"], userns="auto", **keywords)
-    launcher = own_driver._launchers.current
-    assert launcher is not None
-    host.wait_until(lambda: bool(host.children(launcher.pid)), "there is no spare, which takes some as well")
-    opened = len(host.descriptors(launcher.pid))
+    launcher, opened = settled(keywords)
     _, hard = resource.prlimit(launcher.pid, resource.RLIMIT_NOFILE)
     errors: list[tuple[str, int | None]] = []
     for count in range(1, 8):

@@ -89,6 +89,13 @@ def test_flags_of_another_driver(capfd: pytest.CaptureFixture[str], monkeypatch:
     assert "--deep-one-depth is for the driver deep-one, not for native" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("choice", [["--driver", "plain,native"], ["--require", "exec"]])
+def test_flags_where_the_driver_is_not_named_alone(choice: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """They are not left out: whose they are is to be said."""
+    assert main(["run", *choice, "--native-root", "/run/other", "--", "true"]) == 125
+    assert "--native-root is for one driver" in capfd.readouterr().err
+
+
 def test_a_wrong_flag(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--driver", "deep-one", "--deep-one-depth", "x", "show"]) == 125
     assert "option 'depth' of driver 'deep-one'" in capfd.readouterr().err
