@@ -9,12 +9,13 @@ import struct
 import pytest
 
 import pycontainer
+from pycontainer import filters
 from pycontainer.command import Command
 from pycontainer.errors import ContainerError, SetupError
 from pycontainer.seccomp import default_profile
 from pycontainer.seccomp_filter import compile_filter, load_library
 from pycontainer.spec import seccomp_to_oci
-from pycontainer_native import abi, filters, plan
+from pycontainer_native import abi, plan
 from pycontainer_native.driver import NativeDriver
 
 from ..integration import host
