@@ -18,7 +18,7 @@ import marshal
 import os
 import sys
 
-from pycontainer_native import abi
+from pycontainer_native import abi, machine
 from pycontainer_native.request import Request
 
 TYPE_CHECKING = False  # typing would double the time that the launcher takes to start
@@ -48,7 +48,8 @@ libc = ctypes.PyDLL(None, use_errno=True)
 syscall = libc.syscall
 syscall.restype = ctypes.c_long
 
-slots = [ctypes.c_long(-1) for _ in range(abi.SLOTS)]
+slots = [ctypes.c_long.from_address(machine.SLOTS + 8 * number) for number in range(abi.SLOTS)]
+ctypes.memset(machine.SLOTS, 0xFF, 8 * abi.SLOTS)  # each is -1
 #: Arrays of so many words: making a type takes longer than making the array.
 _ARRAYS = [ctypes.c_long * length for length in range(48)]
 
@@ -200,14 +201,23 @@ def send(fd: int, message: bytes) -> None:
 def fail(index: int, error: int) -> NoReturn:
     """Report a failed step to the launcher, and end."""
     # The first step is what makes CHANNEL_FD the channel: until then that number is the launcher's own socket.
-    channel = slots[abi.CHANNEL].value if index == 0 else abi.CHANNEL_FD
-    report(FAILED + index.to_bytes(4, "little") + error.to_bytes(4, "little"), channel)
+    report(FAILED + index.to_bytes(4, "little") + error.to_bytes(4, "little"), slots[abi.CHANNEL].value)
     os._exit(1)
 
 
 def report(message: bytes, channel: int = abi.CHANNEL_FD) -> None:
     """Tell the launcher, by a call that a seccomp filter will hardly forbid: one is loaded by now."""
     syscall(abi.NR["write"], channel, message, len(message))
+
+
+def start(arguments: Any, begin: list[Bound]) -> int:
+    """Clone, with the struct clone_args *arguments*, who lives as :func:`child`; the pid. Raises OSError."""
+    pid: int = syscall(abi.NR["clone3"], arguments, machine.CLONE_ARGS)
+    if pid == 0:
+        child(begin)
+    if pid == -1:
+        raise OSError(ctypes.get_errno(), "clone3")
+    return pid
 
 
 def child(begin: list[Bound]) -> NoReturn:
@@ -219,7 +229,7 @@ def child(begin: list[Bound]) -> NoReturn:
         request, fds = receive(abi.CHANNEL_FD)
         paths, argv, env = request.program
         outside = request.outside
-        fill({"init": 1, "join": 2}.get(request.fork, 0), fds)
+        fill(request, fds)
         rest = [bind(section) for section in request.sections[1:]]
         arguments, environment = words([*argv, 0], {}), words([*env, 0], {})  # memory first, the filter later
         total = index + sum(map(len, rest))
@@ -304,8 +314,9 @@ def receive(fd: int) -> tuple[Request, list[int]]:
     return Request(*unpack(message, fds[-1])), fds
 
 
-def fill(added: int, fds: list[int]) -> None:
-    """Put a request's descriptors into their slots: stdio, the *added* ones of the launcher, the caller's own."""
+def fill(request: Request, fds: list[int]) -> None:
+    """Put a request's descriptors into their slots: stdio, those that the launcher adds, the caller's own."""
+    added = {"init": 1, "join": 2}.get(request.fork, 0)
     for number, fd in enumerate(fds):
         slots[number if number < abi.EXTRA + added else abi.GIVEN + number - abi.EXTRA - added].value = fd
 

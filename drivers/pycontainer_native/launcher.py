@@ -41,7 +41,7 @@ import select
 import sys
 from time import monotonic
 
-from pycontainer_native import abi
+from pycontainer_native import abi, layout, machine
 from pycontainer_native.cgroup_root import CgroupRoot
 from pycontainer_native.child import bind, descriptors, libc, send, syscall, unpack
 from pycontainer_native.container import NO_MEMORY, Container, DiedError, StepFailed, new_namespaces
@@ -146,8 +146,8 @@ class Launcher:
                 self.serve_other(fields[1], fields[2:], fds, status)
                 return
             request = Request(*fields)
-            self.sections = request.sections[1:]
             if not request.target:
+                self.sections = request.sections[1:]
                 groups = [(*group[:4], [], *group[5:]) for group in request.groups]
                 self.wanted = (request.flags, groups, request.sections[0])
                 container = self.take_spare()
@@ -158,10 +158,15 @@ class Launcher:
                     except DiedError:
                         container = None  # somebody killed the spare
             container = self.new_container(self.find(request.target) if request.target else None)
-            self.bind_sections()
-            container.prepare(request.groups)
-            container.dispatch(request, message, fds, status)
-            container.clone(request.flags, request.sections[0])
+            sections = layout.lay(request) if request.target and machine.present() else None
+            if sections is None:
+                bind_all(request.sections)
+                container.prepare(request.groups)
+                container.dispatch(request, message, fds, status)
+                container.clone(request.flags, request.sections[0])
+            else:
+                container.prepare(request.groups)
+                container.clone_with(request, sections, fds, status)
         except (StepFailed, OSError, ValueError, EOFError, TypeError, MemoryError) as error:
             label = error.label if isinstance(error, StepFailed) else "read the request"
             number = getattr(error, "errno", None) or errno.EPROTO
@@ -278,11 +283,6 @@ class Launcher:
         hooks = {container.hook.pid for container in self.containers if container.hook is not None}
         return {container.pid for container in self.containers} | self.others | hooks
 
-    def bind_sections(self) -> None:
-        """Here, rather than in each child anew; but not while one that was cloned before that is waited for."""
-        for section in self.sections:
-            bind(section)
-
     def new_container(self, target: Container | None = None) -> Container:
         """One of which there is nothing yet: with a number of its own, or a further process of *target*."""
         if target is None:
@@ -318,7 +318,7 @@ class Launcher:
 
     def make_spare(self) -> None:
         """Clone ahead: what the next start then saves is about a third of its time."""
-        self.bind_sections()
+        bind_all(self.sections)
         flags, groups, begin = self.wanted
         spare = self.new_container()
         try:
@@ -374,6 +374,12 @@ class Launcher:
                 os.rmdir(root.path)
             except OSError:
                 pass  # it stays for the sweep of the next start: somebody made cgroups of his own below
+
+
+def bind_all(sections: list[bytes]) -> None:
+    """Here, rather than in each child anew; but not while one that was cloned before that is waited for."""
+    for section in sections:
+        bind(section)
 
 
 def protect_image() -> None:

@@ -528,7 +528,7 @@ def compile_exec(
     host = host or Host()
     user, terminal = process["user"], bool(process.get("terminal"))
     mounted = not host.initial
-    begin = _section(steps.begin, abi.FIRST_SLOT, joins, False, None, None)
+    begin = _section(steps.follow, abi.FIRST_SLOT, joins)
     if ids is not None:
         host = host.inside(ids)
     size = (process.get("consoleSize"), user["uid"]) if terminal else None

@@ -1,0 +1,248 @@
+"""The loop over a plan's steps as machine code: what a cloned process runs without a page of the interpreter.
+
+A copy of the launcher that goes on in Python costs its page tables and some
+three hundred page faults before it makes its first call.  This loop and what it
+works on are a few pages, and while it is cloned those are all that the clone
+gets: everything else is marked MADV_DONTFORK.  So the process is small, and
+nothing of the launcher's memory is in the container's reach.
+
+It is there on x86_64, where memory may be made executable (SELinux's execmem
+and systemd's MemoryDenyWriteExecute forbid that); elsewhere
+:func:`pycontainer_native.child.child` does the same in Python.
+:mod:`pycontainer_native.layout` writes what it runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from pycontainer_native import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+#: clone3(2), and in the child the steps of the sections, one after the other.
+#:
+#: Arguments: struct clone_args; the first of the sections, three words each: the address of its first step, that behind
+#: its last one, what is added to the index of a step that fails; the address of the channel's descriptor.  The parent
+#: gets the pid or -errno.  The child never returns, and never touches its stack, which it does not have.
+#: A step is sixteen words:
+#:
+#: ==== =======================================================================
+#: 0    the number of the system call; -1: fail with the errno in word 14
+#: 1-6  where its arguments are
+#: 7    where it is written where the result goes; a list that ends with 0
+#: 8-10 two buffers and a length: they have to be equal, or it fails with the errno in word 14
+#: 11   errno and steps to skip, pairs; a list that ends with 0; steps below 0 are to try again
+#: 12   how many steps to skip after success
+#: 13   not 0: a result that is not 0 is another process's pid, which is reported, and this one ends
+#: 14   an errno
+#: 15   its index in its section
+#: ==== =======================================================================
+#:
+#: Bytes and instructions; tests/unit/test_machine.py compares them.
+LISTING = """
+start:
+    f30f1efa       endbr64
+    4989f0         mov r8, rsi
+    4989d1         mov r9, rdx
+    be58000000     mov esi, 0x58
+    b8b3010000     mov eax, 0x1b3
+    0f05           syscall
+    4885c0         test rax, rax
+    7401           je born
+    c3             ret
+born:  # its registers are the parent's
+    4d89c4         mov r12, r8
+    4d89ce         mov r14, r9
+section:
+    498b1c24       mov rbx, qword ptr [r12]
+next:  # rbx is the step, r12 the section
+    493b5c2408     cmp rbx, qword ptr [r12 + 8]
+    7206           jb step
+    4983c418       add r12, 0x18
+    ebef           jmp section
+step:  # abi.RETRIES more tries
+    bd41000000     mov ebp, 0x41
+again:
+    488b4308       mov rax, qword ptr [rbx + 8]
+    488b38         mov rdi, qword ptr [rax]
+    488b4310       mov rax, qword ptr [rbx + 0x10]
+    488b30         mov rsi, qword ptr [rax]
+    488b4318       mov rax, qword ptr [rbx + 0x18]
+    488b10         mov rdx, qword ptr [rax]
+    488b4320       mov rax, qword ptr [rbx + 0x20]
+    4c8b10         mov r10, qword ptr [rax]
+    488b4328       mov rax, qword ptr [rbx + 0x28]
+    4c8b00         mov r8, qword ptr [rax]
+    488b4330       mov rax, qword ptr [rbx + 0x30]
+    4c8b08         mov r9, qword ptr [rax]
+    488b03         mov rax, qword ptr [rbx]
+    4885c0         test rax, rax
+    787d           js wrong
+    0f05           syscall
+    483d00f0ffff   cmp rax, -0x1000
+    7746           ja error
+    488b7338       mov rsi, qword ptr [rbx + 0x38]
+out:
+    488b3e         mov rdi, qword ptr [rsi]
+    4885ff         test rdi, rdi
+    7409           je check
+    488907         mov qword ptr [rdi], rax
+    4883c608       add rsi, 8
+    ebef           jmp out
+check:
+    488b7340       mov rsi, qword ptr [rbx + 0x40]
+    488b7b48       mov rdi, qword ptr [rbx + 0x48]
+    488b4b50       mov rcx, qword ptr [rbx + 0x50]
+    39c0           cmp eax, eax
+    f3a6           repe cmpsb byte ptr [rsi], byte ptr [rdi]
+    754c           jne wrong
+    48837b6800     cmp qword ptr [rbx + 0x68], 0
+    7405           je good
+    4885c0         test rax, rax
+    7578           jne parent
+good:
+    488b4b60       mov rcx, qword ptr [rbx + 0x60]
+skip:
+    48ffc1         inc rcx
+    48c1e107       shl rcx, 7
+    4801cb         add rbx, rcx
+    e96cffffff     jmp next
+error:
+    48f7d8         neg rax
+    488b7358       mov rsi, qword ptr [rbx + 0x58]
+accept:
+    488b3e         mov rdi, qword ptr [rsi]
+    4885ff         test rdi, rdi
+    7422           je fail
+    4839c7         cmp rdi, rax
+    7406           je found
+    4883c610       add rsi, 0x10
+    ebed           jmp accept
+found:
+    488b4e08       mov rcx, qword ptr [rsi + 8]
+    4885c9         test rcx, rcx
+    79ce           jns skip
+    ffcd           dec ebp
+    0f8553ffffff   jne again
+    eb04           jmp fail
+wrong:
+    488b4370       mov rax, qword ptr [rbx + 0x70]
+fail:  # FAILED, index and errno, and exit_group(1)
+    488b4b78       mov rcx, qword ptr [rbx + 0x78]
+    49034c2410     add rcx, qword ptr [r12 + 0x10]
+    c60366         mov byte ptr [rbx], 0x66
+    894b01         mov dword ptr [rbx + 1], ecx
+    894305         mov dword ptr [rbx + 5], eax
+    ba09000000     mov edx, 9
+    41bd01000000   mov r13d, 1
+report:
+    498b3e         mov rdi, qword ptr [r14]
+    4889de         mov rsi, rbx
+    b801000000     mov eax, 1
+    0f05           syscall
+    4489ef         mov edi, r13d
+    b8e7000000     mov eax, 0xe7
+    0f05           syscall
+parent:  # FORKED and the pid, and exit_group(0)
+    c60370         mov byte ptr [rbx], 0x70
+    894301         mov dword ptr [rbx + 1], eax
+    ba05000000     mov edx, 5
+    4531ed         xor r13d, r13d
+    ebd9           jmp report
+"""
+
+PAGE = 4096
+#: struct clone_args has so many bytes; the instructions say it, too.
+CLONE_ARGS = 88
+#: What is written for a request, and what stays: sections that have been seen, and constants.
+FRAME_SIZE, KEPT_SIZE = 6 << 20, 2 << 20
+_SLOTS_SIZE = (8 * abi.SLOTS + PAGE - 1) // PAGE * PAGE
+
+_PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
+_MAP_PRIVATE_ANONYMOUS = 0x22
+_MADV_DONTNEED, _MADV_DONTFORK, _MADV_DOFORK = 4, 10, 11
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.pthread_self.restype = ctypes.c_ulong
+
+_size = PAGE + _SLOTS_SIZE + KEPT_SIZE + FRAME_SIZE
+_base = _libc.mmap(None, _size, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE_ANONYMOUS, -1, 0)
+if _base == ctypes.c_void_p(-1).value:
+    raise OSError(ctypes.get_errno(), "mmap")
+SLOTS = _base + PAGE
+KEPT = SLOTS + _SLOTS_SIZE
+FRAME = KEPT + KEPT_SIZE
+
+
+def code() -> bytes:
+    """The instructions."""
+    lines = [line.split(None, 1)[0] for line in LISTING.splitlines() if line.startswith(" ")]
+    return bytes.fromhex("".join(lines))
+
+
+def _load() -> Callable[..., int] | None:
+    """The instructions as a function; None where they are not this machine's, or may not be executed."""
+    if abi.MACHINE != "x86_64":
+        return None
+    ctypes.memmove(_base, code(), len(code()))
+    if _libc.mprotect(_base, PAGE, _PROT_READ | _PROT_EXEC) == -1:
+        return None
+    return ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(_base)
+
+
+def _others() -> list[tuple[int, int]]:
+    """Address and length of what a clone does without: all but this module's memory, and what the kernel needs.
+
+    That is where it writes which processor a thread is on (rseq(2)): a process
+    that has not got this page would be killed when it is preempted.  libc has
+    it beside the thread's own variables.
+    """
+    thread = _libc.pthread_self()
+    others, at = [], 0x10000  # vm.mmap_min_addr
+    with open("/proc/self/maps", "rb") as maps:
+        for line in maps:
+            start, end = (int(part, 16) for part in line.split(None, 1)[0].split(b"-"))
+            # The kernel's own pages ([vdso], [vvar]) refuse to be marked, and with them the rest of a range.
+            kernels = line.split()[-1].startswith(b"[v")
+            if kernels or start <= thread < end or (start < _base + _size and end > _base):
+                if start > at:
+                    others.append((at, start - at))
+                at = end
+    return others
+
+
+_start = _load()
+_ranges = _others()
+
+
+def present() -> bool:
+    """Whether there is machine code to run."""
+    return _start is not None
+
+
+def start(arguments: Any, sections: int) -> int:
+    """Clone, with the struct clone_args *arguments*, a process that runs *sections*; its pid. Raises OSError."""
+    assert _start is not None
+    _mark(_MADV_DONTFORK)
+    try:
+        pid = _start(ctypes.addressof(arguments), sections, SLOTS + 8 * abi.CHANNEL)
+    finally:
+        _mark(_MADV_DOFORK)
+    # What a request has brought, such as its environment, is not kept, and in nobody's reach who is cloned later.
+    _libc.madvise(FRAME, FRAME_SIZE, _MADV_DONTNEED)
+    if pid < 0:
+        raise OSError(-pid, "clone3")
+    return pid
+
+
+def _mark(advice: int) -> None:
+    for address, length in _ranges:
+        _libc.madvise(address, length, advice)  # ENOMEM: there are holes in it
