@@ -6,12 +6,13 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 
 import pycontainer
 from pycontainer import PIPE, InvalidCommandError, Pipes, Process, State, UnsupportedError
+from pycontainer_native import abi, client, plan
 from pycontainer_native.driver import NativeDriver
 from pycontainer_native.process import NativeProcess
 
@@ -71,6 +73,28 @@ int main(void)
 """
 
 
+@pytest.fixture(scope="module", params=["machine code", "Python"])
+def native(
+    native: NativeDriver, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path
+) -> Iterator[NativeDriver]:
+    """The driver, and one whose launcher has no machine code, as on other machines: its clones go on in Python."""
+    if request.param == "machine code":
+        yield native
+        return
+    package = tmp_path_factory.mktemp("home") / "pycontainer_native"
+    shutil.copytree(Path(client.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    module = package / "machine.py"
+    text = module.read_text()
+    assert text.count('if abi.MACHINE != "x86_64":') == 1
+    module.write_text(text.replace('if abi.MACHINE != "x86_64":', "if True:"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "__file__", str(package / "client.py"))  # the home of the launcher that starts now
+        driver = NativeDriver()
+        pycontainer.run(["true"], rootfs=busybox_rootfs, driver=driver, check=True)
+    yield driver
+    driver.close()
+
+
 @pytest.fixture(scope="module")
 def spy(tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path) -> str:
     source = tmp_path_factory.mktemp("spy") / "spy.c"
@@ -111,6 +135,54 @@ def test_nothing_of_the_host_is_seen_on_the_way_in(
         for _ in range(20):
             box.exec(["true"], check=True)
         assert box.poll() is None, box.stdout.read()
+
+
+def test_what_is_cloned_in_machine_code_has_nothing_of_the_launchers_memory(
+    busybox_rootfs: Path, native: NativeDriver, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    class Waiting(plan.Recorder):  # type: ignore[name-defined,misc]
+        def call(self, call: str, *arguments: Any, **keywords: Any) -> None:
+            if call == "seccomp":
+                call, arguments = "ppoll", (0, 0, 0, 0, 0)  # for ever
+            super().call(call, *arguments, **keywords)
+
+    before, now = "what-the-one-before-has", "what-this-one-has"
+    with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=native) as box:
+        box.exec(["true"], env={"SECRET": before}, check=True)
+        monkeypatch.setattr(plan, "Recorder", Waiting)
+        monkeypatch.setattr(plan, "_sections", {})
+        thread = threading.Thread(target=box.exec, args=(["true"],), kwargs={"env": {"SECRET": now}})
+        thread.start()
+        host.wait_until(lambda: bool(waiting(native, box)), "the process waits in the container")
+        (pid,) = waiting(native, box)
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        found = memory_of(pid, maps)
+        box.kill()
+        thread.join(30)
+    assert now.encode() in found
+    if request.node.callspec.params["native"] == "machine code":
+        assert before.encode() not in found
+        assert len(maps) < 20, maps
+        assert len(found) < 9 << 20
+
+
+def waiting(native: NativeDriver, box: pycontainer.Container) -> list[int]:
+    """The processes in the container that are in ppoll."""
+    pids = set(native.get_pids_for_container(box.id)) - {box.pid}
+    return [pid for pid in pids if Path(f"/proc/{pid}/syscall").read_text().split()[0] == str(abi.NR["ppoll"])]
+
+
+def memory_of(pid: int, maps: list[str]) -> bytes:
+    """What is in its writable memory, as root sees it from outside."""
+    found = b""
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            place, access, *_ = line.split()
+            start, end = (int(part, 16) for part in place.split("-"))
+            if access.startswith("rw"):
+                memory.seek(start)
+                found += memory.read(end - start)
+    return found
 
 
 def test_what_may_trace_it_is_joined_by_nobody(busybox_rootfs: Path, native: NativeDriver) -> None:

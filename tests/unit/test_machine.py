@@ -1,0 +1,257 @@
+"""The loop in machine code: its bytes against a disassembler, its behaviour against the one in Python."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pycontainer_native import abi, child, machine
+
+capstone = pytest.importorskip("capstone")
+
+pytestmark = pytest.mark.skipif(not machine.present(), reason="there is no machine code for this machine")
+
+#: Runs one request, by the loop whose name is the argument, and prints what its processes say until they have ended, what
+#: they have written to the descriptor that is their stdout, and how the first one ends.
+CODE = """
+import _socket as socket, ast, ctypes, marshal, os, sys
+from pycontainer_native import abi, child, layout, machine
+from pycontainer_native.request import Request
+
+sections, outside, program, null = ast.literal_eval(sys.stdin.read())
+for fd in range(3, 12):
+    os.dup2(0, fd)  # as in a launcher: none of those that the plan gives out is that of something transient
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+reading, writing = os.pipe()
+sections = [marshal.dumps(section) for section in sections]
+ways = "join" if outside else "", outside, True, "", None, None, 0, None
+request = Request("", 0, [], sections, program, *ways)
+given = [null, writing, null, *([null] * 2 if outside else [])]
+child.slots[abi.CHANNEL].value = theirs.fileno()
+arguments = (ctypes.c_ulong * 11)()
+arguments[4] = 17
+if sys.argv[1] == "machine":
+    child.fill(request, given)
+    pid = machine.start(arguments, layout.lay(request))
+else:
+    memory = os.memfd_create("request")
+    os.write(memory, request.to_wire())
+    rights = b"".join(fd.to_bytes(4, "little") for fd in [*given, memory])
+    ours.sendmsg([child.MEMFD], [(1, 1, rights)])
+    pid = child.start(arguments, child.bind(request.sections[0]))
+theirs.close()
+os.close(writing)
+said = []
+while True:
+    try:
+        message = ours.recv(64)
+    except ConnectionResetError:
+        continue  # the request was left unread
+    if not message:
+        break
+    said.append(message[:1] if message[:1] == child.FORKED else message)
+written = b"".join(iter(lambda: os.read(reading, 4096), b""))
+said.sort(key=lambda message: message != child.FORKED)  # who forks and who is born do not wait for each other
+print((said, written, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+"""
+
+TAKE_CHANNEL = (abi.NR["dup3"], ((abi.CHANNEL,), abi.CHANNEL_FD, abi.O_CLOEXEC), abi.CHANNEL, {}, 0, None)
+TAKE_STDOUT = (abi.NR["dup3"], ((abi.STDOUT,), 1, 0), None, {}, 0, None)
+FIRST = abi.FIRST_SLOT
+
+PROGRAM = ([b"/bin/echo"], [b"echo", b"done"], [b"A=1"])
+
+
+def step(call: str, *arguments: Any, out: int | None = None, accept: Any = (), skip: int = 0, check: Any = None) -> Any:
+    return (abi.NR[call], arguments, out, dict(accept), skip, check)
+
+
+def wrote(text: bytes, **keywords: Any) -> Any:
+    """A step that is seen to have been made."""
+    return step("write", 1, text, len(text), **keywords)
+
+
+def run(loop: str, sections: list[Any], program: Any = PROGRAM, outside: int = 0) -> Any:
+    null = os.open("/dev/null", os.O_RDWR)
+    os.set_inheritable(null, True)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", CODE, loop],
+            input=repr((sections, outside, program, null)),
+            pass_fds=[null],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(null)
+    assert done.stderr == ""
+    return ast.literal_eval(done.stdout)
+
+
+def both(sections: list[Any], program: Any = PROGRAM, outside: int = 0) -> Any:
+    """What the processes say, write and exit with, which is the same by both loops."""
+    by_python, by_machine = (run(loop, sections, program, outside) for loop in ("python", "machine"))
+    assert by_machine == by_python
+    return by_machine
+
+
+def failed(index: int, error: int) -> bytes:
+    return child.FAILED + index.to_bytes(4, "little") + error.to_bytes(4, "little")
+
+
+def test_its_bytes_are_its_instructions() -> None:
+    lines = machine.LISTING.strip().splitlines()
+    labels, address, listed = {}, 0, []
+    for line in lines:
+        text = line.partition("#")[0].rstrip()
+        if text.startswith(" "):
+            code, instruction = text.split(None, 1)
+            listed.append((address, instruction))
+            address += len(code) // 2
+        else:
+            labels[text.rstrip(":")] = address
+    disassembler = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    found = [(i.address, f"{i.mnemonic} {i.op_str}".rstrip()) for i in disassembler.disasm(machine.code(), 0)]
+    jump = re.compile(r"(?<=^j)(\w+ )(\w+)$")
+    assert found == [
+        (at, jump.sub(lambda m: m[1] + f"{labels[m[2]]:#x}".replace("0x0", "0"), text)) for at, text in listed
+    ]
+    assert sum(len(code) for code in [machine.code()]) == address
+
+
+def test_its_numbers_are_the_ones_named_elsewhere() -> None:
+    text = machine.LISTING
+    assert f"mov esi, {machine.CLONE_ARGS:#x}" in text
+    assert f"mov eax, {abi.NR['clone3']:#x}" in text
+    assert f"mov ebp, {abi.RETRIES + 1:#x}" in text
+    messages = [f"{message[0]:#x}" for message in (child.FAILED, child.FORKED)]
+    assert messages == re.findall(r"byte ptr \[rbx\], (\w+)", text)
+
+
+def test_the_program_is_executed_with_its_arguments_and_environment() -> None:
+    program = ([b"/usr/bin/env"], [b"env"], [b"A=1", b"B=two words"])
+    assert both([[TAKE_CHANNEL], [TAKE_STDOUT]], program) == ([b"x"], b"A=1\nB=two words\n", 0)
+
+
+def test_a_failed_step_is_reported_with_its_index_in_the_whole_plan() -> None:
+    sections = [[TAKE_CHANNEL], [TAKE_STDOUT, wrote(b"1")], [wrote(b"2"), step("close", -1), wrote(b"3")], []]
+    assert both(sections) == ([failed(4, errno.EBADF)], b"12", 1)
+
+
+def test_the_first_step_is_reported_on_the_channel_that_it_does_not_have_yet() -> None:
+    broken = step("dup3", (abi.CHANNEL,), -1, 0, out=abi.CHANNEL)
+    assert both([[broken], [], []]) == ([failed(0, errno.EBADF)], b"", 1)
+
+
+def test_accepted_errors_skip_others_do_not() -> None:
+    missing = step("openat", abi.AT_FDCWD, b"/nowhere", 0, accept={errno.EBADF: 0, errno.ENOENT: 1})
+    steps = [missing, wrote(b"skipped"), wrote(b"made", skip=1), wrote(b"skipped")]
+    assert both([[TAKE_CHANNEL], [TAKE_STDOUT, *steps], []]) == ([b"x"], b"madedone\n", 0)
+
+
+def test_retries_end() -> None:
+    again = step("openat", abi.AT_FDCWD, b"/nowhere", 0, accept={errno.ENOENT: abi.RETRY})
+    assert both([[TAKE_CHANNEL], [TAKE_STDOUT, again], []]) == ([failed(2, errno.ENOENT)], b"", 1)
+
+
+def test_a_result_is_an_argument_and_a_word_of_a_structure_later_on() -> None:
+    pipe = step("fcntl", 1, abi.F_DUPFD_CLOEXEC, 40, out=FIRST)
+    vector = [[b"from a structure", 16], (FIRST,), b"\0"]
+    sections = [
+        [TAKE_CHANNEL],
+        [
+            TAKE_STDOUT,
+            pipe,
+            step("write", (FIRST,), b"by its slot, ", 13),
+            step("write", 1, [(FIRST,)], 1),  # the lowest byte of the word: 40 is "("
+            step("write", 1, [vector][0][0][0], 16),
+        ],
+        [],
+    ]
+    assert both(sections)[1] == b"by its slot, (from a structuredone\n"
+
+
+@pytest.mark.parametrize(("wanted", "outcome"), [(b"/", ([b"x"], b"done\n", 0)), (b"(", ([failed(2, 95)], b"", 1))])
+def test_what_a_call_writes_is_compared(wanted: bytes, outcome: Any) -> None:
+    looked = step("getcwd", ("buffer", 4096), 4096, check=(wanted, 95))
+    assert both([[TAKE_CHANNEL], [TAKE_STDOUT, looked], []]) == outcome
+
+
+def test_a_buffer_has_its_content_at_each_run() -> None:
+    looked = step("read", (abi.STDIN,), ("buffer", b"abc"), 3, check=(b"abc", 95))  # /dev/null: nothing is read
+    assert both([[TAKE_CHANNEL], [TAKE_STDOUT, looked], []]) == ([b"x"], b"done\n", 0)
+
+
+def test_the_fork_is_reported_and_what_fails_after_it() -> None:
+    sections = [[TAKE_CHANNEL], [TAKE_STDOUT, wrote(b"outside ")], [wrote(b"inside "), step("close", -1)], []]
+    assert both(sections, outside=1) == ([b"p", failed(4, errno.EBADF)], b"outside inside ", 0)
+    assert both([*sections[:2], [wrote(b"inside ")], []], outside=1) == ([b"p", b"x"], b"outside inside done\n", 0)
+
+
+@pytest.mark.parametrize(
+    ("paths", "outcome"),
+    [
+        (["/nowhere/echo"], errno.ENOENT),
+        (["/etc/passwd"], errno.EACCES),
+        (["/etc/passwd/echo"], errno.ENOTDIR),
+        (["/nowhere/echo", "/etc/passwd/echo", "/bin/echo"], 0),
+        (["/etc/passwd", "/nowhere/echo", "/bin/echo"], 0),
+        (["/nowhere/echo", "/etc/passwd", "/nowhere/echo"], errno.EACCES),
+        (["/etc/passwd", "/nowhere/echo"], errno.EACCES),
+        (["/nowhere/echo", "/etc/passwd"], errno.EACCES),
+        (["/nowhere/echo", "/etc/passwd/echo"], errno.ENOTDIR),
+        (["/nowhere/echo", "/" + "x" * 300, "/bin/echo"], errno.ENAMETOOLONG),
+        (["/etc/passwd", "/" + "x" * 300, "/bin/echo"], errno.ENAMETOOLONG),
+    ],
+)
+def test_paths_are_tried_as_execvp_does(paths: list[str], outcome: int) -> None:
+    program = ([os.fsencode(path) for path in paths], [b"echo", b"done"], [])
+    said, wrote, code = both([[TAKE_CHANNEL], [TAKE_STDOUT], []], program)
+    assert (said, wrote, code) == (([b"x", failed(2, outcome)], b"", 1) if outcome else ([b"x"], b"done\n", 0))
+
+
+def test_arguments_that_the_kernel_would_not_take_are_its_own_error() -> None:
+    program = ([b"/bin/echo"], [b"echo", *[b"x" * 100_000] * 40], [])  # four megabytes
+    assert both([[TAKE_CHANNEL], [TAKE_STDOUT], []], program) == ([b"x", failed(2, errno.E2BIG)], b"", 1)
+
+
+any_step = st.one_of(
+    st.builds(wrote, st.sampled_from([b"a", b"bc", b"def"]), skip=st.integers(0, 2)),
+    st.builds(
+        step,
+        st.just("openat"),
+        st.just(abi.AT_FDCWD),
+        st.sampled_from([b"/nowhere", b"/etc/passwd/x"]),
+        st.just(0),
+        out=st.sampled_from([None, FIRST, FIRST + 1]),
+        accept=st.dictionaries(st.sampled_from([errno.ENOENT, errno.ENOTDIR]), st.sampled_from([0, 1, 2, abi.RETRY])),
+        skip=st.integers(0, 1),
+    ),
+    st.builds(step, st.just("umask"), st.integers(0, 0o777), out=st.just(FIRST)),
+    st.builds(step, st.just("write"), st.just(1), st.just([(FIRST,), 7, [b"x", (FIRST + 1,)]]), st.integers(1, 16)),
+    st.builds(step, st.just("umask"), st.just((FIRST,)), out=st.just(FIRST + 1)),
+    st.builds(
+        step,
+        st.just("read"),
+        st.just((abi.STDIN,)),
+        st.just(("buffer", b"abc")),
+        st.just(3),
+        check=st.sampled_from([(b"abc", 11), (b"a", 12), (b"b", 13), (b"", 14)]),
+    ),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(any_step, max_size=8), min_size=1, max_size=3))
+def test_both_loops_do_the_same(sections: list[Any]) -> None:
+    both([[TAKE_CHANNEL], [TAKE_STDOUT], *sections, []])
