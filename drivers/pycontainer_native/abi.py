@@ -48,6 +48,7 @@ _NUMBERS = {
     "prlimit64": (302, 261),
     "read": (0, 63),
     "recvfrom": (45, 207),
+    "recvmsg": (47, 212),
     "rt_sigaction": (13, 134),
     "seccomp": (317, 277),
     "sched_getaffinity": (204, 123),
@@ -204,6 +205,8 @@ CHANNEL_FD = 3
 REPORT_FD = 4
 #: And the file systems that were made ahead, in the order of KEPT.
 FIRST_KEPT_FD = 5
+#: And then those that come with the request, in its order: none is free below.
+FIRST_GIVEN_FD = FIRST_KEPT_FD + len(KEPT)
 
 #: accept: do the step again, up to RETRIES times, instead of skipping steps.
 RETRY = -1

@@ -315,10 +315,15 @@ def receive(fd: int) -> tuple[Request, list[int]]:
 
 
 def fill(request: Request, fds: list[int]) -> None:
-    """Put a request's descriptors into their slots: stdio, those that the launcher adds, the caller's own."""
-    added = {"init": 1, "join": 2}.get(request.fork, 0)
-    for number, fd in enumerate(fds):
-        slots[number if number < abi.EXTRA + added else abi.GIVEN + number - abi.EXTRA - added].value = fd
+    """Put a request's descriptors into their slots."""
+    for slot, fd in zip(slots_of(request, len(fds)), fds, strict=True):
+        slots[slot].value = fd
+
+
+def slots_of(request: Request, count: int) -> list[int]:
+    """The slots of so many descriptors of *request*: stdio, those that the launcher adds, the caller's own."""
+    added = abi.EXTRA + {"init": 1, "join": 2}.get(request.fork, 0)
+    return [number if number < added else abi.GIVEN + number - added for number in range(count)]
 
 
 def unpack(message: bytes, last_fd: int) -> Any:

@@ -13,7 +13,7 @@ import select
 import sys
 from time import monotonic
 
-from pycontainer_native import abi, machine
+from pycontainer_native import abi, layout, machine
 from pycontainer_native.cgroup_root import CgroupRoot
 from pycontainer_native.child import (
     EXEC,
@@ -26,9 +26,9 @@ from pycontainer_native.child import (
     TERMINAL,
     bind,
     descriptors,
-    fill,
     send,
     slots,
+    slots_of,
     start,
     syscall,
 )
@@ -224,13 +224,8 @@ class Container:
         except OSError as error:
             raise StepFailed(label, error.errno or errno.EPROTO) from None
 
-    def clone(self, flags: int, begin: bytes) -> None:
-        """Clone the first process, which makes the steps of *begin* and takes its request. Raises StepFailed."""
-        bound = bind(begin)
-        self._clone(flags, lambda arguments: start(arguments, bound))
-
-    def _clone(self, flags: int, start: Callable[[Any], int]) -> None:
-        """Have *start* clone the first process, with a struct clone_args that has *flags*. Raises StepFailed.
+    def clone(self, flags: int, begin: bytes, *, machine_code: bool) -> None:
+        """Clone the first process, which makes the steps of *begin* and takes its request. Raises StepFailed.
 
         The cgroups of its container are at hand.  A v1 hierarchy is joined by
         the process itself, which writes "0" to ``tasks``: a task that moves
@@ -239,6 +234,7 @@ class Container:
         into its cgroup.
         """
         assert self.channel is not None
+        first = layout.first(begin) if machine_code else bind(begin)
         owner = self.target or self
         label = "open cgroups"
         doomed: list[int] = []  # descriptors that only the child needs
@@ -259,7 +255,7 @@ class Container:
             arguments[1] = ctypes.addressof(pidfd)
             arguments[4] = signal.SIGCHLD
             arguments[10] = max(into, 0)
-            self.pid = start(arguments)
+            self.pid = machine.start(arguments, first) if isinstance(first, int) else start(arguments, first)
             self.pidfd = pidfd.value
         except OSError as error:
             raise StepFailed(label, error.errno or errno.EPROTO) from None
@@ -289,12 +285,17 @@ class Container:
         self.launcher.forget(self.channel.fileno())
         self.launcher.watch(self.channel.fileno(), self.on_channel, select.EPOLLIN if self.talks else 0)
 
-    def dispatch(self, request: Request, message: bytes, fds: list[int], status: socket.socket) -> None:
-        """Set the limits, and leave *request*, which is *message*, to the first process.
+    def dispatch(
+        self, request: Request, message: bytes, frame: bytes | None, fds: list[int], status: socket.socket
+    ) -> None:
+        """Set the limits, and leave *request*, which is *message*, or *frame* in machine code, to the first process.
 
         Raises StepFailed, DiedError.
         """
-        self._expect(request)
+        self.hands_over = bool(request.outside)
+        self.talks = request.talks
+        if request.hooks:
+            _, self.state, self.programs = request.hooks
         for base, _, _, _, writes, _, _, _ in request.groups:
             root = self.launcher.cgroups[base]
             for name, value in writes:
@@ -304,47 +305,6 @@ class Container:
                     raise StepFailed(f"write {value} to {name}", error.errno or errno.EPROTO) from None
         if self.channel is None:  # it has hung up, and its end is the next thing to be heard of
             raise DiedError(*(self.failed or ("send the plan", errno.EPIPE)))
-
-        def send_plan(given: list[int]) -> None:
-            assert self.channel is not None
-            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in given)
-            self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
-
-        try:
-            self._give(request, fds, send_plan)
-        except BrokenPipeError:
-            self.on_channel()  # it may have said why
-            raise DiedError(*(self.failed or ("send the plan", errno.EPIPE))) from None
-        except OSError as error:
-            raise StepFailed("send the plan", error.errno or errno.EPROTO) from None
-        self._serve(status)
-
-    def clone_with(self, request: Request, sections: int, fds: list[int], status: socket.socket) -> None:
-        """Clone the first process, which has *request* from the start, as :mod:`machine` runs it. Raises StepFailed."""
-        self._expect(request)
-
-        def clone(given: list[int]) -> None:
-            fill(request, given)
-            self._clone(request.flags, lambda arguments: machine.start(arguments, sections))
-
-        try:
-            self._give(request, fds, clone)
-        except OSError as error:
-            raise StepFailed("hand over descriptors", error.errno or errno.EPROTO) from None
-        self._serve(status)
-
-    def _expect(self, request: Request) -> None:
-        """What the first process will say because of *request*."""
-        self.hands_over = bool(request.outside)
-        self.talks = request.talks
-        if request.hooks:
-            _, self.state, self.programs = request.hooks
-
-    def _give(self, request: Request, fds: list[int], take: Callable[[list[int]], None]) -> None:
-        """Have *take* take what the first process gets: stdio, what the launcher adds, and those of the caller's *fds*.
-
-        Raises StepFailed, OSError, and what *take* raises.
-        """
         extra: list[int] = []  # descriptors that are the child's alone
         leases: list[int] = []
         try:
@@ -353,12 +313,8 @@ class Container:
                 extra = [report]
             elif self.target is not None:
                 # It is not reaped as long as it is in here, so that its pid is nobody else's.
-                try:
-                    place = os.open(f"/proc/{self.target.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                except FileNotFoundError:  # a zombie has no root
-                    raise StepFailed("find the container", errno.ESRCH) from None
-                extra = [place]
-                extra.insert(0, os.dup(self.target.pidfd))
+                place = os.open(f"/proc/{self.target.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                extra = [os.dup(self.target.pidfd), place]
             if request.ids:
                 extra += new_namespaces(*request.ids)
             first = 3 + request.leased
@@ -367,15 +323,23 @@ class Container:
             if request.supervisor:
                 self.supervisor = Supervisor(*request.supervisor, os.dup(fds[first]))
                 first += 1
-            take([*fds[:3], *extra, *fds[first:]])
+            given = [*fds[:3], *extra, *fds[first:]]
+            if frame is not None:
+                message = layout.message(frame, slots_of(request, len(given)))
+            rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in given)
+            self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)
             # Not before: who is cloned in the place of a spare that has died has the same locks, and is to keep them.
             self.leases, leases = leases, []
+        except FileNotFoundError:  # a zombie has no root
+            raise StepFailed("find the container", errno.ESRCH) from None
+        except BrokenPipeError:
+            self.on_channel()  # it may have said why
+            raise DiedError(*(self.failed or ("send the plan", errno.EPIPE))) from None
+        except OSError as error:
+            raise StepFailed("send the plan", error.errno or errno.EPROTO) from None
         finally:
             for fd in (*extra, *leases):
                 os.close(fd)
-
-    def _serve(self, status: socket.socket) -> None:
-        """Answer the caller on *status* from now on."""
         self.status = status
         self.launcher.starting.add(self)
         self.launcher.watch(status.fileno(), self.on_status)

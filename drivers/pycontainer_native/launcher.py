@@ -74,6 +74,7 @@ class Launcher:
         self.spare: Container | None = None
         self.wanted: tuple[Any, ...] = ()  # what the last request had prepared, and so the next spare will be
         self.prepared: tuple[Any, ...] = ()  # what the spare is
+        self.spare_has = layout.now()  # what it has of plans, if it makes its steps in machine code
         self.sections: list[bytes] = []  # of the last request, and most of them of the next one
         self.count = 0
         self.unfinished: set[Container] = set()
@@ -146,27 +147,26 @@ class Launcher:
                 self.serve_other(fields[1], fields[2:], fds, status)
                 return
             request = Request(*fields)
+            begin, *self.sections = request.sections
+            frame = None
+            if machine.present():
+                layout.first(begin)
+                frame = layout.lay(request, layout.now() if self.spare is None else self.spare_has)
             if not request.target:
-                self.sections = request.sections[1:]
                 groups = [(*group[:4], [], *group[5:]) for group in request.groups]
-                self.wanted = (request.flags, groups, request.sections[0])
+                self.wanted = (request.flags, groups, begin, frame is not None)
                 container = self.take_spare()
                 if container is not None:
                     try:
-                        container.dispatch(request, message, fds, status)
+                        container.dispatch(request, message, frame, fds, status)
                         return
                     except DiedError:
                         container = None  # somebody killed the spare
             container = self.new_container(self.find(request.target) if request.target else None)
-            sections = layout.lay(request) if request.target and machine.present() else None
-            if sections is None:
-                bind_all(request.sections)
-                container.prepare(request.groups)
-                container.dispatch(request, message, fds, status)
-                container.clone(request.flags, request.sections[0])
-            else:
-                container.prepare(request.groups)
-                container.clone_with(request, sections, fds, status)
+            self.bind_sections(machine_code=frame is not None)
+            container.prepare(request.groups)
+            container.dispatch(request, message, frame, fds, status)
+            container.clone(request.flags, begin, machine_code=frame is not None)
         except (StepFailed, OSError, ValueError, EOFError, TypeError, MemoryError) as error:
             label = error.label if isinstance(error, StepFailed) else "read the request"
             number = getattr(error, "errno", None) or errno.EPROTO
@@ -283,6 +283,14 @@ class Launcher:
         hooks = {container.hook.pid for container in self.containers if container.hook is not None}
         return {container.pid for container in self.containers} | self.others | hooks
 
+    def bind_sections(self, *, machine_code: bool) -> None:
+        """Here, rather than in each child anew; but not while one that was cloned before that is waited for."""
+        if machine_code:
+            layout.expect(self.sections)
+            return
+        for section in self.sections:
+            bind(section)
+
     def new_container(self, target: Container | None = None) -> Container:
         """One of which there is nothing yet: with a number of its own, or a further process of *target*."""
         if target is None:
@@ -318,12 +326,13 @@ class Launcher:
 
     def make_spare(self) -> None:
         """Clone ahead: what the next start then saves is about a third of its time."""
-        bind_all(self.sections)
-        flags, groups, begin = self.wanted
+        flags, groups, begin, machine_code = self.wanted
+        self.bind_sections(machine_code=machine_code)
         spare = self.new_container()
         try:
             spare.prepare(groups)
-            spare.clone(flags, begin)
+            spare.clone(flags, begin, machine_code=machine_code)
+            self.spare_has = layout.now()
             self.spare, self.prepared = spare, self.wanted
         except StepFailed:
             self.wanted = ()  # the next start will say why
@@ -374,12 +383,6 @@ class Launcher:
                 os.rmdir(root.path)
             except OSError:
                 pass  # it stays for the sweep of the next start: somebody made cgroups of his own below
-
-
-def bind_all(sections: list[bytes]) -> None:
-    """Here, rather than in each child anew; but not while one that was cloned before that is waited for."""
-    for section in sections:
-        bind(section)
 
 
 def protect_image() -> None:

@@ -1,8 +1,10 @@
-"""A request's steps in the memory of :mod:`pycontainer_native.machine`, as its loop takes them.
+"""Plans in the memory of :mod:`pycontainer_native.machine`, as its loop takes them.
 
-A section that has been seen stays where it is; what is the request's own (paths,
-arguments, environment) is written for each request anew.  Addresses are final:
-a clone has everything where the launcher has it.
+A clone has everything where the launcher has it, so addresses are final before
+it receives what they are of.  It starts with what it can do before there is a
+request, and receives that: one message, which the kernel puts into the slots,
+and into the frame, where the loop goes on.  Sections that a request had in
+common with an earlier one are kept, and clones that come later have them.
 """
 
 from __future__ import annotations
@@ -22,26 +24,26 @@ if TYPE_CHECKING:
     from pycontainer_native.request import Request
 
     Cells = dict[int, list[int]]
-    #: the address of its first step, that behind the last one, how many they are
+    #: the address of the first step, that behind the last one, how many they are
     Place = tuple[int, int, int]
+    #: what a clone has of what is kept: how often that had been begun, and the address behind the last of it
+    Mark = tuple[int, int]
 
 _STEP = struct.Struct("=16q")
-_SECTION = struct.Struct("=3q")
+_ROW = struct.Struct("=3q")
 
-#: What a step's wire form lacks: whether it forks, and how it fails if its number is -1.
-_PLAIN = (0, 0)
+#: A request that is larger does not go into one message.
+MOST = 96 << 10
 
-
-class FullError(Exception):
-    """There is no room."""
+#: So many sections may have been seen once without being kept.
+_MOST_SEEN = 256
 
 
 class _Writer:
     """Steps, and behind them all that they point to."""
 
-    def __init__(self, base: int, end: int, steps: int) -> None:
+    def __init__(self, base: int, steps: int) -> None:
         self.base = base
-        self.end = end
         self.data = bytearray(_STEP.size * steps)
         self.words: dict[int, int] = {}
         self.zero = self.word(0)
@@ -92,118 +94,227 @@ class _Writer:
             buffer = self.put(bytes(content) if isinstance(content, int) else content)
         return self.word(buffer), buffer
 
-    def write_steps(self, steps: list[Any], special: tuple[int, int] = _PLAIN, *, indexed: bool = True) -> None:
+    def write(self, steps: list[Any], *, indexed: bool = True) -> None:
         """Write *steps*, in their wire form."""
         cells: Cells = {}
         arguments = [[self.argument(argument, cells) for argument in step[1]] for step in steps]
         for index, (number, _, out, accept, skip, check) in enumerate(steps):
-            places = [place for place, _ in arguments[index]]
-            places += [self.zero] * (6 - len(places))
             results = accepted = self.zero
             if out is not None:
                 results = self.array([machine.SLOTS + 8 * out, *cells.get(out, ()), 0], {})
             if accept:
                 accepted = self.array([word for pair in accept.items() for word in pair] + [0], {})
-            buffer = wanted = length = 0
-            forks, error = special
+            buffer = wanted = length = error = 0
             if check is not None:
-                buffer = next(buffer for _, buffer in arguments[index] if buffer)
+                buffer = next((buffer for _, buffer in arguments[index] if buffer), 0)
                 wanted, length, error = self.put(check[0]), len(check[0]), check[1]
-            what = buffer, wanted, length, accepted, skip, forks, error, index if indexed else 0
-            _STEP.pack_into(self.data, _STEP.size * index, number, *places, results, *what)
+            compared = buffer, wanted, length
+            where = [place for place, _ in arguments[index]]
+            self.step(index, number, where, results, compared, accepted, skip, error, index if indexed else 0)
 
-    def finish(self) -> int:
-        """Put it where it belongs; the address behind it. Raises FullError."""
-        if self.base + len(self.data) > self.end:
-            raise FullError
-        ctypes.memmove(self.base, bytes(self.data), len(self.data))
-        return self.base + (len(self.data) + 63) // 64 * 64
+    def step(
+        self,
+        position: int,
+        number: int,
+        arguments: list[int],
+        results: int = 0,
+        compared: tuple[int, int, int] = (0, 0, 0),
+        accepted: int = 0,
+        skip: int = 0,
+        error: int = 0,
+        index: int = 0,
+        forks: int = 0,
+    ) -> None:
+        """Write one step: see :data:`machine.LISTING`."""
+        filled = (*arguments, *[self.zero] * (6 - len(arguments)))
+        after = results or self.zero, *compared, accepted or self.zero, skip, forks, error, index
+        _STEP.pack_into(self.data, _STEP.size * position, number, *filled, *after)
 
 
-_places: dict[bytes, Place] = {}
-_next = machine.KEPT  # where the next section that is kept goes
+class _Kept:
+    """What stays in the launcher's memory, and so is in its clones'."""
+
+    def __init__(self) -> None:
+        self.times = 0  # that it was begun anew
+        self.seen: set[bytes] = set()  # what has come once
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget all of it. Who was cloned before has what was there then, and what is the same each time."""
+        self.times += 1
+        self.places: dict[bytes, Place] = {}
+        self.next = machine.KEPT
+        self.reception = self.add(_reception(self.next), 2)
+        fork = _Writer(self.next, 1)
+        flags = [fork.word(abi.CLONE_PARENT)]
+        fork.step(0, abi.NR["clone"], flags, forks=1)
+        self.fork = self.add(fork, 1)
+        report = _Writer(self.next, 1)
+        report.write([(abi.NR["write"], (abi.CHANNEL_FD, EXEC, len(EXEC)), None, {}, 0, None)])
+        self.report = self.add(report, 1)
+
+    def add(self, writer: _Writer, steps: int) -> Place:
+        """Put it where it is to stay. Raises OSError: there is no room."""
+        behind = self.next + (len(writer.data) + 63) // 64 * 64
+        if behind > machine.KEPT + machine.KEPT_SIZE:
+            raise OSError(errno.E2BIG, "plan")
+        ctypes.memmove(self.next, bytes(writer.data), len(writer.data))
+        place = self.next, self.next + _STEP.size * steps, steps
+        self.next = behind
+        return place
+
+    def keep(self, data: bytes) -> Place:
+        """Where that marshalled section is, which it is from now on. Raises OSError."""
+        place = self.places.get(data)
+        if place is None:
+            steps = marshal.loads(data)
+            writer = _Writer(self.next, len(steps))
+            writer.write(steps)
+            place = self.places[data] = self.add(writer, len(steps))
+        return place
 
 
-def lay(request: Request) -> int | None:
-    """Write *request* down; the address of its table of sections, or None if it is too large.
+def _reception(base: int) -> _Writer:
+    """Receive the message of :func:`message`; then what came with it has to be what was to come."""
+    writer = _Writer(base, 2)
+    wanted = writer.put(bytes(_WANTED))
+    # struct iovec; struct msghdr, whose last two words the kernel changes, and the control data behind it
+    parts = [(machine.SLOTS, 8 * abi.CHANNEL), (machine.SLOTS + 8 * abi.GIVEN, 8 * abi.MOST_GIVEN)]
+    parts += [(wanted, _WANTED), (machine.FRAME, machine.FRAME_SIZE)]
+    vector = writer.array([word for part in parts for word in part], {})
+    header = base + len(writer.data)
+    writer.array([0, 0, vector, len(parts), header + 56, abi.RIGHTS_SPACE, 0], {})
+    writer.put(bytes(abi.RIGHTS_SPACE))
+    again = writer.array([errno.EINTR, abi.RETRY, 0], {})
+    arguments = [writer.word(abi.CHANNEL_FD), writer.word(header), writer.word(abi.MSG_CMSG_CLOEXEC)]
+    writer.step(0, abi.NR["recvmsg"], arguments, accepted=again)
+    writer.step(1, abi.NR["umask"], [writer.zero], compared=(header + 40, wanted, _WANTED), error=errno.EMFILE)
+    return writer
 
-    As :func:`pycontainer_native.child.child` runs it, for a request without
-    hooks or an init: the sections, before that of the process that is born
-    inside the fork, before the last one the report, at the end the program.
+
+#: How long what comes with a request is: the length of the control data, the flags, the control data.
+_WANTED = 16 + abi.RIGHTS_SPACE
+
+_kept = _Kept()
+
+
+def now() -> Mark:
+    """What somebody has who is cloned now."""
+    return _kept.times, _kept.next
+
+
+def first(begin: bytes) -> int:
+    """The address of the table for a clone that makes the steps of the section *begin*, and receives its request.
+
+    Only here is forgotten what is kept, and only when there is little room.  Raises OSError.
     """
-    try:
-        places = [_section(data) for data in request.sections]
-        inside, last = 1 + request.outside, len(places) - 1
-        total = sum(count for _, _, count in places)
-        table, index = [], 0
-        for number, (first, end, count) in enumerate(places):
-            if number == inside and request.outside:
-                table.append((*_fork()[:2], total + 1))
-            if number == last:
-                table.append((*_report()[:2], index))
-            table.append((first, end, index))
-            index += count
-        execution, behind = _execution(*request.program)
-        table.append((*execution, total))
-        writer = _Writer(behind, machine.FRAME + machine.FRAME_SIZE, 0)
-        at = writer.put(b"".join([_SECTION.pack(*row) for row in table]))
-        writer.finish()
-    except FullError:
-        return None
+    if _kept.next > machine.KEPT + machine.KEPT_SIZE // 2:
+        _kept.begin()
+    place = _kept.keep(begin)
+    rows = _ROW.pack(*place[:2], 0) + _ROW.pack(*_kept.reception[:2], place[2])
+    at: int = machine.FRAME - len(rows)  # the rest of the table is what the frame begins with
+    ctypes.memmove(at, rows, len(rows))
     return at
 
 
-def _section(data: bytes) -> Place:
-    """Where the marshalled section is. Raises FullError."""
-    place = _places.get(data)
-    return _keep(data, marshal.loads(data)) if place is None else place
+def expect(sections: list[bytes]) -> None:
+    """Keep those that have come more than once."""
+    for data in sections:
+        if data in _kept.seen:
+            _kept.keep(data)
+    if len(_kept.seen) > _MOST_SEEN:
+        _kept.seen.clear()
+    _kept.seen.update(sections)
 
 
-def _fork() -> Place:
-    steps: list[Any] = [(abi.NR["clone"], (abi.CLONE_PARENT, 0, 0, 0, 0), None, {}, 0, None)]
-    return _places.get(b"fork") or _keep(b"fork", steps, (1, 0))
+def lay(request: Request, known: Mark) -> bytes | None:
+    """The frame for *request*; None if it is too large, or takes more than the loop can do.
 
-
-def _report() -> Place:
-    steps: list[Any] = [(abi.NR["write"], (abi.CHANNEL_FD, EXEC, len(EXEC)), None, {}, 0, None)]
-    return _places.get(b"report") or _keep(b"report", steps)
-
-
-def _keep(key: bytes, steps: list[Any], special: tuple[int, int] = _PLAIN) -> Place:
-    """Write steps where they stay. Raises FullError: those that were there are forgotten then."""
-    global _next
-    writer = _Writer(_next, machine.KEPT + machine.KEPT_SIZE, len(steps))
-    writer.write_steps(steps, special)
-    try:
-        behind = writer.finish()
-    except FullError:
-        _places.clear()
-        _next = machine.KEPT
-        raise
-    place = _places[key] = (_next, _next + _STEP.size * len(steps), len(steps))
-    _next = behind
-    return place
-
-
-def _execution(paths: list[bytes], argv: list[bytes], env: list[bytes]) -> tuple[tuple[int, int], int]:
-    """The steps that try execve on each of *paths*, as execvp(3) does, and the address behind all they need.
-
-    EACCES is remembered while others are tried: behind the steps come the same
-    ones for the paths that are left then, and in the end that error.
+    *known* is what its process has.  As :func:`pycontainer_native.child.child`
+    does it: the sections, before that of the process that is born inside the
+    fork, before the last one the report, at the end the program.
     """
-    last = len(paths) - 1
-    count = 2 * last + 2 if last else 1
-    writer = _Writer(machine.FRAME, machine.FRAME + machine.FRAME_SIZE, count)
-    arguments = writer.array([*argv, 0], {}), writer.array([*env, 0], {})
-    missing = {errno.ENOENT: 0, errno.ENOTDIR: 0}
+    if request.hooks or request.fork == "init":
+        return None
+    begin, *sections = request.sections
+    frame = _Frame(len(sections) + bool(request.outside) + 2)
+    places = []
+    for data in sections:
+        place = _kept.places.get(data)
+        if place is None or known[0] != _kept.times or place[0] >= known[1]:
+            steps = marshal.loads(data)
+            place = frame.add(steps)
+        places.append(place)
+    index = _kept.keep(begin)[2]
+    total = index + sum([steps for _, _, steps in places])
+    for number, place in enumerate(places):
+        if number == request.outside and number:
+            frame.row(_kept.fork, total + 1)
+        if number == len(places) - 1:
+            frame.row(_kept.report, index)
+        frame.row(place, index)
+        index += place[2]
+    frame.row(frame.add_program(*request.program), total)
+    return frame.finish()
 
-    def step(path: bytes, accept: dict[int, int]) -> Any:
-        return abi.NR["execve"], (path, *arguments), None, accept, 0, None
 
-    steps = [step(path, {**missing, errno.EACCES: last}) for path in paths[:-1]]
-    steps.append(step(paths[-1], {}))
-    if last:
-        steps += [step(path, {**missing, errno.EACCES: 0}) for path in paths[1:]]
-        steps.append((-1, (), None, {}, 0, None))
-    writer.write_steps(steps, (0, errno.EACCES), indexed=False)
-    return (writer.base, writer.base + _STEP.size * count), writer.finish()
+class _Frame:
+    """The rest of a table, and what of its sections is not kept."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows: list[bytes] = []
+        self.data = bytearray((_ROW.size * rows + 63) // 64 * 64)
+
+    def row(self, place: Place, index: int) -> None:
+        """The next row of the table: a section, and the index of its first step."""
+        self.rows.append(_ROW.pack(place[0], place[1], index))
+
+    def add(self, steps: list[Any]) -> Place:
+        """A section that is not kept, in its wire form."""
+        writer = _Writer(machine.FRAME + len(self.data), len(steps))
+        writer.write(steps)
+        return self._add(writer, len(steps))
+
+    def _add(self, writer: _Writer, steps: int) -> Place:
+        self.data += writer.data
+        self.data += bytes(-len(self.data) % 64)
+        return writer.base, writer.base + _STEP.size * steps, steps
+
+    def add_program(self, paths: list[bytes], argv: list[bytes], env: list[bytes]) -> Place:
+        """The steps that try execve on each of *paths*, as execvp(3) does.
+
+        EACCES is remembered while others are tried: behind the steps come the
+        same ones for the paths that are left then, and in the end that error.
+        """
+        last = len(paths) - 1
+        count = 2 * last + 2 if last else 1
+        writer = _Writer(machine.FRAME + len(self.data), count)
+        arguments = [writer.word(writer.array([*strings, 0], {})) for strings in (argv, env)]
+        missing = [errno.ENOENT, 0, errno.ENOTDIR, 0]
+        go_on, denied = (writer.array([*missing, errno.EACCES, skip, 0], {}) for skip in (last, 0))
+        places = [writer.word(writer.put(path + b"\0")) for path in paths]
+        number = abi.NR["execve"]
+        for position, place in enumerate(places[:-1]):
+            writer.step(position, number, [place, *arguments], accepted=go_on)
+        writer.step(last, number, [places[-1], *arguments])
+        if last:
+            for position, place in enumerate(places[1:], last + 1):
+                writer.step(position, number, [place, *arguments], accepted=denied)
+            writer.step(2 * last + 1, -1, [], error=errno.EACCES)
+        return self._add(writer, count)
+
+    def finish(self) -> bytes | None:
+        """What the frame is filled with; None: that is more than goes into a message."""
+        table = b"".join(self.rows)
+        self.data[: len(table)] = table
+        return bytes(self.data) if len(self.data) <= MOST else None
+
+
+def message(frame: bytes, slots: list[int]) -> bytes:
+    """What is sent with the descriptors that go into *slots*: those slots, what is to come with it, the *frame*."""
+    numbers = {slot: fd for fd, slot in enumerate(slots, abi.FIRST_GIVEN_FD)}
+    words = [numbers.get(slot, -1) for slot in (*range(abi.CHANNEL), *range(abi.GIVEN, abi.GIVEN + abi.MOST_GIVEN))]
+    length = 16 + 4 * len(slots)
+    came = struct.pack(f"=QQQii{len(slots)}i", (length + 7) // 8 * 8, abi.MSG_CMSG_CLOEXEC, length, abi.SOL_SOCKET,
+                       abi.SCM_RIGHTS, *numbers.values())  # fmt: skip
+    return struct.pack(f"={len(words)}q", *words) + came.ljust(_WANTED, b"\0") + frame

@@ -158,13 +158,13 @@ parent:  # FORKED and the pid, and exit_group(0)
 PAGE = 4096
 #: struct clone_args has so many bytes; the instructions say it, too.
 CLONE_ARGS = 88
-#: What is written for a request, and what stays: sections that have been seen, and constants.
-FRAME_SIZE, KEPT_SIZE = 6 << 20, 2 << 20
+#: What the launcher writes for its clones, and what only they have, for their request.
+KEPT_SIZE, FRAME_SIZE = 2 << 20, 128 << 10
 _SLOTS_SIZE = (8 * abi.SLOTS + PAGE - 1) // PAGE * PAGE
 
 _PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
 _MAP_PRIVATE_ANONYMOUS = 0x22
-_MADV_DONTNEED, _MADV_DONTFORK, _MADV_DOFORK = 4, 10, 11
+_MADV_DONTFORK, _MADV_DOFORK = 10, 11
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -236,8 +236,6 @@ def start(arguments: Any, sections: int) -> int:
         pid = _start(ctypes.addressof(arguments), sections, SLOTS + 8 * abi.CHANNEL)
     finally:
         _mark(_MADV_DOFORK)
-    # What a request has brought, such as its environment, is not kept, and in nobody's reach who is cloned later.
-    _libc.madvise(FRAME, FRAME_SIZE, _MADV_DONTNEED)
     if pid < 0:
         raise OSError(-pid, "clone3")
     return pid

@@ -528,7 +528,7 @@ def compile_exec(
     host = host or Host()
     user, terminal = process["user"], bool(process.get("terminal"))
     mounted = not host.initial
-    begin = _section(steps.follow, abi.FIRST_SLOT, joins)
+    begin = _section(steps.begin, abi.FIRST_SLOT, joins, False, None, None)
     if ids is not None:
         host = host.inside(ids)
     size = (process.get("consoleSize"), user["uid"]) if terminal else None
@@ -548,7 +548,8 @@ def compile_exec(
         ids=None,
         outside=2,
         hooks=None,
-        talks=True,
+        # Which process goes on it says as well, but is heard when it ends, or when the program has the channel closed.
+        talks=terminal or identity.asks(filter),
     )
 
 

@@ -63,37 +63,6 @@ def begin(
     where nothing that it executes during the set-up is to have more than its
     program.
     """
-    _join(k, joins)
-    if unshare_cgroup:
-        k.call("unshare", abi.CLONE_NEWCGROUP)
-    with k.step("close foreign descriptors"):
-        k.call("close_range", abi.CHANNEL_FD + 1, 0xFFFFFFFF, 0)
-    _leave_session(k)
-    if ahead is None:
-        return
-    with k.step("reserve descriptors"):
-        for fd in range(abi.REPORT_FD, abi.FIRST_KEPT_FD + len(abi.KEPT)):
-            k.dup3(abi.CHANNEL_FD, fd, abi.O_CLOEXEC)
-    _prepare(k, *ahead)
-    with k.step("keep what the rest needs"):
-        for fd, slot in enumerate(abi.KEPT, abi.FIRST_KEPT_FD):
-            k.call("dup3", (slot,), fd, abi.O_CLOEXEC, out=(slot,))
-        k.call("close_range", abi.FIRST_KEPT_FD + len(abi.KEPT), 0xFFFFFFFF, 0)
-    if bounding is not None:
-        bound(k, *bounding)
-
-
-def follow(k: Recorder, joins: int) -> None:
-    """What :func:`begin` is for a further process, which may have its descriptors by then: :func:`enter` closes others.
-
-    Those have numbers above the ones that the plan gives out, as far as it is about to keep them.
-    """
-    _join(k, joins)
-    _leave_session(k)
-
-
-def _join(k: Recorder, joins: int) -> None:
-    """Have the channel, die with the launcher, and join the v1 cgroups."""
     # First: this is where failures are reported.
     k.call("dup3", (abi.CHANNEL,), abi.CHANNEL_FD, abi.O_CLOEXEC, out=(abi.CHANNEL,))
     die_with_parent(k)
@@ -101,13 +70,26 @@ def _join(k: Recorder, joins: int) -> None:
         with k.step("join cgroup"):
             # "0" is whoever writes it: moving oneself takes no system-wide lock, moving a pid does.
             k.call("write", (abi.CGROUP + number,), b"0", 1)
-
-
-def _leave_session(k: Recorder) -> None:
+    if unshare_cgroup:
+        k.call("unshare", abi.CLONE_NEWCGROUP)
+    with k.step("close foreign descriptors"):
+        k.call("close_range", abi.CHANNEL_FD + 1, 0xFFFFFFFF, 0)
     k.call("setsid")
     with k.step("join a new session keyring"):
         k.call("keyctl", abi.KEYCTL_JOIN_SESSION_KEYRING, 0, accept={errno.ENOSYS: 0})
     k.call("umask", 0)  # the modes in the plan are exact
+    with k.step("reserve descriptors"):
+        for fd in range(abi.REPORT_FD, abi.FIRST_GIVEN_FD):
+            k.dup3(abi.CHANNEL_FD, fd, abi.O_CLOEXEC)
+    if ahead is None:
+        return
+    _prepare(k, *ahead)
+    with k.step("keep what the rest needs"):
+        for fd, slot in enumerate(abi.KEPT, abi.FIRST_KEPT_FD):
+            k.call("dup3", (slot,), fd, abi.O_CLOEXEC, out=(slot,))
+        k.call("close_range", abi.FIRST_GIVEN_FD, 0xFFFFFFFF, 0)
+    if bounding is not None:
+        bound(k, *bounding)
 
 
 def bound(k: Recorder, kept: int, last_capability: int) -> None:
@@ -278,10 +260,6 @@ def enter(k: Recorder, flags: int, terminal: tuple[Any, ...] | None, mounted: bo
     """
     for slot, fd in ((abi.STDIN, 0), (abi.STDOUT, 1), (abi.STDERR, 2)):
         k.dup3((slot,), fd)
-    with k.step("close foreign descriptors"):
-        for slot, fd in ((abi.EXTRA, abi.REPORT_FD), (abi.ROOT, abi.FIRST_KEPT_FD)):
-            k.call("dup3", (slot,), fd, abi.O_CLOEXEC, out=(slot,))
-        k.call("close_range", abi.FIRST_KEPT_FD + 1, 0xFFFFFFFF, 0)
     stand(k, mounted, *standing)
     with k.step("enter the container's namespaces"):
         k.call("setns", (abi.EXTRA,), flags)
@@ -291,7 +269,7 @@ def enter(k: Recorder, flags: int, terminal: tuple[Any, ...] | None, mounted: bo
         k.call("chroot", b".")
     if flags & abi.CLONE_NEWUSER:
         _become_root(k)
-    with k.step("close what it has entered by"):
+    with k.step("close foreign descriptors"):
         k.call("close_range", abi.CHANNEL_FD + 1, 0xFFFFFFFF, 0)
     if terminal is not None:
         root = k.openat2(abi.AT_FDCWD, b"/", abi.O_PATH | abi.O_DIRECTORY, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import marshal
 import os
 import re
 import subprocess
@@ -14,22 +15,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycontainer_native import abi, child, machine
+from pycontainer_native import abi, child, layout, machine
+from pycontainer_native.request import Request
 
 capstone = pytest.importorskip("capstone")
 
 pytestmark = pytest.mark.skipif(not machine.present(), reason="there is no machine code for this machine")
 
-#: Runs one request, by the loop whose name is the argument, and prints what its processes say until they have ended, what
-#: they have written to the descriptor that is their stdout, and how the first one ends.
+#: Runs one request, by the loop whose name is the argument, and prints what its processes say until they have ended,
+#: what they have written to the descriptor that is their stdout, and how the first one ends.
 CODE = """
 import _socket as socket, ast, ctypes, marshal, os, sys
 from pycontainer_native import abi, child, layout, machine
 from pycontainer_native.request import Request
 
 sections, outside, program, null = ast.literal_eval(sys.stdin.read())
-for fd in range(3, 12):
-    os.dup2(0, fd)  # as in a launcher: none of those that the plan gives out is that of something transient
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 reading, writing = os.pipe()
 sections = [marshal.dumps(section) for section in sections]
@@ -39,15 +39,15 @@ given = [null, writing, null, *([null] * 2 if outside else [])]
 child.slots[abi.CHANNEL].value = theirs.fileno()
 arguments = (ctypes.c_ulong * 11)()
 arguments[4] = 17
+begin = layout.first(sections[0]) if sys.argv[1] == "machine" else child.bind(sections[0])
 if sys.argv[1] == "machine":
-    child.fill(request, given)
-    pid = machine.start(arguments, layout.lay(request))
+    message = layout.message(layout.lay(request, layout.now()), child.slots_of(request, len(given)))
 else:
-    memory = os.memfd_create("request")
-    os.write(memory, request.to_wire())
-    rights = b"".join(fd.to_bytes(4, "little") for fd in [*given, memory])
-    ours.sendmsg([child.MEMFD], [(1, 1, rights)])
-    pid = child.start(arguments, child.bind(request.sections[0]))
+    given.append(os.memfd_create("request"))
+    os.write(given[-1], request.to_wire())
+    message = child.MEMFD
+ours.sendmsg([message], [(1, 1, b"".join(fd.to_bytes(4, "little") for fd in given))])
+pid = (machine if sys.argv[1] == "machine" else child).start(arguments, begin)
 theirs.close()
 os.close(writing)
 said = []
@@ -64,7 +64,13 @@ said.sort(key=lambda message: message != child.FORKED)  # who forks and who is b
 print((said, written, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
 """
 
-TAKE_CHANNEL = (abi.NR["dup3"], ((abi.CHANNEL,), abi.CHANNEL_FD, abi.O_CLOEXEC), abi.CHANNEL, {}, 0, None)
+#: What every plan begins with: it takes the channel, and sees to it that descriptors get the numbers they are to have.
+BEGIN = [
+    (abi.NR["dup3"], ((abi.CHANNEL,), abi.CHANNEL_FD, abi.O_CLOEXEC), abi.CHANNEL, {}, 0, None),
+    (abi.NR["close_range"], (abi.CHANNEL_FD + 1, 0xFFFFFFFF, 0), None, {}, 0, None),
+    *[(abi.NR["dup3"], (abi.CHANNEL_FD, fd, abi.O_CLOEXEC), None, {}, 0, None) for fd in range(4, abi.FIRST_GIVEN_FD)],
+    (abi.NR["umask"], (0,), None, {}, 0, None),
+]
 TAKE_STDOUT = (abi.NR["dup3"], ((abi.STDOUT,), 1, 0), None, {}, 0, None)
 FIRST = abi.FIRST_SLOT
 
@@ -80,12 +86,12 @@ def wrote(text: bytes, **keywords: Any) -> Any:
     return step("write", 1, text, len(text), **keywords)
 
 
-def run(loop: str, sections: list[Any], program: Any = PROGRAM, outside: int = 0) -> Any:
+def run(loop: str, sections: list[Any], program: Any, outside: int, code: str = CODE) -> Any:
     null = os.open("/dev/null", os.O_RDWR)
     os.set_inheritable(null, True)
     try:
         done = subprocess.run(
-            [sys.executable, "-c", CODE, loop],
+            [sys.executable, "-c", code, loop],
             input=repr((sections, outside, program, null)),
             pass_fds=[null],
             capture_output=True,
@@ -98,15 +104,16 @@ def run(loop: str, sections: list[Any], program: Any = PROGRAM, outside: int = 0
     return ast.literal_eval(done.stdout)
 
 
-def both(sections: list[Any], program: Any = PROGRAM, outside: int = 0) -> Any:
+def both(sections: list[Any], program: Any = PROGRAM, outside: int = 0, begin: list[Any] = BEGIN) -> Any:
     """What the processes say, write and exit with, which is the same by both loops."""
-    by_python, by_machine = (run(loop, sections, program, outside) for loop in ("python", "machine"))
+    by_python, by_machine = (run(loop, [begin, *sections], program, outside) for loop in ("python", "machine"))
     assert by_machine == by_python
     return by_machine
 
 
-def failed(index: int, error: int) -> bytes:
-    return child.FAILED + index.to_bytes(4, "little") + error.to_bytes(4, "little")
+def failed(index: int, error: int, first: int = len(BEGIN)) -> bytes:
+    """That the step of that index after the *first* ones has failed."""
+    return child.FAILED + (first + index).to_bytes(4, "little") + error.to_bytes(4, "little")
 
 
 def test_its_bytes_are_its_instructions() -> None:
@@ -140,35 +147,34 @@ def test_its_numbers_are_the_ones_named_elsewhere() -> None:
 
 def test_the_program_is_executed_with_its_arguments_and_environment() -> None:
     program = ([b"/usr/bin/env"], [b"env"], [b"A=1", b"B=two words"])
-    assert both([[TAKE_CHANNEL], [TAKE_STDOUT]], program) == ([b"x"], b"A=1\nB=two words\n", 0)
+    assert both([[TAKE_STDOUT]], program) == ([b"x"], b"A=1\nB=two words\n", 0)
 
 
 def test_a_failed_step_is_reported_with_its_index_in_the_whole_plan() -> None:
-    sections = [[TAKE_CHANNEL], [TAKE_STDOUT, wrote(b"1")], [wrote(b"2"), step("close", -1), wrote(b"3")], []]
-    assert both(sections) == ([failed(4, errno.EBADF)], b"12", 1)
+    sections = [[TAKE_STDOUT, wrote(b"1")], [wrote(b"2"), step("close", -1), wrote(b"3")], []]
+    assert both(sections) == ([failed(3, errno.EBADF)], b"12", 1)
 
 
 def test_the_first_step_is_reported_on_the_channel_that_it_does_not_have_yet() -> None:
     broken = step("dup3", (abi.CHANNEL,), -1, 0, out=abi.CHANNEL)
-    assert both([[broken], [], []]) == ([failed(0, errno.EBADF)], b"", 1)
+    assert both([[], []], begin=[broken]) == ([failed(0, errno.EBADF, 0)], b"", 1)
 
 
 def test_accepted_errors_skip_others_do_not() -> None:
     missing = step("openat", abi.AT_FDCWD, b"/nowhere", 0, accept={errno.EBADF: 0, errno.ENOENT: 1})
     steps = [missing, wrote(b"skipped"), wrote(b"made", skip=1), wrote(b"skipped")]
-    assert both([[TAKE_CHANNEL], [TAKE_STDOUT, *steps], []]) == ([b"x"], b"madedone\n", 0)
+    assert both([[TAKE_STDOUT, *steps], []]) == ([b"x"], b"madedone\n", 0)
 
 
 def test_retries_end() -> None:
     again = step("openat", abi.AT_FDCWD, b"/nowhere", 0, accept={errno.ENOENT: abi.RETRY})
-    assert both([[TAKE_CHANNEL], [TAKE_STDOUT, again], []]) == ([failed(2, errno.ENOENT)], b"", 1)
+    assert both([[TAKE_STDOUT, again], []]) == ([failed(1, errno.ENOENT)], b"", 1)
 
 
 def test_a_result_is_an_argument_and_a_word_of_a_structure_later_on() -> None:
     pipe = step("fcntl", 1, abi.F_DUPFD_CLOEXEC, 40, out=FIRST)
     vector = [[b"from a structure", 16], (FIRST,), b"\0"]
     sections = [
-        [TAKE_CHANNEL],
         [
             TAKE_STDOUT,
             pipe,
@@ -181,21 +187,21 @@ def test_a_result_is_an_argument_and_a_word_of_a_structure_later_on() -> None:
     assert both(sections)[1] == b"by its slot, (from a structuredone\n"
 
 
-@pytest.mark.parametrize(("wanted", "outcome"), [(b"/", ([b"x"], b"done\n", 0)), (b"(", ([failed(2, 95)], b"", 1))])
+@pytest.mark.parametrize(("wanted", "outcome"), [(b"/", ([b"x"], b"done\n", 0)), (b"(", ([failed(1, 95)], b"", 1))])
 def test_what_a_call_writes_is_compared(wanted: bytes, outcome: Any) -> None:
     looked = step("getcwd", ("buffer", 4096), 4096, check=(wanted, 95))
-    assert both([[TAKE_CHANNEL], [TAKE_STDOUT, looked], []]) == outcome
+    assert both([[TAKE_STDOUT, looked], []]) == outcome
 
 
 def test_a_buffer_has_its_content_at_each_run() -> None:
     looked = step("read", (abi.STDIN,), ("buffer", b"abc"), 3, check=(b"abc", 95))  # /dev/null: nothing is read
-    assert both([[TAKE_CHANNEL], [TAKE_STDOUT, looked], []]) == ([b"x"], b"done\n", 0)
+    assert both([[TAKE_STDOUT, looked], []]) == ([b"x"], b"done\n", 0)
 
 
 def test_the_fork_is_reported_and_what_fails_after_it() -> None:
-    sections = [[TAKE_CHANNEL], [TAKE_STDOUT, wrote(b"outside ")], [wrote(b"inside "), step("close", -1)], []]
-    assert both(sections, outside=1) == ([b"p", failed(4, errno.EBADF)], b"outside inside ", 0)
-    assert both([*sections[:2], [wrote(b"inside ")], []], outside=1) == ([b"p", b"x"], b"outside inside done\n", 0)
+    sections = [[TAKE_STDOUT, wrote(b"outside ")], [wrote(b"inside "), step("close", -1)], []]
+    assert both(sections, outside=1) == ([b"p", failed(3, errno.EBADF)], b"outside inside ", 0)
+    assert both([*sections[:1], [wrote(b"inside ")], []], outside=1) == ([b"p", b"x"], b"outside inside done\n", 0)
 
 
 @pytest.mark.parametrize(
@@ -216,13 +222,57 @@ def test_the_fork_is_reported_and_what_fails_after_it() -> None:
 )
 def test_paths_are_tried_as_execvp_does(paths: list[str], outcome: int) -> None:
     program = ([os.fsencode(path) for path in paths], [b"echo", b"done"], [])
-    said, wrote, code = both([[TAKE_CHANNEL], [TAKE_STDOUT], []], program)
-    assert (said, wrote, code) == (([b"x", failed(2, outcome)], b"", 1) if outcome else ([b"x"], b"done\n", 0))
+    said, wrote, code = both([[TAKE_STDOUT], []], program)
+    assert (said, wrote, code) == (([b"x", failed(1, outcome)], b"", 1) if outcome else ([b"x"], b"done\n", 0))
 
 
-def test_arguments_that_the_kernel_would_not_take_are_its_own_error() -> None:
-    program = ([b"/bin/echo"], [b"echo", *[b"x" * 100_000] * 40], [])  # four megabytes
-    assert both([[TAKE_CHANNEL], [TAKE_STDOUT], []], program) == ([b"x", failed(2, errno.E2BIG)], b"", 1)
+def test_what_is_too_much_for_it_is_left_to_python() -> None:
+    lay(PROGRAM)
+    assert lay((PROGRAM[0], [b"x" * layout.MOST], [])) is None
+    assert lay(PROGRAM, hooks=(1, b"{}", {})) is None
+    assert lay(PROGRAM, fork="init") is None
+
+
+def lay(program: Any, *, fork: str = "", hooks: Any = None) -> bytes | None:
+    sections = [marshal.dumps(section) for section in (BEGIN, [TAKE_STDOUT], [])]
+    layout.first(sections[0])
+    request = Request("", 0, [], sections, program, fork, 0, True, "", hooks, None, 0, None)
+    return layout.lay(request, layout.now())
+
+
+def test_a_section_is_kept_when_it_comes_again_and_for_who_is_cloned_then() -> None:
+    sections = [marshal.dumps(section) for section in (BEGIN, [TAKE_STDOUT, wrote(b"kept")], [])]
+    request = Request("", 0, [], sections, PROGRAM, "", 0, True, "", None, None, 0, None)
+
+    def has(known: Any) -> bool:
+        frame = layout.lay(request, known)
+        assert frame is not None
+        return b"kept" not in frame
+
+    layout.first(sections[0])
+    before = layout.now()
+    assert not has(before)
+    layout.expect(sections[1:])
+    assert not has(layout.now())
+    layout.expect(sections[1:])
+    after = layout.now()
+    assert has(after)
+    assert not has(before)
+    for number in range(2000):  # as many others as make that forgotten
+        layout.first(marshal.dumps([step("write", 1, b"%d" % number * 1000, 1)]))
+    assert not has(after)
+    assert not has(layout.now())
+
+
+@pytest.mark.parametrize("wrong", ["a descriptor is missing", "a descriptor too many", "the message is cut off"])
+def test_what_comes_with_a_request_is_what_was_to_come(wrong: str) -> None:
+    changes = {
+        "a descriptor is missing": "given.pop()",
+        "a descriptor too many": "given.append(null)",
+        "the message is cut off": "message += bytes(1 << 17)",
+    }
+    code = CODE.replace("ours.sendmsg(", f"{changes[wrong]}\nours.sendmsg(")
+    assert run("machine", [BEGIN, [TAKE_STDOUT], []], PROGRAM, 0, code) == ([failed(0, errno.EMFILE)], b"", 1)
 
 
 any_step = st.one_of(
@@ -254,4 +304,4 @@ any_step = st.one_of(
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(any_step, max_size=8), min_size=1, max_size=3))
 def test_both_loops_do_the_same(sections: list[Any]) -> None:
-    both([[TAKE_CHANNEL], [TAKE_STDOUT], *sections, []])
+    both([[TAKE_STDOUT], *sections, []])
