@@ -1,8 +1,12 @@
-"""What runs in a container's first process, from the clone to execve.
+"""What runs in a container's first process, from the clone to execve, where that takes Python.
 
 The process is a copy of the launcher that never returns: it makes the calls of
 its plan's first section, waits for the rest of the plan, makes those, and
 becomes the payload.  It may be cloned ahead of the request that it serves.
+
+Where there is machine code for this (:mod:`pycontainer_native.machine`), that
+is for what machine code cannot do: an init, hooks inside, a request that is too
+large.  It is also what the other has to do, step by step.
 
 The launcher binds a plan's plain data to ctypes arguments before the clone, so
 that hardly any of its memory has to be copied here.

@@ -4,7 +4,7 @@ It clones a container's first process, which runs the plan's steps and becomes
 the payload; it reaps it, removes its cgroups and reports.  The process that
 imported pycontainer may be large and have threads: forking *it* would be slow
 and unsafe.  This one imports only what is compiled into the interpreter or
-nearly so, because the start of a container copies its page tables.
+nearly so: it starts fast, and some containers copy its page tables.
 
 It is driven by one epoll loop, and never blocks on a container:
 

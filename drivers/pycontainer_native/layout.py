@@ -15,7 +15,7 @@ import marshal
 import struct
 
 from pycontainer_native import abi, machine
-from pycontainer_native.child import EXEC
+from pycontainer_native.child import EXEC, HOOKS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -152,6 +152,10 @@ class _Kept:
         report = _Writer(self.next, 1)
         report.write([(abi.NR["write"], (abi.CHANNEL_FD, EXEC, len(EXEC)), None, {}, 0, None)])
         self.report = self.add(report, 1)
+        gate = _Writer(self.next, 2)
+        wait: Any = abi.NR["read"], (abi.CHANNEL_FD, ("buffer", 1), 1), None, {}, 0, (b"s", errno.EPIPE)
+        gate.write([(abi.NR["write"], (abi.CHANNEL_FD, HOOKS, len(HOOKS)), None, {}, 0, None), wait])
+        self.gate = self.add(gate, 2)
 
     def add(self, writer: _Writer, steps: int) -> Place:
         """Put it where it is to stay. Raises OSError: there is no room."""
@@ -232,12 +236,14 @@ def lay(request: Request, known: Mark) -> bytes | None:
 
     *known* is what its process has.  As :func:`pycontainer_native.child.child`
     does it: the sections, before that of the process that is born inside the
-    fork, before the last one the report, at the end the program.
+    fork, where the hooks on the host come the wait for them, before the last
+    one the report, at the end the program.
     """
-    if request.hooks or request.fork == "init":
+    waits, _, programs = request.hooks or (-1, b"", {})
+    if request.fork == "init" or programs.keys() & {"createContainer", "startContainer"}:
         return None
     begin, *sections = request.sections
-    frame = _Frame(len(sections) + bool(request.outside) + 2)
+    frame = _Frame(len(sections) + bool(request.outside) + bool(request.hooks) + 2)
     places = []
     for data in sections:
         place = _kept.places.get(data)
@@ -250,6 +256,8 @@ def lay(request: Request, known: Mark) -> bytes | None:
     for number, place in enumerate(places):
         if number == request.outside and number:
             frame.row(_kept.fork, total + 1)
+        if number == waits:
+            frame.row(_kept.gate, index)
         if number == len(places) - 1:
             frame.row(_kept.report, index)
         frame.row(place, index)

@@ -1,10 +1,10 @@
 """The loop over a plan's steps as machine code: what a cloned process runs without a page of the interpreter.
 
 A copy of the launcher that goes on in Python costs its page tables and some
-three hundred page faults before it makes its first call.  This loop and what it
-works on are a few pages, and while it is cloned those are all that the clone
-gets: everything else is marked MADV_DONTFORK.  So the process is small, and
-nothing of the launcher's memory is in the container's reach.
+three hundred page faults.  This loop and what it works on are a few pages, and
+those are all that the clone gets: while it is made, everything else is marked
+MADV_DONTFORK.  So the process is small, and nothing of the launcher's memory
+but plans that it has kept is ever near a container.
 
 It is there on x86_64, where memory may be made executable (SELinux's execmem
 and systemd's MemoryDenyWriteExecute forbid that); elsewhere

@@ -29,11 +29,11 @@ import _socket as socket, ast, ctypes, marshal, os, sys
 from pycontainer_native import abi, child, layout, machine
 from pycontainer_native.request import Request
 
-sections, outside, program, null = ast.literal_eval(sys.stdin.read())
+sections, outside, hooks, program, null = ast.literal_eval(sys.stdin.read())
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 reading, writing = os.pipe()
 sections = [marshal.dumps(section) for section in sections]
-ways = "join" if outside else "", outside, True, "", None, None, 0, None
+ways = "join" if outside else "", outside, True, "", hooks, None, 0, None
 request = Request("", 0, [], sections, program, *ways)
 given = [null, writing, null, *([null] * 2 if outside else [])]
 child.slots[abi.CHANNEL].value = theirs.fileno()
@@ -58,6 +58,8 @@ while True:
         continue  # the request was left unread
     if not message:
         break
+    if message == child.HOOKS:
+        ours.send(b"s")
     said.append(message[:1] if message[:1] == child.FORKED else message)
 written = b"".join(iter(lambda: os.read(reading, 4096), b""))
 said.sort(key=lambda message: message != child.FORKED)  # who forks and who is born do not wait for each other
@@ -86,13 +88,15 @@ def wrote(text: bytes, **keywords: Any) -> Any:
     return step("write", 1, text, len(text), **keywords)
 
 
-def run(loop: str, sections: list[Any], program: Any, outside: int, code: str = CODE) -> Any:
+def run(
+    loop: str, sections: list[Any], program: Any = PROGRAM, *, outside: int = 0, hooks: Any = None, code: str = CODE
+) -> Any:
     null = os.open("/dev/null", os.O_RDWR)
     os.set_inheritable(null, True)
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, loop],
-            input=repr((sections, outside, program, null)),
+            input=repr((sections, outside, hooks, program, null)),
             pass_fds=[null],
             capture_output=True,
             text=True,
@@ -104,9 +108,9 @@ def run(loop: str, sections: list[Any], program: Any, outside: int, code: str = 
     return ast.literal_eval(done.stdout)
 
 
-def both(sections: list[Any], program: Any = PROGRAM, outside: int = 0, begin: list[Any] = BEGIN) -> Any:
+def both(sections: list[Any], program: Any = PROGRAM, *, begin: list[Any] = BEGIN, **ways: Any) -> Any:
     """What the processes say, write and exit with, which is the same by both loops."""
-    by_python, by_machine = (run(loop, [begin, *sections], program, outside) for loop in ("python", "machine"))
+    by_python, by_machine = (run(loop, [begin, *sections], program, **ways) for loop in ("python", "machine"))
     assert by_machine == by_python
     return by_machine
 
@@ -204,6 +208,11 @@ def test_the_fork_is_reported_and_what_fails_after_it() -> None:
     assert both([*sections[:1], [wrote(b"inside ")], []], outside=1) == ([b"p", b"x"], b"outside inside done\n", 0)
 
 
+def test_it_waits_for_the_hooks_on_the_host_where_they_are_due() -> None:
+    sections = [[TAKE_STDOUT, wrote(b"before ")], [wrote(b"after ")], []]
+    assert both(sections, hooks=(1, b"{}", {"createRuntime": []})) == ([b"h", b"x"], b"before after done\n", 0)
+
+
 @pytest.mark.parametrize(
     ("paths", "outcome"),
     [
@@ -227,9 +236,11 @@ def test_paths_are_tried_as_execvp_does(paths: list[str], outcome: int) -> None:
 
 
 def test_what_is_too_much_for_it_is_left_to_python() -> None:
-    lay(PROGRAM)
+    assert lay(PROGRAM) is not None
     assert lay((PROGRAM[0], [b"x" * layout.MOST], [])) is None
-    assert lay(PROGRAM, hooks=(1, b"{}", {})) is None
+    assert lay(PROGRAM, hooks=(1, b"{}", {"poststop": []})) is not None
+    assert lay(PROGRAM, hooks=(1, b"{}", {"createContainer": []})) is None
+    assert lay(PROGRAM, hooks=(1, b"{}", {"startContainer": []})) is None
     assert lay(PROGRAM, fork="init") is None
 
 
@@ -272,7 +283,7 @@ def test_what_comes_with_a_request_is_what_was_to_come(wrong: str) -> None:
         "the message is cut off": "message += bytes(1 << 17)",
     }
     code = CODE.replace("ours.sendmsg(", f"{changes[wrong]}\nours.sendmsg(")
-    assert run("machine", [BEGIN, [TAKE_STDOUT], []], PROGRAM, 0, code) == ([failed(0, errno.EMFILE)], b"", 1)
+    assert run("machine", [BEGIN, [TAKE_STDOUT], []], code=code) == ([failed(0, errno.EMFILE)], b"", 1)
 
 
 any_step = st.one_of(
