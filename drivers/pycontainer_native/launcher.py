@@ -151,7 +151,8 @@ class Launcher:
             frame = None
             if machine.present():
                 layout.first(begin)
-                frame = layout.lay(request, layout.now() if self.spare is None else self.spare_has)
+                cloned_now = bool(request.target) or self.spare is None
+                frame = layout.lay(request, layout.now() if cloned_now else self.spare_has)
             if not request.target:
                 groups = [(*group[:4], [], *group[5:]) for group in request.groups]
                 self.wanted = (request.flags, groups, begin, frame is not None)
