@@ -103,6 +103,10 @@ _IN_LINE = 64 * 1024
 #: How much of a control message is taken: a dozen descriptors.
 _RIGHTS = 64
 
+# As ints: each operation of socket's own flags makes another of them, which takes longer than the call.
+_TAKE = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_CUT = int(socket.MSG_CTRUNC)
+
 #: The first descriptor of a service that its driver chooses; before it are stdio, and the control socket.
 _FIRST_HANDED = 4
 
@@ -263,7 +267,7 @@ class SocketProcess(WatchedProcess):
             rights = b"".join(rights for _, kind, rights in control if kind == socket.SCM_RIGHTS)
             fds = [int.from_bytes(rights[i : i + 4], sys.byteorder) for i in range(0, len(rights), 4)]
             try:
-                if came & socket.MSG_CTRUNC:
+                if came & _CUT:
                     # Without its pidfd nobody could end it.
                     self.end(SetupError(TRUNCATED, errno.EMFILE))
                     self.hang_up()
@@ -278,13 +282,12 @@ class SocketProcess(WatchedProcess):
 
     def _receive_message(self) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
         # not recv_fds(), which ignores its flags before Python 3.12
-        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         try:
-            return self._status.recvmsg(self.message_size, _RIGHTS, flags)[:3]
+            return self._status.recvmsg(self.message_size, _RIGHTS, _TAKE)[:3]
         except ConnectionResetError:
             # The other end was closed with something unread in it, such as the byte of open_gate (unix(7)). That is
             # told once, and before what it had said: how the container ended.
-            return self._status.recvmsg(self.message_size, _RIGHTS, flags)[:3]
+            return self._status.recvmsg(self.message_size, _RIGHTS, _TAKE)[:3]
 
     def _unheard(self, error: OSError, starter: bool) -> ContainerError:
         """A message could not be received: nothing is known of it any more, so it is to end."""
@@ -372,8 +375,9 @@ class SocketProcess(WatchedProcess):
 
     def close(self) -> None:
         self._is_closed = True  # first: whoever reads at this moment hears an end-of-file that is ours
-        self.hang_up()
-        self._status.close()
+        if self._status.fileno() >= 0:  # else this is the second time, as by the finalizer
+            self.hang_up()
+            self._status.close()
         if self._outcome is None:  # nobody will learn of its end, and its id is free
             self.state = State.STOPPED
         pidfd, self.pidfd = self.pidfd, -1
