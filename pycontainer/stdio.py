@@ -175,17 +175,18 @@ class Streams:
         self.terminal: TtyTerminal | None = None
         self.flows: list[Flow] = []  #: what is to be moved without being asked
         self._theirs: list[int] = []
-        self._outside = (resolve(stdin), resolve(stdout)) if tty else None
-        for name, stream, verb in (("stdin", stdin, "read"), ("stdout", stdout, "write"), ("stderr", stderr, "write")):
-            if not ((tty and name == "stderr") or (name == "stderr" and stream == STDOUT)):
-                _check(name, resolve(stream), verb)
+        source, target = _checked("stdin", stdin, "read"), _checked("stdout", stdout, "write")
+        self._outside = (source, target) if tty else None
+        other = target if tty or stderr == STDOUT else _checked("stderr", stderr, "write")
         try:
             if tty:
                 null = self._null(os.O_RDWR)
                 self.stdio = Stdio(null, null, null, size=_size_of(self._outside))
             else:
-                to, out = self._input(resolve(stdin)), self._output(resolve(stdout), 1, "stdout")
-                err = out if stderr == STDOUT else self._output(resolve(stderr), 2, "stderr")
+                to, out = self._input(source), self._output(target, 1, "stdout")
+                # Nobody can tell two that lead to /dev/null from one.
+                joined = stderr == STDOUT or (target == DEVNULL and other == DEVNULL)
+                err = out if joined else self._output(other, 2, "stderr")
                 for name, fd in (("stdin", to), ("stdout", out), ("stderr", err)):
                     if fd not in self._theirs:
                         refuse_ways_out(name, fd)
@@ -298,8 +299,9 @@ def resolve(stream: Any) -> Any:
         return stream
 
 
-def _check(name: str, stream: Any, verb: str) -> None:
-    """Raise InvalidCommandError if *stream*, as :func:`resolve` has it, cannot be the stream *name*."""
+def _checked(name: str, stream: Any, verb: str) -> Any:
+    """The stream *name* as :func:`resolve` has it. Raises InvalidCommandError if it cannot be that, ValueError."""
+    stream = resolve(stream)
     if isinstance(stream, int) and stream >= 0:
         try:
             os.fstat(stream)
@@ -310,6 +312,7 @@ def _check(name: str, stream: Any, verb: str) -> None:
             refuse(name, f"{stream!r} is no descriptor, nor has it fileno() or {verb}()")
         if isinstance(stream, io.TextIOBase):
             refuse(name, f"{stream!r} is a text file, and what goes through is bytes: use io.BytesIO, or PIPE and text")
+    return stream
 
 
 def refuse_ways_out(name: str, fd: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pty
@@ -177,6 +178,17 @@ def test_every_descriptor_is_close_on_exec() -> None:
         fds += [file.fileno() for file in (streams.stdin, streams.stdout, streams.stderr) if file is not None]
         assert len(set(fds)) == 6
         assert not any(map(os.get_inheritable, fds))
+
+
+def test_two_outputs_that_go_nowhere_are_one_descriptor() -> None:
+    with Streams(DEVNULL, DEVNULL, DEVNULL) as streams:
+        stdin, stdout, stderr = streams.stdio.stdin, streams.stdio.stdout, streams.stdio.stderr
+        assert stdin != stdout == stderr
+        modes = [fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE for fd in (stdin, stdout)]
+        assert modes == [os.O_RDONLY, os.O_WRONLY]
+    for fd in (stdin, stdout):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 # -- an output that somebody else holds open
