@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from attrs import evolve, field, frozen
 
+from pycontainer import _fields as check
 from pycontainer._exchange import Exchange, TextMode, encoded, text_mode
 from pycontainer.command import Command, Mount, Network, Process, Resources, Rlimit
 from pycontainer.driver import ContainerProcess, ExecutionDriver, ExitStatus, Feature, LogLimits, State, Stdio
@@ -337,7 +338,7 @@ class Container:
         return container
 
     def _set_up(self, life: Lifecycle, plumbing: Plumbing) -> None:
-        self.args = list(life.command.process.argv)
+        self.args = list(life.payload.argv)
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
@@ -441,7 +442,7 @@ class Container:
         if self._life.detached:  # its streams are its monitor's
             verb(Stdio(-1, -1, -1, deadline=deadline))
             return
-        streams = Streams(*self._wanted, tty=self._life.command.process.tty)
+        streams = Streams(*self._wanted, tty=self._life.payload.tty)
         stdio = streams.stdio if deadline is None else evolve(streams.stdio, deadline=deadline)
         try:
             streams.started(verb(stdio))
@@ -500,7 +501,7 @@ class Container:
                 self.stderr,
                 encoded(input, self._text),
                 self._limit,
-                self._life.command.process.tty,
+                self._life.payload.tty,
                 self._text,
             )
         elif input is not None:
@@ -812,9 +813,8 @@ def checked_interval(interval: float) -> float:
 
 
 def size_limit(limit: int | str | None) -> int | None:
-    from pycontainer import _fields as check
-
+    if limit is None:
+        return None
     size = check.size("output_limit", limit)
-    if size is not None:
-        check.integer("output_limit", size, 0, 2**63 - 1)
+    check.integer("output_limit", size, 0, 2**63 - 1)
     return size

@@ -80,7 +80,7 @@ class DetachedLifecycle(Lifecycle):
         stdio = stdio or Stdio(-1, -1, -1)
         deadline = stdio.deadline
         process = self._make(
-            start, lambda command, _: self.driver.start_detached(command, self._log, deadline), stdio, State.RUNNING
+            start, lambda _: self.driver.start_detached(self.command, self._log, deadline), stdio, State.RUNNING
         )
         if started is not None:
             started.append(DetachedLifecycle(self.driver, self.command))

@@ -23,6 +23,7 @@ Observers are told when the thread has let go of both locks.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal as signals
 import threading
@@ -133,7 +134,7 @@ class Lifecycle:
 
     def __init__(self, driver: ExecutionDriver, command: Command) -> None:
         self.driver = driver
-        self.command = command
+        self._command = command
         self.id = command.id
         self.process: ContainerProcess | None = None
         self.status: ExitStatus | None = None  #: known once a poll or a wait has seen the end
@@ -147,6 +148,16 @@ class Lifecycle:
         self._maker = os.getpid()
         self._lock = threading.RLock()
         self._waiting = threading.RLock()
+
+    @property
+    def command(self) -> Command:
+        """What it was made from."""
+        return self._command
+
+    @property
+    def payload(self) -> Process:
+        """What it executes."""
+        return self._command.process
 
     # -- states --------------------------------------------------------------
 
@@ -246,7 +257,7 @@ class Lifecycle:
             if Feature.CREATE not in self.driver.features():
                 raise UnsupportedError(self.driver.name, Feature.CREATE)
             start = self._begin(stdio)
-        return self._make(start, self.driver.create, stdio, State.CREATED)
+        return self._make(start, functools.partial(self.driver.create, self._command), stdio, State.CREATED)
 
     def start(self, stdio: Stdio | None = None) -> ContainerProcess:
         """Run the program: with *stdio* from nothing, without it after :meth:`create`.
@@ -260,7 +271,7 @@ class Lifecycle:
             start, process = self._begin(stdio), self.process
         if process is None:
             assert stdio is not None
-            return self._make(start, self.driver.start, stdio, State.RUNNING)
+            return self._make(start, functools.partial(self.driver.start, self._command), stdio, State.RUNNING)
         try:
             self.driver.start_created(process)
         except BaseException as error:
@@ -314,14 +325,14 @@ class Lifecycle:
         return stop.result()
 
     def _make(
-        self, start: _Start, verb: Callable[[Command, Stdio], ContainerProcess], stdio: Stdio, state: State
+        self, start: _Start, verb: Callable[[Stdio], ContainerProcess], stdio: Stdio, state: State
     ) -> ContainerProcess:
         """Have *verb* make the process, which then is in *state*; without the lock, for it may take its time."""
         try:
             try:
                 self._prepare()
                 try:
-                    process = verb(self.command, _watching(stdio, start))
+                    process = verb(_watching(stdio, start))
                 except AlreadyExistsError:
                     self._release()  # and no clean-up, which would be that of the other one
                     raise
@@ -685,8 +696,18 @@ class ExecLifecycle(Lifecycle):
     _is_observed = False
 
     def __init__(self, container: Lifecycle, process: Process) -> None:
-        super().__init__(container.driver, container.command.copy_with(process=process))
+        super().__init__(container.driver, container.command)
         self._container = container
+        self._payload = process
+
+    @property
+    def command(self) -> Command:
+        """That of its container, with another process; made when it is asked for, which nobody does but for aio."""
+        return self._command.copy_with(process=self._payload)
+
+    @property
+    def payload(self) -> Process:
+        return self._payload
 
     def start(self, stdio: Stdio | None = None) -> ContainerProcess:
         """Run the program. Raises NotRunningError, also when the container is paused, UnsupportedError, SetupError."""
@@ -700,9 +721,7 @@ class ExecLifecycle(Lifecycle):
         with self._verb():
             self._require(self.can_create, "started already")
             start = self._begin(stdio)
-        return self._make(
-            start, lambda command, stdio: self.driver.exec(self.id, command.process, stdio), stdio, State.RUNNING
-        )
+        return self._make(start, functools.partial(self.driver.exec, self.id, self._payload), stdio, State.RUNNING)
 
     def kill_all(self) -> None:
         """SIGKILL to it; nothing once it has ended."""

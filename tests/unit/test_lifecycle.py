@@ -29,7 +29,7 @@ from pycontainer.errors import (
     WaitTimeoutError,
 )
 from pycontainer.hooks import Hooks
-from pycontainer.lifecycle import Lifecycle, combine, required_features
+from pycontainer.lifecycle import ExecLifecycle, Lifecycle, combine, required_features
 
 from .doubles import PlainDriver, SpawnDriver, nothing_left
 
@@ -53,6 +53,13 @@ def box(driver: SpawnDriver) -> Iterator[Lifecycle]:
 
 def life_of(driver: SpawnDriver, script: str, name: str | None = None) -> Lifecycle:
     return Lifecycle(driver, Command.of(["sh", "-c", script], name=name))
+
+
+def test_a_further_process_has_the_command_of_its_container_but_for_itself(box: Lifecycle) -> None:
+    further = ExecLifecycle(box, Process("true"))
+    assert further.payload == Process("true")
+    assert further.command == box.command.copy_with(process=Process("true"))
+    assert box.payload == box.command.process == Process("sleep", ("100",))
 
 
 # -- states
