@@ -389,7 +389,14 @@ def _program(process: Mapping[str, Any]) -> Program:
     return Program(_candidates(argv[0], env), argv, env)
 
 
-_sections: dict[bytes, Section] = {}
+_sections: dict[object, tuple[Section, ...]] = {}
+
+
+def _keep(key: object, sections: tuple[Section, ...]) -> tuple[Section, ...]:
+    if len(_sections) >= 64:
+        _sections.clear()
+    _sections[key] = sections
+    return sections
 
 
 def _section(build: Callable[..., None], first_slot: int, *inputs: Any) -> Section:
@@ -398,12 +405,8 @@ def _section(build: Callable[..., None], first_slot: int, *inputs: Any) -> Secti
     key = marshal.dumps(
         (build.__module__, build.__name__, first_slot, plain), 2
     )  # version 2: equal values, equal bytes
-    section = _sections.get(key)
-    if section is None:
-        if len(_sections) >= 64:
-            _sections.clear()
-        section = _sections[key] = _record(build, first_slot, *inputs)
-    return section
+    kept = _sections.get(key) or _keep(key, (_record(build, first_slot, *inputs),))
+    return kept[0]
 
 
 def _record(build: Callable[..., None], first_slot: int, *inputs: Any) -> Section:
@@ -524,22 +527,20 @@ def compile_exec(
     container's pid namespace last of all, when it has nothing left that is
     worth stealing: what makes these steps stays outside, and clones the
     process that does the rest (CVE-2016-9962).
+
+    Its steps are kept, by all that they are made of: most further processes
+    differ from one before in no more than the program.
     """
     host = host or Host()
-    user, terminal = process["user"], bool(process.get("terminal"))
-    mounted = not host.initial
-    begin = _section(steps.begin, abi.FIRST_SLOT, joins, False, None, None)
-    if ids is not None:
-        host = host.inside(ids)
-    size = (process.get("consoleSize"), user["uid"]) if terminal else None
-    flags = sum(map(abi.NAMESPACES.__getitem__, namespaces))
-    enter = _section(steps.enter, begin.slots, flags, size, mounted, *_standing(process))
-    final = _section(identity.finish, enter.slots, *_identity(process, filter, host), False, False, False)
-    own = _section(steps.be_born, final.slots, terminal)
+    made_of = marshal.dumps({**process, "args": None, "env": None}, 2)
+    key = made_of, joins, tuple(namespaces), filter, host, ids
+    sections = _sections.get(key)
+    if sections is None:
+        sections = _keep(key, _sections_of_exec(process, joins, namespaces, filter, host, ids))
     return Plan(
         flags=0,
         groups=(),
-        sections=(begin, enter, final, own, _last(process, filter, own.slots)),
+        sections=sections,
         program=_program(process),
         namespaces=(),
         entered=(),
@@ -551,6 +552,23 @@ def compile_exec(
         # Which process goes on it says as well, but is heard when it ends, or when the program has the channel closed.
         talks=terminal or identity.asks(filter),
     )
+
+
+def _sections_of_exec(
+    process: Mapping[str, Any], joins: int, namespaces: Sequence[str], filter: Filter | None, host: Host,
+    ids: UserNamespace | None,
+) -> tuple[Section, ...]:  # fmt: skip
+    user, terminal = process["user"], bool(process.get("terminal"))
+    mounted = not host.initial
+    begin = _section(steps.begin, abi.FIRST_SLOT, joins, False, None, None)
+    if ids is not None:
+        host = host.inside(ids)
+    size = (process.get("consoleSize"), user["uid"]) if terminal else None
+    flags = sum(map(abi.NAMESPACES.__getitem__, namespaces))
+    enter = _section(steps.enter, begin.slots, flags, size, mounted, *_standing(process))
+    final = _section(identity.finish, enter.slots, *_identity(process, filter, host), False, False, False)
+    own = _section(steps.be_born, final.slots, terminal)
+    return begin, enter, final, own, _last(process, filter, own.slots)
 
 
 def _candidates(command: bytes, env: Sequence[bytes]) -> tuple[bytes, ...]:

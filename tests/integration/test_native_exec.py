@@ -299,6 +299,39 @@ def test_user_and_environment(busybox_rootfs: Path, native: NativeDriver) -> Non
         assert box.exec(["id", "-u"], user="alice", stdout=PIPE, text=True).stdout == "1000\n"
 
 
+def test_what_is_asked_for_again_is_looked_at_again(busybox_rootfs: Path, native: NativeDriver, tmp_path: Path) -> None:
+    """The steps of one are kept for the next, so here each differs in something from the one before."""
+    rootfs = tmp_path / "rootfs"
+    subprocess.run(["cp", "-a", busybox_rootfs, rootfs], check=True)
+    shown = "echo $HOME; pwd; id -u; id -G; ulimit -n"
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with pycontainer.Container(["sleep", "100"], rootfs=rootfs, driver=native) as box:
+
+        def see(*argv: str, **keywords: Any) -> list[str]:
+            argv = argv or ("sh", "-c", shown)
+            first, second = (box.exec(argv, stdout=PIPE, text=True, **keywords).stdout.splitlines() for _ in range(2))
+            assert first == second
+            return first
+
+        (rootfs / "etc/passwd").write_text("root:x:0:0::/before:/bin/sh\nalice:x:1000:1000::/:/bin/sh\n")
+        plain = see()
+        assert plain[:4] == ["/before", "/", "0", "0"]
+        (rootfs / "etc/passwd").write_text("root:x:0:0::/after:/bin/sh\nalice:x:1001:1000::/:/bin/sh\n")
+        assert see() == ["/after", *plain[1:]]
+        assert see("echo", "other") == ["other"]
+        assert see("env", env={"A": "a", "PATH": "/bin"}) == ["A=a", "PATH=/bin"]
+        assert see("env", env={"PATH": "/bin", "A": "a"}) == ["PATH=/bin", "A=a"]
+        assert see(cwd="/tmp")[1] == "/tmp"
+        assert see(user="alice")[2:4] == ["1001", "1000"]
+        assert see(groups=[7])[3] == "0 7"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limits[0] - 1, limits[1]))
+        try:
+            assert see()[4] == str(limits[0] - 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert see() == ["/after", *plain[1:]]
+
+
 def test_it_has_a_terminal_of_its_own(busybox_rootfs: Path, native: NativeDriver) -> None:
     with pycontainer.Container(["sleep", "100"], rootfs=busybox_rootfs, driver=native) as box:
         done = box.exec(["sh", "-c", "tty; echo here > /dev/tty"], tty=True, stdin=PIPE, stdout=PIPE)

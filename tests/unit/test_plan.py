@@ -23,6 +23,7 @@ from pycontainer_native.cgroups import Group
 from pycontainer_native.host import Host
 from pycontainer_native.request import Request
 from pycontainer_native.syscalls import Recorder
+from pycontainer_native.userns import UserNamespace
 
 CAPABILITIES = (1 << 41) - 1
 
@@ -265,6 +266,49 @@ def test_a_label_is_written_like_that(compiled: Any, keywords: Any, label: str, 
         assert looked_at.check == (struct.pack("=q", 0x9FA0), errno.EXDEV)
         assert written.arguments == ((opened[0].out,), value, len(value))
     assert not any(str(step.path).startswith("self/attr") for step in steps(compiled()))
+
+
+def test_further_processes_share_their_steps_whatever_they_execute() -> None:
+    one, other = (
+        to_oci(Command.of(argv, rootfs="/", env=env))["process"]
+        for argv, env in ((["true"], {"A": "1"}), (["/bin/echo", "x"], {"PATH": "/opt", "B": "2"}))
+    )
+    host = Host(capabilities=CAPABILITIES, nofile=(9, 9))
+    compiled = plan.compile_exec(one, 0, ("mount", "pid"), None, host)
+    again = plan.compile_exec(other, 0, ("mount", "pid"), None, host)
+    assert again.sections is compiled.sections
+    assert (again.program.argv, again.program.env) == ((b"/bin/echo", b"x"), (b"PATH=/opt", b"B=2"))
+    assert compiled.program.argv == (b"true",)
+
+
+@pytest.mark.parametrize(
+    ("place", "other"),
+    [
+        (0, {"cwd": "/tmp"}),
+        (0, {"user": {"uid": 1, "gid": 1, "umask": 0o022, "additionalGids": []}}),
+        (0, {"noNewPrivileges": False}),
+        (0, {"terminal": True}),
+        (0, {"oomScoreAdj": 7}),
+        (1, 1),
+        (2, ("mount", "pid", "uts")),
+        (3, (0, b"\0" * 8)),
+        (4, Host(capabilities=CAPABILITIES, nofile=(8, 9))),
+        (4, Host(capabilities=CAPABILITIES, nofile=(9, 9), rlimits=((0, 1, 1),))),
+        (4, Host(capabilities=CAPABILITIES, nofile=(9, 9), initial=False)),
+        (5, UserNamespace(((0, 1000, 1),), ((0, 1000, 1),), setgroups=False)),
+    ],
+)
+def test_what_a_further_process_is_made_of_is_looked_at(
+    place: int, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = to_oci(Command.of(["true"], rootfs="/", oom_score_adj=5))["process"]
+    inputs: list[Any] = [process, 0, ("mount", "pid"), None, Host(capabilities=CAPABILITIES, nofile=(9, 9)), None]
+    before = plan.compile_exec(*inputs)
+    inputs[place] = {**process, **other} if place == 0 else other
+    after = plan.compile_exec(*inputs)
+    assert after.sections != before.sections
+    monkeypatch.setattr(plan, "_sections", {})
+    assert after == plan.compile_exec(*inputs)
 
 
 @pytest.mark.parametrize("tool", ["pasta", "slirp4netns"])
