@@ -224,10 +224,12 @@ def fspath(field: str, value: object) -> str:
 
 def argv(field: str, value: object) -> list[str]:
     """A non-empty sequence of str, bytes or paths as a list of str."""
-    if isinstance(value, (str, bytes, os.PathLike)):
-        refuse(field, f'{value!r} is not a sequence: for a shell write ["sh", "-c", ...], else ["program", "argument"]')
-    if not isinstance(value, Sequence):
-        _wrong_type(field, value, "a sequence of str")
+    if type(value) is not list:
+        if isinstance(value, (str, bytes, os.PathLike)):
+            what = 'for a shell write ["sh", "-c", ...], else ["program", "argument"]'
+            refuse(field, f"{value!r} is not a sequence: {what}")
+        if not isinstance(value, Sequence):
+            _wrong_type(field, value, "a sequence of str")
     if not value:
         refuse(field, "the argv is empty")
     return [item if type(item) is str else fspath(field, item) for item in value]

@@ -786,16 +786,16 @@ def _asks(command: Command) -> bool:
 def _limited_features(limits: Resources) -> list[Feature]:
     """The features that *limits* need."""
     disks = (limits.device_read_bps, limits.device_write_bps, limits.device_read_iops, limits.device_write_iops)
-    given = {
-        Feature.MEMORY: (limits.memory, limits.memory_swap),
-        Feature.CPU: (limits.cpu_shares, limits.cpu_quota, limits.cpu_period),
-        Feature.CPUSET: (limits.cpuset_cpus, limits.cpuset_mems),
-        Feature.PIDS: (limits.pids_limit,),
-        Feature.BLKIO: (limits.blkio_weight, limits.blkio_weight_device, *disks),
-        Feature.HUGETLB: (limits.hugepage_limits,),
-        Feature.DEVICES: (limits.device_cgroup_rules,),
-    }
-    return [feature for feature, values in given.items() if any(value is not None for value in values)]
+    given = (
+        (Feature.MEMORY, (limits.memory, limits.memory_swap)),
+        (Feature.CPU, (limits.cpu_shares, limits.cpu_quota, limits.cpu_period)),
+        (Feature.CPUSET, (limits.cpuset_cpus, limits.cpuset_mems)),
+        (Feature.PIDS, (limits.pids_limit,)),
+        (Feature.BLKIO, (limits.blkio_weight, limits.blkio_weight_device, *disks)),
+        (Feature.HUGETLB, (limits.hugepage_limits,)),
+        (Feature.DEVICES, (limits.device_cgroup_rules,)),
+    )
+    return [feature for feature, values in given if values.count(None) < len(values)]
 
 
 def combine(

@@ -177,7 +177,7 @@ def _adjusted(add: Sequence[str], drop: Sequence[str], privileged: bool) -> tupl
 
 
 def _rlimits(limits: Any) -> tuple[Rlimit, ...]:
-    if isinstance(limits, Mapping):
+    if type(limits) is not tuple and isinstance(limits, Mapping):
         return tuple(
             Rlimit(name, *value) if type(value) is tuple and len(value) == 2 else Rlimit(name, value, value)
             for name, value in limits.items()

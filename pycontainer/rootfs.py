@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 import stat
@@ -43,8 +44,6 @@ def _syscall() -> Any:
 
 
 def _openat2(directory: int, path: str) -> int:
-    import errno
-
     for _ in range(100):
         descriptor: int = _syscall()(_OPENAT2, directory, os.fsencode(path), _FILE, len(_FILE))
         if descriptor >= 0:
@@ -64,8 +63,6 @@ def open_in_rootfs(rootfs: str, path: str) -> int:
     the caller's.  Raises OSError; FileNotFoundError also where *rootfs* itself
     is not there, EINVAL for anything but a regular file.
     """
-    import errno
-
     directory = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         descriptor = _openat2(directory, path)
@@ -79,8 +76,6 @@ def open_in_rootfs(rootfs: str, path: str) -> int:
 
 def _open_database(layers: Sequence[str], path: str) -> int | None:
     """*path* in the first of the *layers* that has it; a link is followed in its own layer alone. Raises OSError."""
-    import errno
-
     for layer in layers:
         try:
             return open_in_rootfs(layer, path)
@@ -125,8 +120,6 @@ def _database(layers: Sequence[str], path: str, where: str) -> bytes:
 
 def _unreadable(where: str, path: str, error: OSError) -> NoReturn:
     """Raise InvalidCommandError for what is wrong with the rootfs, SetupError for what this process or host lacks."""
-    import errno
-
     # EINVAL: no regular file; ENXIO: a fifo, socket or device with nobody at its other end; EXDEV, ELOOP: a link of
     # /proc, or too many (openat2(2)).
     of_the_rootfs = ("EACCES", "EINVAL", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENODEV", "ENOENT", "ENOTDIR", "ENXIO")
@@ -164,7 +157,7 @@ def lookup_user(rootfs: str | HostView | Overlay | None, user: str | None, group
     keeps a file from being read, as of EMFILE or EIO.
     """
     root = rootfs.layers if isinstance(rootfs, Overlay) else (rootfs if isinstance(rootfs, str) else "/",)
-    name, group = check.user("process.user", "0" if user is None else user)
+    name, group = (0, None) if user is None else check.user("process.user", user)
     entry = _find(_database(root, "etc/passwd", "process.user"), name, 6)
     if entry is not None:
         uid, gid = _ids("process.user", "etc/passwd", entry, 2, 3)

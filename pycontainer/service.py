@@ -264,8 +264,7 @@ class SocketProcess(WatchedProcess):
                 self.state = State.STOPPED  # for others, while it is found out how
                 self.end(self.on_closed() if self._is_closed else self.on_silence())
                 return True
-            rights = b"".join(rights for _, kind, rights in control if kind == socket.SCM_RIGHTS)
-            fds = [int.from_bytes(rights[i : i + 4], sys.byteorder) for i in range(0, len(rights), 4)]
+            fds = _descriptors(control) if control else []
             try:
                 if came & _CUT:
                     # Without its pidfd nobody could end it.
@@ -391,6 +390,11 @@ class SocketProcess(WatchedProcess):
             self.close()
 
 
+def _descriptors(control: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    rights = b"".join(rights for _, kind, rights in control if kind == socket.SCM_RIGHTS)
+    return [int.from_bytes(rights[i : i + 4], sys.byteorder) for i in range(0, len(rights), 4)]
+
+
 def _copy_of(error: ContainerError) -> ContainerError:
     copied = copy.copy(error)
     if hasattr(error, "__notes__"):
@@ -402,7 +406,9 @@ class ServiceGoneError(Exception):
     """The service has ended, so a request could not be given to it."""
 
 
-_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
+# capget(2): struct __user_cap_header_struct, version 3 and this thread, and two of struct __user_cap_data_struct
+_CAP_HEADER = (ctypes.c_uint32 * 2)(0x20080522, 0)
+_CapData = ctypes.c_uint32 * 6
 _PR_GET_NO_NEW_PRIVS = 39  # linux/prctl.h
 _NAMESPACES = [
     f"/proc/thread-self/ns/{name}"
@@ -419,12 +425,12 @@ def caller() -> tuple[object, ...]:
     elsewhere.
     """
     libc = _libc()
-    sets = (ctypes.c_uint32 * 6)()
-    libc.capget((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), sets)
+    sets = _CapData()
+    libc.capget(_CAP_HEADER, sets)
     confined = libc.prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
     root = os.stat("/")
     ids = (os.getresuid(), os.getresgid(), tuple(os.getgroups()))
-    return (*ids, tuple(sets), confined, *map(os.readlink, _NAMESPACES), root.st_dev, root.st_ino)
+    return (*ids, bytes(sets), confined, *map(os.readlink, _NAMESPACES), root.st_dev, root.st_ino)
 
 
 @functools.cache

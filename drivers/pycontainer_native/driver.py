@@ -358,7 +358,7 @@ class NativeDriver(DetachedVerbs):
     def _attached(self, id: str) -> NativeProcess | None:
         """What this process is attached to and runs: containers of its own, and detached ones."""
         process = self._processes.get(id)
-        if process is None or (isinstance(process, DetachedProcess) and process.pidfd < 0):
+        if process is None or (process.pidfd < 0 and isinstance(process, DetachedProcess)):
             return None
         with contextlib.suppress(ContainerLostError, SetupError):  # it runs no more, or never has
             if process.poll() is None:
