@@ -550,7 +550,7 @@ def compile_exec(
         outside=2,
         hooks=None,
         # Which process goes on it says as well, but is heard when it ends, or when the program has the channel closed.
-        talks=terminal or identity.asks(filter),
+        talks=bool(process.get("terminal")) or identity.asks(filter),
     )
 
 

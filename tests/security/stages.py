@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from pycontainer_native import abi, plan, steps
@@ -49,6 +50,13 @@ def wait_at(stage: str | tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> No
         k.is_ahead = True  # before there is a request, nobody would open a gate
         begin(k, *inputs)
 
+    compile_exec = plan.compile_exec
+
+    @functools.wraps(compile_exec)
+    def heard(*inputs: Any) -> plan.Plan:
+        return attrs.evolve(compile_exec(*inputs), talks=True)  # a further process has no gate otherwise
+
+    monkeypatch.setattr(plan, "compile_exec", heard)
     monkeypatch.setattr(steps, "begin", ahead)
     monkeypatch.setattr(plan, "Recorder", Held)
     monkeypatch.setattr(plan, "_sections", {})
