@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 _STEP = struct.Struct("=16q")
 _ROW = struct.Struct("=3q")
 
+#: What comes with a message: the length of the control data, the flags, and struct cmsghdr; descriptors follow it.
+_CAME = struct.Struct("=QQQii")
+_RIGHTS = abi.SOL_SOCKET, abi.SCM_RIGHTS
+_WANTED = 16 + abi.RIGHTS_SPACE
+#: The slots that a request fills, none of which is, and that nothing came.
+_EMPTY = b"\xff" * (8 * (abi.CHANNEL + abi.MOST_GIVEN)) + bytes(_WANTED)
+
 #: A request that is larger does not go into one message.
 MOST = 96 << 10
 
@@ -196,9 +203,6 @@ def _reception(base: int) -> _Writer:
     return writer
 
 
-#: How long what comes with a request is: the length of the control data, the flags, the control data.
-_WANTED = 16 + abi.RIGHTS_SPACE
-
 _kept = _Kept()
 
 
@@ -320,9 +324,13 @@ class _Frame:
 
 def message(frame: bytes, slots: list[int]) -> bytes:
     """What is sent with the descriptors that go into *slots*: those slots, what is to come with it, the *frame*."""
-    numbers = {slot: fd for fd, slot in enumerate(slots, abi.FIRST_GIVEN_FD)}
-    words = [numbers.get(slot, -1) for slot in (*range(abi.CHANNEL), *range(abi.GIVEN, abi.GIVEN + abi.MOST_GIVEN))]
     length = 16 + 4 * len(slots)
-    came = struct.pack(f"=QQQii{len(slots)}i", (length + 7) // 8 * 8, abi.MSG_CMSG_CLOEXEC, length, abi.SOL_SOCKET,
-                       abi.SCM_RIGHTS, *numbers.values())  # fmt: skip
-    return struct.pack(f"={len(words)}q", *words) + came.ljust(_WANTED, b"\0") + frame
+    data = bytearray(_EMPTY)
+    _CAME.pack_into(data, len(data) - _WANTED, (length + 7) // 8 * 8, abi.MSG_CMSG_CLOEXEC, length, *_RIGHTS)
+    for number, slot in enumerate(slots):
+        fd = (abi.FIRST_GIVEN_FD + number).to_bytes(4, "little")
+        at = 8 * (slot if slot < abi.CHANNEL else abi.CHANNEL + slot - abi.GIVEN)
+        data[at : at + 8] = fd + bytes(4)
+        at = len(_EMPTY) - _WANTED + _CAME.size + 4 * number
+        data[at : at + 4] = fd
+    return bytes(data + frame)
