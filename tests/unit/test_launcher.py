@@ -67,7 +67,7 @@ turn(lambda: spare.channel is None)
 status, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 request = Request("box", 0, [], [], ([], [], []), "", 0, False, "", None, None, False, None)
 try:
-    spare.dispatch(request, b"", [0, 1, 2], status)
+    spare.dispatch(request, b"", None, [0, 1, 2], status)
 except DiedError as error:
     print(error.label, error.errno)
 """
