@@ -214,7 +214,7 @@ def report(message: bytes, channel: int = abi.CHANNEL_FD) -> None:
     syscall(abi.NR["write"], channel, message, len(message))
 
 
-def start(arguments: Any, begin: list[Bound]) -> int:
+def clone(arguments: Any, begin: list[Bound]) -> int:
     """Clone, with the struct clone_args *arguments*, who lives as :func:`child`; the pid. Raises OSError."""
     pid: int = syscall(abi.NR["clone3"], arguments, machine.CLONE_ARGS)
     if pid == 0:

@@ -13,7 +13,7 @@ import select
 import sys
 from time import monotonic
 
-from pycontainer_native import abi, layout, machine
+from pycontainer_native import abi, child, layout, machine
 from pycontainer_native.cgroup_root import CgroupRoot
 from pycontainer_native.child import (
     EXEC,
@@ -29,7 +29,6 @@ from pycontainer_native.child import (
     send,
     slots,
     slots_of,
-    start,
     syscall,
 )
 from pycontainer_native.hooks import HookError, Running, state_of
@@ -234,7 +233,7 @@ class Container:
         into its cgroup.
         """
         assert self.channel is not None
-        first = layout.first(begin) if machine_code else bind(begin)
+        first = layout.table(begin) if machine_code else bind(begin)
         owner = self.target or self
         label = "open cgroups"
         doomed: list[int] = []  # descriptors that only the child needs
@@ -255,7 +254,7 @@ class Container:
             arguments[1] = ctypes.addressof(pidfd)
             arguments[4] = signal.SIGCHLD
             arguments[10] = max(into, 0)
-            self.pid = machine.start(arguments, first) if isinstance(first, int) else start(arguments, first)
+            self.pid = machine.clone(arguments, first) if isinstance(first, int) else child.clone(arguments, first)
             self.pidfd = pidfd.value
         except OSError as error:
             raise StepFailed(label, error.errno or errno.EPROTO) from None

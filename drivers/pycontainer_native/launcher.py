@@ -150,7 +150,7 @@ class Launcher:
             begin, *self.sections = request.sections
             frame = None
             if machine.present():
-                layout.first(begin)
+                layout.table(begin)
                 cloned_now = bool(request.target) or self.spare is None
                 frame = layout.lay(request, layout.now() if cloned_now else self.spare_has)
             if not request.target:

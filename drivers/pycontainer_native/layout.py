@@ -167,7 +167,7 @@ class _Kept:
     def add(self, writer: _Writer, steps: int) -> Place:
         """Put it where it is to stay. Raises OSError: there is no room."""
         behind = self.next + (len(writer.data) + 63) // 64 * 64
-        if behind > machine.KEPT + machine.KEPT_SIZE:
+        if behind > _TABLE:
             raise OSError(errno.E2BIG, "plan")
         ctypes.memmove(self.next, bytes(writer.data), len(writer.data))
         place = self.next, self.next + _STEP.size * steps, steps
@@ -203,6 +203,9 @@ def _reception(base: int) -> _Writer:
     return writer
 
 
+#: Where a clone's table begins; the rest of it is what its frame begins with.
+_TABLE: int = machine.FRAME - 2 * _ROW.size
+
 _kept = _Kept()
 
 
@@ -211,7 +214,7 @@ def now() -> Mark:
     return _kept.times, _kept.next
 
 
-def first(begin: bytes) -> int:
+def table(begin: bytes) -> int:
     """The address of the table for a clone that makes the steps of the section *begin*, and receives its request.
 
     Only here is forgotten what is kept, and only when there is little room.  Raises OSError.
@@ -220,9 +223,8 @@ def first(begin: bytes) -> int:
         _kept.begin()
     place = _kept.keep(begin)
     rows = _ROW.pack(*place[:2], 0) + _ROW.pack(*_kept.reception[:2], place[2])
-    at: int = machine.FRAME - len(rows)  # the rest of the table is what the frame begins with
-    ctypes.memmove(at, rows, len(rows))
-    return at
+    ctypes.memmove(_TABLE, rows, len(rows))
+    return _TABLE
 
 
 def expect(sections: list[bytes]) -> None:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 #:
 #: Bytes and instructions; tests/unit/test_machine.py compares them.
 LISTING = """
-start:
+clone:
     f30f1efa       endbr64
     4989f0         mov r8, rsi
     4989d1         mov r9, rdx
@@ -219,21 +219,24 @@ def _others() -> list[tuple[int, int]]:
     return others
 
 
-_start = _load()
+_clone = _load()
 _ranges = _others()
 
 
 def present() -> bool:
     """Whether there is machine code to run."""
-    return _start is not None
+    return _clone is not None
 
 
-def start(arguments: Any, sections: int) -> int:
-    """Clone, with the struct clone_args *arguments*, a process that runs *sections*; its pid. Raises OSError."""
-    assert _start is not None
+def clone(arguments: Any, table: int) -> int:
+    """Clone, with the struct clone_args *arguments*, a process that runs the sections of *table*; its pid.
+
+    Raises OSError.
+    """
+    assert _clone is not None
     _mark(_MADV_DONTFORK)
     try:
-        pid = _start(ctypes.addressof(arguments), sections, SLOTS + 8 * abi.CHANNEL)
+        pid = _clone(ctypes.addressof(arguments), table, SLOTS + 8 * abi.CHANNEL)
     finally:
         _mark(_MADV_DOFORK)
     if pid < 0:

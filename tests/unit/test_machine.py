@@ -39,7 +39,7 @@ given = [null, writing, null, *([null] * 2 if outside else [])]
 child.slots[abi.CHANNEL].value = theirs.fileno()
 arguments = (ctypes.c_ulong * 11)()
 arguments[4] = 17
-begin = layout.first(sections[0]) if sys.argv[1] == "machine" else child.bind(sections[0])
+begin = layout.table(sections[0]) if sys.argv[1] == "machine" else child.bind(sections[0])
 if sys.argv[1] == "machine":
     message = layout.message(layout.lay(request, layout.now()), child.slots_of(request, len(given)))
 else:
@@ -47,7 +47,7 @@ else:
     os.write(given[-1], request.to_wire())
     message = child.MEMFD
 ours.sendmsg([message], [(1, 1, b"".join(fd.to_bytes(4, "little") for fd in given))])
-pid = (machine if sys.argv[1] == "machine" else child).start(arguments, begin)
+pid = (machine if sys.argv[1] == "machine" else child).clone(arguments, begin)
 theirs.close()
 os.close(writing)
 said = []
@@ -246,7 +246,7 @@ def test_what_is_too_much_for_it_is_left_to_python() -> None:
 
 def lay(program: Any, *, fork: str = "", hooks: Any = None) -> bytes | None:
     sections = [marshal.dumps(section) for section in (BEGIN, [TAKE_STDOUT], [])]
-    layout.first(sections[0])
+    layout.table(sections[0])
     request = Request("", 0, [], sections, program, fork, 0, True, "", hooks, None, 0, None)
     return layout.lay(request, layout.now())
 
@@ -260,7 +260,7 @@ def test_a_section_is_kept_when_it_comes_again_and_for_who_is_cloned_then() -> N
         assert frame is not None
         return b"kept" not in frame
 
-    layout.first(sections[0])
+    layout.table(sections[0])
     before = layout.now()
     assert not has(before)
     layout.expect(sections[1:])
@@ -270,7 +270,7 @@ def test_a_section_is_kept_when_it_comes_again_and_for_who_is_cloned_then() -> N
     assert has(after)
     assert not has(before)
     for number in range(2000):  # as many others as make that forgotten
-        layout.first(marshal.dumps([step("write", 1, b"%d" % number * 1000, 1)]))
+        layout.table(marshal.dumps([step("write", 1, b"%d" % number * 1000, 1)]))
     assert not has(after)
     assert not has(layout.now())
 
