@@ -10,7 +10,7 @@ import os
 import struct
 
 from pycontainer_native import abi
-from pycontainer_native.child import syscall
+from pycontainer_native.libc import syscall
 
 PROG_LOAD, PROG_ATTACH, PROG_GET_FD_BY_ID, PROG_QUERY = 5, 8, 13, 16
 PROG_TYPE_CGROUP_DEVICE, CGROUP_DEVICE = 15, 6

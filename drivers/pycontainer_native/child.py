@@ -23,6 +23,7 @@ import os
 import sys
 
 from pycontainer_native import abi, machine
+from pycontainer_native.libc import libc, syscall
 from pycontainer_native.request import Request
 
 TYPE_CHECKING = False  # typing would double the time that the launcher takes to start
@@ -47,10 +48,6 @@ LISTENER = b"l"  # seven zeros, and the number of its filter's listener, eight b
 
 #: In place of a request: it is in a memfd, which is the last descriptor of the message.
 MEMFD = b"memfd"
-
-libc = ctypes.PyDLL(None, use_errno=True)
-syscall = libc.syscall
-syscall.restype = ctypes.c_long
 
 slots = [ctypes.c_long.from_address(machine.SLOTS + 8 * number) for number in range(abi.SLOTS)]
 ctypes.memset(machine.SLOTS, 0xFF, 8 * abi.SLOTS)  # each is -1

@@ -23,15 +23,16 @@ from pycontainer_native.child import (
     HOOK_FAILED,
     HOOKS,
     LISTENER,
+    MEMFD,
     TERMINAL,
     bind,
     descriptors,
     send,
     slots,
     slots_of,
-    syscall,
 )
 from pycontainer_native.hooks import HookError, Running, state_of
+from pycontainer_native.libc import syscall
 from pycontainer_native.relay import TIMEOUT as RELAY_TIMEOUT
 from pycontainer_native.relay import Relay
 from pycontainer_native.supervisor import Supervisor, SupervisorError
@@ -233,11 +234,12 @@ class Container:
         into its cgroup.
         """
         assert self.channel is not None
-        first = layout.table(begin) if machine_code else bind(begin)
         owner = self.target or self
-        label = "open cgroups"
+        label = "lay the plan"
         doomed: list[int] = []  # descriptors that only the child needs
         try:
+            first = layout.table(begin) if machine_code else bind(begin)
+            label = "open cgroups"
             into, slot = -1, abi.CGROUP
             for root in owner.roots:
                 doomed.append(root.open_to_join(owner.name))
@@ -285,9 +287,9 @@ class Container:
         self.launcher.watch(self.channel.fileno(), self.on_channel, select.EPOLLIN if self.talks else 0)
 
     def dispatch(
-        self, request: Request, message: bytes, frame: bytes | None, fds: list[int], status: socket.socket
+        self, request: Request, message: bytes, frame: layout.Frame | None, fds: list[int], status: socket.socket
     ) -> None:
-        """Set the limits, and leave *request*, which is *message*, or *frame* in machine code, to the first process.
+        """Set the limits, and leave *request* to the first process: as *message*, or as *frame* in machine code.
 
         Raises StepFailed, DiedError.
         """
@@ -324,6 +326,8 @@ class Container:
                 first += 1
             given = [*fds[:3], *extra, *fds[first:]]
             if frame is not None:
+                if message == MEMFD:
+                    given.pop()
                 message = layout.message(frame, slots_of(request, len(given)))
             rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in given)
             self.channel.sendmsg([message], [(abi.SOL_SOCKET, abi.SCM_RIGHTS, rights)], abi.MSG_NOSIGNAL)

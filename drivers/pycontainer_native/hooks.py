@@ -15,7 +15,8 @@ import select
 from time import monotonic
 
 from pycontainer_native import abi
-from pycontainer_native.child import StepError, execute, libc, run_steps, syscall, words
+from pycontainer_native.child import StepError, execute, run_steps, words
+from pycontainer_native.libc import libc, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

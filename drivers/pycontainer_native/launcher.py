@@ -43,8 +43,9 @@ from time import monotonic
 
 from pycontainer_native import abi, layout, machine
 from pycontainer_native.cgroup_root import CgroupRoot
-from pycontainer_native.child import bind, descriptors, libc, send, syscall, unpack
+from pycontainer_native.child import bind, descriptors, send, unpack
 from pycontainer_native.container import NO_MEMORY, Container, DiedError, StepFailed, new_namespaces
+from pycontainer_native.libc import libc, syscall
 from pycontainer_native.request import Request
 
 TYPE_CHECKING = False  # typing would double the time that the import of this module takes
@@ -74,7 +75,7 @@ class Launcher:
         self.spare: Container | None = None
         self.wanted: tuple[Any, ...] = ()  # what the last request had prepared, and so the next spare will be
         self.prepared: tuple[Any, ...] = ()  # what the spare is
-        self.spare_has = layout.now()  # what it has of plans, if it makes its steps in machine code
+        self.spare_has = layout.now()  # of plans, if it makes its steps in machine code
         self.sections: list[bytes] = []  # of the last request, and most of them of the next one
         self.count = 0
         self.unfinished: set[Container] = set()
@@ -149,10 +150,11 @@ class Launcher:
             request = Request(*fields)
             begin, *self.sections = request.sections
             frame = None
+            is_for_spare = self.spare is not None and not request.target
             if machine.present():
-                layout.table(begin)
-                cloned_now = bool(request.target) or self.spare is None
-                frame = layout.lay(request, layout.now() if cloned_now else self.spare_has)
+                layout.make_room()
+                layout.expect(self.sections)
+                frame = layout.lay(request, self.spare_has if is_for_spare else None)
             if not request.target:
                 groups = [(*group[:4], [], *group[5:]) for group in request.groups]
                 self.wanted = (request.flags, groups, begin, frame is not None)
@@ -164,7 +166,10 @@ class Launcher:
                     except DiedError:
                         container = None  # somebody killed the spare
             container = self.new_container(self.find(request.target) if request.target else None)
-            self.bind_sections(machine_code=frame is not None)
+            if frame is None:
+                self.bind_sections()
+            elif is_for_spare:
+                frame = layout.lay(request, None)  # it was laid for another process
             container.prepare(request.groups)
             container.dispatch(request, message, frame, fds, status)
             container.clone(request.flags, begin, machine_code=frame is not None)
@@ -284,11 +289,8 @@ class Launcher:
         hooks = {container.hook.pid for container in self.containers if container.hook is not None}
         return {container.pid for container in self.containers} | self.others | hooks
 
-    def bind_sections(self, *, machine_code: bool) -> None:
+    def bind_sections(self) -> None:
         """Here, rather than in each child anew; but not while one that was cloned before that is waited for."""
-        if machine_code:
-            layout.expect(self.sections)
-            return
         for section in self.sections:
             bind(section)
 
@@ -328,7 +330,8 @@ class Launcher:
     def make_spare(self) -> None:
         """Clone ahead: what the next start then saves is about a third of its time."""
         flags, groups, begin, machine_code = self.wanted
-        self.bind_sections(machine_code=machine_code)
+        if not machine_code:
+            self.bind_sections()
         spare = self.new_container()
         try:
             spare.prepare(groups)

@@ -28,9 +28,13 @@ if TYPE_CHECKING:
     Place = tuple[int, int, int]
     #: what a clone has of what is kept: how often that had been begun, and the address behind the last of it
     Mark = tuple[int, int]
+    #: what a request puts into a clone's frame, and what the clone has to have for that
+    Frame = tuple[bytes, Mark]
 
 _STEP = struct.Struct("=16q")
 _ROW = struct.Struct("=3q")
+_MARK = struct.Struct("=2q")
+_MSGHDR = 56  # the size of struct msghdr
 
 #: What comes with a message: the length of the control data, the flags, and struct cmsghdr; descriptors follow it.
 _CAME = struct.Struct("=QQQii")
@@ -142,122 +146,146 @@ class _Kept:
     """What stays in the launcher's memory, and so is in its clones'."""
 
     def __init__(self) -> None:
-        self.times = 0  # that it was begun anew
+        self.times = 0
+        self.end = machine.KEPT
         self.seen: set[bytes] = set()  # what has come once
         self.begin()
 
     def begin(self) -> None:
         """Forget all of it. Who was cloned before has what was there then, and what is the same each time."""
+        ctypes.memset(machine.KEPT, 0, self.end - machine.KEPT)
         self.times += 1
         self.places: dict[bytes, Place] = {}
-        self.next = machine.KEPT
-        self.reception = self.add(_reception(self.next), 2)
-        fork = _Writer(self.next, 1)
-        flags = [fork.word(abi.CLONE_PARENT)]
-        fork.step(0, abi.NR["clone"], flags, forks=1)
+        self.end = machine.KEPT
+        self.reception = self.add(_reception(self.end), 3)
+        fork = _Writer(self.end, 1)
+        fork.step(0, abi.NR["clone"], [fork.word(abi.CLONE_PARENT)], forks=1)
         self.fork = self.add(fork, 1)
-        report = _Writer(self.next, 1)
+        report = _Writer(self.end, 1)
         report.write([(abi.NR["write"], (abi.CHANNEL_FD, EXEC, len(EXEC)), None, {}, 0, None)])
         self.report = self.add(report, 1)
-        gate = _Writer(self.next, 2)
+        gate = _Writer(self.end, 2)
         wait: Any = abi.NR["read"], (abi.CHANNEL_FD, ("buffer", 1), 1), None, {}, 0, (b"s", errno.EPIPE)
         gate.write([(abi.NR["write"], (abi.CHANNEL_FD, HOOKS, len(HOOKS)), None, {}, 0, None), wait])
         self.gate = self.add(gate, 2)
 
     def add(self, writer: _Writer, steps: int) -> Place:
         """Put it where it is to stay. Raises OSError: there is no room."""
-        behind = self.next + (len(writer.data) + 63) // 64 * 64
-        if behind > _TABLE:
+        end = self.end + (len(writer.data) + 63) // 64 * 64
+        if end > _OWN:
             raise OSError(errno.E2BIG, "plan")
-        ctypes.memmove(self.next, bytes(writer.data), len(writer.data))
-        place = self.next, self.next + _STEP.size * steps, steps
-        self.next = behind
+        ctypes.memmove(self.end, bytes(writer.data), len(writer.data))
+        place = self.end, self.end + _STEP.size * steps, steps
+        self.end = end
         return place
 
     def keep(self, data: bytes) -> Place:
-        """Where that marshalled section is, which it is from now on. Raises OSError."""
+        """Where that marshalled section is, which it is from now on. Raises OSError: there is no room."""
         place = self.places.get(data)
         if place is None:
             steps = marshal.loads(data)
-            writer = _Writer(self.next, len(steps))
+            writer = _Writer(self.end, len(steps))
             writer.write(steps)
             place = self.places[data] = self.add(writer, len(steps))
         return place
 
 
 def _reception(base: int) -> _Writer:
-    """Receive the message of :func:`message`; then what came with it has to be what was to come."""
-    writer = _Writer(base, 2)
-    wanted = writer.put(bytes(_WANTED))
-    # struct iovec; struct msghdr, whose last two words the kernel changes, and the control data behind it
+    """Receive the message of :func:`message`.
+
+    What came with it has to be what was to come, and the process has to have
+    what its frame relies on.
+    """
+    writer = _Writer(base, 3)
+    wanted, mark = writer.put(bytes(_WANTED)), writer.put(bytes(_MARK.size))
     parts = [(machine.SLOTS, 8 * abi.CHANNEL), (machine.SLOTS + 8 * abi.GIVEN, 8 * abi.MOST_GIVEN)]
-    parts += [(wanted, _WANTED), (machine.FRAME, machine.FRAME_SIZE)]
-    vector = writer.array([word for part in parts for word in part], {})
+    parts += [(wanted, _WANTED), (mark, _MARK.size), (machine.FRAME, machine.FRAME_SIZE)]
+    vector = writer.array([word for part in parts for word in part], {})  # of struct iovec
+    # struct msghdr: no name, the vector, the control data, no flags.  The kernel changes the last two words, and the
+    # control data behind them: so it is one comparison.
     header = base + len(writer.data)
-    writer.array([0, 0, vector, len(parts), header + 56, abi.RIGHTS_SPACE, 0], {})
+    control = header + _MSGHDR
+    writer.array([0, 0, vector, len(parts), control, abi.RIGHTS_SPACE, 0], {})
     writer.put(bytes(abi.RIGHTS_SPACE))
-    again = writer.array([errno.EINTR, abi.RETRY, 0], {})
     arguments = [writer.word(abi.CHANNEL_FD), writer.word(header), writer.word(abi.MSG_CMSG_CLOEXEC)]
-    writer.step(0, abi.NR["recvmsg"], arguments, accepted=again)
-    writer.step(1, abi.NR["umask"], [writer.zero], compared=(header + 40, wanted, _WANTED), error=errno.EMFILE)
+    writer.step(0, abi.NR["recvmsg"], arguments)
+    # A call that changes nothing, for the comparison after it.
+    came = control - 16, wanted, _WANTED
+    writer.step(1, abi.NR["umask"], [writer.zero], compared=came, error=errno.EMFILE)
+    writer.step(2, abi.NR["umask"], [writer.zero], compared=(_OWN, mark, _MARK.size), error=errno.ESTALE)
     return writer
 
 
-#: Where a clone's table begins; the rest of it is what its frame begins with.
+#: At the end of what is kept: the mark of the next clone, and where its table begins; the rest of the table is what its
+#: frame begins with.
 _TABLE: int = machine.FRAME - 2 * _ROW.size
+_OWN: int = _TABLE - _MARK.size
 
 _kept = _Kept()
 
 
 def now() -> Mark:
     """What somebody has who is cloned now."""
-    return _kept.times, _kept.next
+    return _kept.times, _kept.end
 
 
-def table(begin: bytes) -> int:
-    """The address of the table for a clone that makes the steps of the section *begin*, and receives its request.
-
-    Only here is forgotten what is kept, and only when there is little room.  Raises OSError.
-    """
-    if _kept.next > machine.KEPT + machine.KEPT_SIZE // 2:
+def make_room() -> None:
+    """Forget what is kept, if there is little room; not between :func:`lay` and the clone."""
+    if _kept.end > machine.KEPT + machine.KEPT_SIZE // 2:
         _kept.begin()
-    place = _kept.keep(begin)
-    rows = _ROW.pack(*place[:2], 0) + _ROW.pack(*_kept.reception[:2], place[2])
-    ctypes.memmove(_TABLE, rows, len(rows))
-    return _TABLE
 
 
 def expect(sections: list[bytes]) -> None:
-    """Keep those that have come more than once."""
+    """Keep those that have come more than once, as far as there is room."""
     for data in sections:
         if data in _kept.seen:
-            _kept.keep(data)
+            try:
+                _kept.keep(data)
+            except OSError:
+                break
     if len(_kept.seen) > _MOST_SEEN:
         _kept.seen.clear()
     _kept.seen.update(sections)
 
 
-def lay(request: Request, known: Mark) -> bytes | None:
+def table(begin: bytes) -> int:
+    """The address of the table for a clone that makes the steps of the section *begin*, and receives its request.
+
+    Raises OSError: there is no room.
+    """
+    place = _kept.keep(begin)
+    rows = _ROW.pack(*place[:2], 0) + _ROW.pack(*_kept.reception[:2], place[2])
+    own = _MARK.pack(*now()) + rows
+    ctypes.memmove(_OWN, own, len(own))
+    return _TABLE
+
+
+def lay(request: Request, known: Mark | None) -> Frame | None:
     """The frame for *request*; None if it is too large, or takes more than the loop can do.
 
-    *known* is what its process has.  As :func:`pycontainer_native.child.child`
-    does it: the sections, before that of the process that is born inside the
-    fork, where the hooks on the host come the wait for them, before the last
-    one the report, at the end the program.
+    *known* is what its process has; None: it is to be cloned next.  As
+    :func:`pycontainer_native.child.child` does it: the sections, before that
+    of the process that is born inside the fork, where the hooks on the host
+    come the wait for them, before the last one the report, at the end the
+    program.
     """
     waits, _, programs = request.hooks or (-1, b"", {})
     if request.fork == "init" or programs.keys() & {"createContainer", "startContainer"}:
         return None
     begin, *sections = request.sections
+    try:
+        index = _kept.keep(begin)[2]
+    except OSError:
+        return None
+    known = known or now()
+    times, end = known
     frame = _Frame(len(sections) + bool(request.outside) + bool(request.hooks) + 2)
     places = []
     for data in sections:
         place = _kept.places.get(data)
-        if place is None or known[0] != _kept.times or place[0] >= known[1]:
-            steps = marshal.loads(data)
-            place = frame.add(steps)
+        if place is None or times != _kept.times or place[0] >= end:
+            place = frame.add(marshal.loads(data))
         places.append(place)
-    index = _kept.keep(begin)[2]
     total = index + sum([steps for _, _, steps in places])
     for number, place in enumerate(places):
         if number == request.outside and number:
@@ -269,7 +297,8 @@ def lay(request: Request, known: Mark) -> bytes | None:
         frame.row(place, index)
         index += place[2]
     frame.row(frame.add_program(*request.program), total)
-    return frame.finish()
+    data = frame.finish()
+    return (data, known) if len(data) <= MOST else None
 
 
 class _Frame:
@@ -317,14 +346,14 @@ class _Frame:
             writer.step(2 * last + 1, -1, [], error=errno.EACCES)
         return self._add(writer, count)
 
-    def finish(self) -> bytes | None:
-        """What the frame is filled with; None: that is more than goes into a message."""
-        table = b"".join(self.rows)
-        self.data[: len(table)] = table
-        return bytes(self.data) if len(self.data) <= MOST else None
+    def finish(self) -> bytes:
+        """What the frame is filled with."""
+        rows = b"".join(self.rows)
+        self.data[: len(rows)] = rows
+        return bytes(self.data)
 
 
-def message(frame: bytes, slots: list[int]) -> bytes:
+def message(frame: Frame, slots: list[int]) -> bytes:
     """What is sent with the descriptors that go into *slots*: those slots, what is to come with it, the *frame*."""
     length = 16 + 4 * len(slots)
     data = bytearray(_EMPTY)
@@ -335,4 +364,5 @@ def message(frame: bytes, slots: list[int]) -> bytes:
         data[at : at + 8] = fd + bytes(4)
         at = len(_EMPTY) - _WANTED + _CAME.size + 4 * number
         data[at : at + 4] = fd
-    return bytes(data + frame)
+    content, known = frame
+    return bytes(data + _MARK.pack(*known) + content)

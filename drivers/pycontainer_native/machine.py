@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 
 from pycontainer_native import abi
+from pycontainer_native.libc import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -162,19 +163,21 @@ CLONE_ARGS = 88
 KEPT_SIZE, FRAME_SIZE = 2 << 20, 128 << 10
 _SLOTS_SIZE = (8 * abi.SLOTS + PAGE - 1) // PAGE * PAGE
 
+#: Between them is what a process has mapped: vm.mmap_min_addr, and TASK_SIZE.
+_LOWEST, _HIGHEST = 0x10000, (1 << 47) - PAGE
+
 _PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
 _MAP_PRIVATE_ANONYMOUS = 0x22
 _MADV_DONTFORK, _MADV_DOFORK = 10, 11
 
-_libc = ctypes.PyDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_libc.pthread_self.restype = ctypes.c_ulong
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.pthread_self.restype = ctypes.c_ulong
 
 _size = PAGE + _SLOTS_SIZE + KEPT_SIZE + FRAME_SIZE
-_base = _libc.mmap(None, _size, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE_ANONYMOUS, -1, 0)
+_base = libc.mmap(None, _size, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE_ANONYMOUS, -1, 0)
 if _base == ctypes.c_void_p(-1).value:
     raise OSError(ctypes.get_errno(), "mmap")
 SLOTS = _base + PAGE
@@ -193,7 +196,7 @@ def _load() -> Callable[..., int] | None:
     if abi.MACHINE != "x86_64":
         return None
     ctypes.memmove(_base, code(), len(code()))
-    if _libc.mprotect(_base, PAGE, _PROT_READ | _PROT_EXEC) == -1:
+    if libc.mprotect(_base, PAGE, _PROT_READ | _PROT_EXEC) == -1:
         return None
     return ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(_base)
 
@@ -201,26 +204,34 @@ def _load() -> Callable[..., int] | None:
 def _others() -> list[tuple[int, int]]:
     """Address and length of what a clone does without: all but this module's memory, and what the kernel needs.
 
-    That is where it writes which processor a thread is on (rseq(2)): a process
-    that has not got this page would be killed when it is preempted.  libc has
-    it beside the thread's own variables.
+    That is where it writes which processor a thread is on (rseq(2)), beside the
+    thread's own variables: a process that has not got this page is killed when
+    it is preempted.  And the kernel's own pages, [vdso] and [vvar], which cannot
+    be unmarked: MADV_DOFORK would end there, and the rest of its range stay as
+    it is.
     """
-    thread = _libc.pthread_self()
-    others, at = [], 0x10000  # vm.mmap_min_addr
+    thread = libc.pthread_self()
+    try:
+        rseq = thread + ctypes.c_ssize_t.in_dll(libc, "__rseq_offset").value
+    except ValueError:  # this libc has none
+        rseq = thread
+    needed = [(_base, _base + _size)] + [(at // PAGE * PAGE, at // PAGE * PAGE + 2 * PAGE) for at in (thread, rseq)]
     with open("/proc/self/maps", "rb") as maps:
         for line in maps:
-            start, end = (int(part, 16) for part in line.split(None, 1)[0].split(b"-"))
-            # The kernel's own pages ([vdso], [vvar]) refuse to be marked, and with them the rest of a range.
-            kernels = line.split()[-1].startswith(b"[v")
-            if kernels or start <= thread < end or (start < _base + _size and end > _base):
-                if start > at:
-                    others.append((at, start - at))
-                at = end
+            place, *_, name = line.split()
+            if name.startswith(b"[v"):
+                start, end = (int(part, 16) for part in place.split(b"-"))
+                needed.append((start, end))
+    others, at = [], _LOWEST
+    for start, end in sorted([*needed, (_HIGHEST, _HIGHEST)]):
+        if at < start <= _HIGHEST:  # [vsyscall] is above
+            others.append((at, start - at))
+        at = max(at, end)
     return others
 
 
 _clone = _load()
-_ranges = _others()
+_ranges = _others() if _clone is not None else []
 
 
 def present() -> bool:
@@ -246,4 +257,4 @@ def clone(arguments: Any, table: int) -> int:
 
 def _mark(advice: int) -> None:
     for address, length in _ranges:
-        _libc.madvise(address, length, advice)  # ENOMEM: there are holes in it
+        libc.madvise(address, length, advice)  # ENOMEM: there are holes in it

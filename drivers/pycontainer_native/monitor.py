@@ -32,9 +32,10 @@ import sys
 from time import gmtime, monotonic, strftime, time, time_ns
 
 from pycontainer_native import abi
-from pycontainer_native.child import libc, send, syscall
+from pycontainer_native.child import send
 from pycontainer_native.container import Container, StepFailed
 from pycontainer_native.launcher import Launcher, last_words
+from pycontainer_native.libc import libc, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import resource
 import select
 
 from pycontainer_native import abi
-from pycontainer_native.child import execute, libc, syscall, words
+from pycontainer_native.libc import libc, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class Relay:
 
 def _supervise(path: bytes, argv: list[bytes], env: list[bytes], container: int, ready: int, output: int) -> NoReturn:
     """Be the first process of the tool's namespace: show it the network, start it, and say when it is ready."""
+    from pycontainer_native.child import execute, words  # as the launcher has it, and the caller not
+
     try:
         libc.prctl(abi.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         poll = select.poll()

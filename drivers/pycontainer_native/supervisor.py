@@ -15,8 +15,8 @@ import os
 import sys
 
 from pycontainer_native import abi
-from pycontainer_native.child import syscall
 from pycontainer_native.hooks import state_of
+from pycontainer_native.libc import syscall
 
 #: What the kernel calls a listener in /proc/self/fd. No path looks like that, so nothing else does.
 _NAME = "anon_inode:seccomp notify"

@@ -162,8 +162,10 @@ def test_what_is_cloned_in_machine_code_has_nothing_of_the_launchers_memory(
     assert now.encode() in found
     if request.node.callspec.params["native"] == "machine code":
         assert before.encode() not in found
-        assert len(maps) < 20, maps
-        assert len(found) < 9 << 20
+        assert len(maps) < 10, maps
+        assert len(found) < 3 << 20  # of which nearly all is machine.KEPT
+    else:
+        assert len(maps) > 20, maps  # so the other kind is another kind
 
 
 def waiting(native: NativeDriver, box: pycontainer.Container) -> list[int]:

@@ -18,52 +18,99 @@ from hypothesis import strategies as st
 from pycontainer_native import abi, child, layout, machine
 from pycontainer_native.request import Request
 
-capstone = pytest.importorskip("capstone")
-
 pytestmark = pytest.mark.skipif(not machine.present(), reason="there is no machine code for this machine")
 
-#: Runs one request, by the loop whose name is the argument, and prints what its processes say until they have ended,
-#: what they have written to the descriptor that is their stdout, and how the first one ends.
+#: Runs requests as the launcher does, by the loop whose name is the argument, and prints of each what its processes say
+#: until they have ended, what they have written to the descriptor that is their stdout, and how the first one ends.
+#: The processes are cloned for the request or, with "ahead", before the request is known.
 CODE = """
-import _socket as socket, ast, ctypes, marshal, os, sys
+import _socket as socket, ast, ctypes, marshal, os, sys, time
 from pycontainer_native import abi, child, layout, machine
 from pycontainer_native.request import Request
 
-sections, outside, hooks, program, null = ast.literal_eval(sys.stdin.read())
-ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-reading, writing = os.pipe()
-sections = [marshal.dumps(section) for section in sections]
-ways = "join" if outside else "", outside, True, "", hooks, None, 0, None
-request = Request("", 0, [], sections, program, *ways)
-given = [null, writing, null, *([null] * 2 if outside else [])]
-child.slots[abi.CHANNEL].value = theirs.fileno()
-arguments = (ctypes.c_ulong * 11)()
-arguments[4] = 17
-begin = layout.table(sections[0]) if sys.argv[1] == "machine" else child.bind(sections[0])
-if sys.argv[1] == "machine":
-    message = layout.message(layout.lay(request, layout.now()), child.slots_of(request, len(given)))
-else:
-    given.append(os.memfd_create("request"))
-    os.write(given[-1], request.to_wire())
-    message = child.MEMFD
-ours.sendmsg([message], [(1, 1, b"".join(fd.to_bytes(4, "little") for fd in given))])
-pid = (machine if sys.argv[1] == "machine" else child).clone(arguments, begin)
-theirs.close()
-os.close(writing)
-said = []
-while True:
+null, requests = ast.literal_eval(sys.stdin.read())
+loop = sys.argv[1]
+
+class Process:
+    def __init__(self):
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.reading, self.writing = os.pipe()
+
+    def clone(self, begin):
+        child.slots[abi.CHANNEL].value = self.theirs.fileno()
+        arguments = (ctypes.c_ulong * 11)()
+        arguments[4] = 17
+        if loop == "python":
+            self.pid = child.clone(arguments, child.bind(begin))
+        else:
+            self.pid = machine.clone(arguments, layout.table(begin))
+            self.has = layout.now()
+        self.theirs.close()
+
+    def send(self, message, given):
+        self.ours.sendmsg([message], [(1, 1, b"".join(fd.to_bytes(4, "little") for fd in given))])
+
+    def outcome(self, answer):
+        said = []
+        os.close(self.writing)
+        while True:
+            try:
+                message = self.ours.recv(64)
+            except ConnectionResetError:
+                continue  # the request was left unread
+            if not message:
+                break
+            if message == child.HOOKS:
+                time.sleep(0.2)
+                message += os.read(self.reading, 4096)
+                if answer:
+                    self.ours.send(answer)
+                else:
+                    self.ours.shutdown(socket.SHUT_RDWR)
+            said.append(message[:1] if message[:1] == child.FORKED else message)
+        written = b"".join(iter(lambda: os.read(self.reading, 4096), b""))
+        said.sort(key=lambda message: message != child.FORKED)  # the two that there are do not wait for each other
+        return said, written, os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+def run(sections, program, outside, hooks, stdin, answer, begins_next):
+    global ahead
+    sections = [marshal.dumps(section) for section in sections]
+    ways = "join" if outside else "", outside, True, "", hooks, None, 0, None
+    request = Request("", 0, [], sections, program, *ways)
+    process, ahead = ahead or Process(), None
+    incoming, outgoing = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    incoming.setblocking(False)
+    for _ in range(stdin):
+        outgoing.send(b"message")
+    given = [incoming.fileno(), process.writing, null, *([null] * 2 if outside else [])]
+    has = getattr(process, "has", None)
+    if loop == "python":
+        memory = os.memfd_create("request")
+        os.write(memory, request.to_wire())
+        message = child.MEMFD
+        process.send(message, [*given, memory])
+    else:
+        layout.make_room()
+        layout.expect(sections[1:])
+        frame = layout.lay(request, has)
+        message = layout.message(frame, child.slots_of(request, len(given)))
+        process.send(message, given)
+    if has is None:
+        process.clone(sections[0])
+    outcome = process.outcome(answer)
+    left = 0
     try:
-        message = ours.recv(64)
-    except ConnectionResetError:
-        continue  # the request was left unread
-    if not message:
-        break
-    if message == child.HOOKS:
-        ours.send(b"s")
-    said.append(message[:1] if message[:1] == child.FORKED else message)
-written = b"".join(iter(lambda: os.read(reading, 4096), b""))
-said.sort(key=lambda message: message != child.FORKED)  # who forks and who is born do not wait for each other
-print((said, written, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+        while incoming.recv(64):
+            left += 1
+    except BlockingIOError:
+        pass
+    if begins_next is not None:
+        ahead = Process()
+        ahead.clone(marshal.dumps(begins_next))
+    return (*outcome, stdin - left)
+
+ahead = None
+print([run(*request) for request in requests])
 """
 
 #: What every plan begins with: it takes the channel, and sees to it that descriptors get the numbers they are to have.
@@ -88,15 +135,14 @@ def wrote(text: bytes, **keywords: Any) -> Any:
     return step("write", 1, text, len(text), **keywords)
 
 
-def run(
-    loop: str, sections: list[Any], program: Any = PROGRAM, *, outside: int = 0, hooks: Any = None, code: str = CODE
-) -> Any:
+def runs(loop: str, requests: list[Any], code: str = CODE) -> Any:
+    """What comes of each of the requests."""
     null = os.open("/dev/null", os.O_RDWR)
     os.set_inheritable(null, True)
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, loop],
-            input=repr((sections, outside, hooks, program, null)),
+            input=repr((null, requests)),
             pass_fds=[null],
             capture_output=True,
             text=True,
@@ -108,11 +154,27 @@ def run(
     return ast.literal_eval(done.stdout)
 
 
-def both(sections: list[Any], program: Any = PROGRAM, *, begin: list[Any] = BEGIN, **ways: Any) -> Any:
-    """What the processes say, write and exit with, which is the same by both loops."""
-    by_python, by_machine = (run(loop, [begin, *sections], program, **ways) for loop in ("python", "machine"))
+def asked(
+    sections: list[Any],
+    program: Any = PROGRAM,
+    *,
+    begin: Any = BEGIN,
+    outside: int = 0,
+    hooks: Any = None,
+    stdin: int = 0,
+    answer: bytes = b"s",
+    begins_next: Any = None,
+) -> Any:
+    """A request, with so many messages to read from *stdin*, and what is said to who waits for hooks."""
+    return [begin, *sections], program, outside, hooks, stdin, answer, begins_next
+
+
+def both(sections: list[Any], program: Any = PROGRAM, **keywords: Any) -> Any:
+    """What its processes say, write and exit with, which is the same by both loops."""
+    request = asked(sections, program, **keywords)
+    (by_python,), (by_machine,) = (runs(loop, [request]) for loop in ("python", "machine"))
     assert by_machine == by_python
-    return by_machine
+    return by_machine if keywords.get("stdin") else by_machine[:3]
 
 
 def failed(index: int, error: int, first: int = len(BEGIN)) -> bytes:
@@ -121,6 +183,7 @@ def failed(index: int, error: int, first: int = len(BEGIN)) -> bytes:
 
 
 def test_its_bytes_are_its_instructions() -> None:
+    capstone = pytest.importorskip("capstone")
     lines = machine.LISTING.strip().splitlines()
     labels, address, listed = {}, 0, []
     for line in lines:
@@ -137,7 +200,6 @@ def test_its_bytes_are_its_instructions() -> None:
     assert found == [
         (at, jump.sub(lambda m: m[1] + f"{labels[m[2]]:#x}".replace("0x0", "0"), text)) for at, text in listed
     ]
-    assert sum(len(code) for code in [machine.code()]) == address
 
 
 def test_its_numbers_are_the_ones_named_elsewhere() -> None:
@@ -170,9 +232,13 @@ def test_accepted_errors_skip_others_do_not() -> None:
     assert both([[TAKE_STDOUT, *steps], []]) == ([b"x"], b"madedone\n", 0)
 
 
-def test_retries_end() -> None:
-    again = step("openat", abi.AT_FDCWD, b"/nowhere", 0, accept={errno.ENOENT: abi.RETRY})
-    assert both([[TAKE_STDOUT, again], []]) == ([failed(1, errno.ENOENT)], b"", 1)
+def test_retries_end_with_success_or_after_so_many() -> None:
+    # Each time a message is lost, which cannot be put where it is to go.
+    lose = step("read", (abi.STDIN,), 1, 1, accept={errno.EFAULT: abi.RETRY, errno.EAGAIN: 0})
+    assert both([[TAKE_STDOUT, lose, lose], []], stdin=10) == ([b"x"], b"done\n", 0, 10)
+    assert both([[TAKE_STDOUT, lose], []], stdin=abi.RETRIES) == ([b"x"], b"done\n", 0, abi.RETRIES)
+    said, _, code, lost = both([[TAKE_STDOUT, lose], []], stdin=abi.RETRIES + 10)
+    assert (said, code, lost) == ([failed(1, errno.EFAULT)], 1, abi.RETRIES + 1)
 
 
 def test_a_result_is_an_argument_and_a_word_of_a_structure_later_on() -> None:
@@ -198,7 +264,7 @@ def test_what_a_call_writes_is_compared(wanted: bytes, outcome: Any) -> None:
 
 
 def test_a_buffer_has_its_content_at_each_run() -> None:
-    looked = step("read", (abi.STDIN,), ("buffer", b"abc"), 3, check=(b"abc", 95))  # /dev/null: nothing is read
+    looked = step("read", (abi.STDERR,), ("buffer", b"abc"), 3, check=(b"abc", 95))  # /dev/null: nothing is read
     assert both([[TAKE_STDOUT, looked], []]) == ([b"x"], b"done\n", 0)
 
 
@@ -210,7 +276,11 @@ def test_the_fork_is_reported_and_what_fails_after_it() -> None:
 
 def test_it_waits_for_the_hooks_on_the_host_where_they_are_due() -> None:
     sections = [[TAKE_STDOUT, wrote(b"before ")], [wrote(b"after ")], []]
-    assert both(sections, hooks=(1, b"{}", {"createRuntime": []})) == ([b"h", b"x"], b"before after done\n", 0)
+    hooks: Any = (1, b"{}", {"createRuntime": []})
+    assert both(sections, hooks=hooks) == ([b"hbefore ", b"x"], b"after done\n", 0)
+    for answer in (b"", b"n"):
+        said, written, code, _ = runs("machine", [asked(sections, hooks=hooks, answer=answer)])[0]
+        assert (said[0], b"after" in written, code) == (b"hbefore ", False, 1)
 
 
 @pytest.mark.parametrize(
@@ -244,11 +314,10 @@ def test_what_is_too_much_for_it_is_left_to_python() -> None:
     assert lay(PROGRAM, fork="init") is None
 
 
-def lay(program: Any, *, fork: str = "", hooks: Any = None) -> bytes | None:
+def lay(program: Any, *, fork: str = "", hooks: Any = None) -> Any:
     sections = [marshal.dumps(section) for section in (BEGIN, [TAKE_STDOUT], [])]
-    layout.table(sections[0])
     request = Request("", 0, [], sections, program, fork, 0, True, "", hooks, None, 0, None)
-    return layout.lay(request, layout.now())
+    return layout.lay(request, None)
 
 
 def test_a_section_is_kept_when_it_comes_again_and_for_who_is_cloned_then() -> None:
@@ -258,21 +327,71 @@ def test_a_section_is_kept_when_it_comes_again_and_for_who_is_cloned_then() -> N
     def has(known: Any) -> bool:
         frame = layout.lay(request, known)
         assert frame is not None
-        return b"kept" not in frame
+        return b"kept" not in frame[0]
 
-    layout.table(sections[0])
+    def fill_up() -> None:
+        for number in range(2000):
+            layout.table(marshal.dumps([step("write", 1, b"%d" % number * 100, 1)]))
+
     before = layout.now()
+    layout.expect(sections[1:])
+    assert not has(None)
+    layout.expect(sections[1:])
+    assert has(None)
     assert not has(before)
-    layout.expect(sections[1:])
-    assert not has(layout.now())
-    layout.expect(sections[1:])
     after = layout.now()
     assert has(after)
-    assert not has(before)
-    for number in range(2000):  # as many others as make that forgotten
-        layout.table(marshal.dumps([step("write", 1, b"%d" % number * 1000, 1)]))
+    fill_up()
+    assert has(after)
+    layout.make_room()
+    assert not has(None)
+    layout.expect(sections[1:])
+    assert has(None)
     assert not has(after)
-    assert not has(layout.now())
+
+
+def big(text: bytes) -> Any:
+    """A section that writes *text*, and takes more room than others."""
+    return [wrote(text), *[step("umask", number) for number in range(100)]]
+
+
+def test_what_is_kept_and_forgotten_meanwhile_makes_no_difference() -> None:
+    # Each of them comes three times, and they are more than there is room for.
+    requests, outcomes = [], []
+    for number in range(150):
+        begin = [*BEGIN, step("umask", number % 7), step("umask", 0)]
+        text = b"%d " % (number // 9 * 3 + number % 3)
+        ahead = [*BEGIN, step("umask", (number + 1) % 7), step("umask", 0)] if number % 4 else None
+        requests.append(asked([[TAKE_STDOUT], big(text), big(text + b"again "), []], begin=begin, begins_next=ahead))
+        outcomes.append(([b"x"], text + text + b"again done\n", 0, 0))
+    assert runs("machine", requests) == outcomes
+
+
+def test_a_process_that_has_not_what_its_frame_relies_on_goes_no_further() -> None:
+    code = CODE.replace("frame = layout.lay(request, has)", "frame = layout.lay(request, has); layout._kept.begin()")
+    sections = [[TAKE_STDOUT], big(b"1"), []]
+    assert runs("machine", [asked(sections)], code) == [([failed(0, errno.ESTALE)], b"", 1, 0)]
+
+
+def test_a_row_has_the_index_of_its_first_step() -> None:
+    sections = [BEGIN, [TAKE_STDOUT] * 2, [TAKE_STDOUT] * 3, [TAKE_STDOUT] * 4]
+    request = Request(
+        "", 0, [], [marshal.dumps(s) for s in sections], PROGRAM, "join", 1, True, "", (2, b"", {}), None, 0, None
+    )
+    frame = layout.lay(request, None)
+    assert frame is not None
+    first = len(BEGIN)
+    rows = [layout._ROW.unpack_from(frame[0], layout._ROW.size * number)[2] for number in range(7)]
+    total = first + 2 + 3 + 4
+    assert rows == [
+        first,
+        total + 1,
+        first + 2,
+        first + 5,
+        first + 5,
+        first + 5,
+        total,
+    ]  # fork; gate and report; program
 
 
 @pytest.mark.parametrize("wrong", ["a descriptor is missing", "a descriptor too many", "the message is cut off"])
@@ -282,8 +401,8 @@ def test_what_comes_with_a_request_is_what_was_to_come(wrong: str) -> None:
         "a descriptor too many": "given.append(null)",
         "the message is cut off": "message += bytes(1 << 17)",
     }
-    code = CODE.replace("ours.sendmsg(", f"{changes[wrong]}\nours.sendmsg(")
-    assert run("machine", [BEGIN, [TAKE_STDOUT], []], code=code) == ([failed(0, errno.EMFILE)], b"", 1)
+    code = CODE.replace("self.ours.sendmsg(", f"{changes[wrong]}; self.ours.sendmsg(")
+    assert runs("machine", [asked([[TAKE_STDOUT], []])], code) == [([failed(0, errno.EMFILE)], b"", 1, 0)]
 
 
 any_step = st.one_of(
@@ -304,7 +423,7 @@ any_step = st.one_of(
     st.builds(
         step,
         st.just("read"),
-        st.just((abi.STDIN,)),
+        st.just((abi.STDERR,)),  # /dev/null
         st.just(("buffer", b"abc")),
         st.just(3),
         check=st.sampled_from([(b"abc", 11), (b"a", 12), (b"b", 13), (b"", 14)]),
