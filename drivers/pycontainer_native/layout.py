@@ -105,23 +105,22 @@ class _Writer:
             buffer = self.put(bytes(content) if isinstance(content, int) else content)
         return self.word(buffer), buffer
 
-    def write(self, steps: list[Any], *, indexed: bool = True) -> None:
+    def write(self, steps: list[Any]) -> None:
         """Write *steps*, in their wire form."""
         cells: Cells = {}
         arguments = [[self.argument(argument, cells) for argument in step[1]] for step in steps]
         for index, (number, _, out, accept, skip, check) in enumerate(steps):
-            results = accepted = self.zero
+            places = [place for place, _ in arguments[index]]
+            results = accepted = buffer = wanted = length = error = 0
             if out is not None:
                 results = self.array([machine.SLOTS + 8 * out, *cells.get(out, ()), 0], {})
+            if check is not None:
+                buffer = next(buffer for _, buffer in arguments[index] if buffer)
+                wanted, length, error = self.put(check[0]), len(check[0]), check[1]
             if accept:
                 accepted = self.array([word for pair in accept.items() for word in pair] + [0], {})
-            buffer = wanted = length = error = 0
-            if check is not None:
-                buffer = next((buffer for _, buffer in arguments[index] if buffer), 0)
-                wanted, length, error = self.put(check[0]), len(check[0]), check[1]
             compared = buffer, wanted, length
-            where = [place for place, _ in arguments[index]]
-            self.step(index, number, where, results, compared, accepted, skip, error, index if indexed else 0)
+            self.step(index, number, places, results, compared, accepted, skip, error=error, index=index)
 
     def step(
         self,
@@ -132,14 +131,15 @@ class _Writer:
         compared: tuple[int, int, int] = (0, 0, 0),
         accepted: int = 0,
         skip: int = 0,
+        *,
+        forks: int = 0,
         error: int = 0,
         index: int = 0,
-        forks: int = 0,
     ) -> None:
-        """Write one step: see :data:`machine.LISTING`."""
-        filled = (*arguments, *[self.zero] * (6 - len(arguments)))
-        after = results or self.zero, *compared, accepted or self.zero, skip, forks, error, index
-        _STEP.pack_into(self.data, _STEP.size * position, number, *filled, *after)
+        """Write the step at *position*: the words of :data:`machine.LISTING`, in their order."""
+        arguments = arguments + [self.zero] * (6 - len(arguments))
+        words = number, *arguments, results or self.zero, *compared, accepted or self.zero, skip, forks, error, index
+        _STEP.pack_into(self.data, _STEP.size * position, *words)
 
 
 class _Kept:
