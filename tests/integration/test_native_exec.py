@@ -73,12 +73,12 @@ int main(void)
 """
 
 
-@pytest.fixture(scope="module", params=["machine code", "Python"])
+@pytest.fixture(scope="module", params=["machine", "python"])
 def native(
     native: NativeDriver, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path
 ) -> Iterator[NativeDriver]:
     """The driver, and one whose launcher has no machine code, as on other machines: its clones go on in Python."""
-    if request.param == "machine code":
+    if request.param == "machine":
         yield native
         return
     package = tmp_path_factory.mktemp("home") / "pycontainer_native"
@@ -160,7 +160,7 @@ def test_what_is_cloned_in_machine_code_has_nothing_of_the_launchers_memory(
         box.kill()
         thread.join(30)
     assert now.encode() in found
-    if request.node.callspec.params["native"] == "machine code":
+    if request.node.callspec.params["native"] == "machine":
         assert before.encode() not in found
         assert len(maps) < 10, maps
         assert len(found) < 3 << 20  # of which nearly all is machine.KEPT
