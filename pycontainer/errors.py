@@ -251,7 +251,9 @@ class SetupError(ContainerError, OSError):
         return f"SetupError({self.step!r}, {self.errno}, {self.path!r})"
 
     def __str__(self) -> str:
-        where = f" {self.path}" if self.path and self.path not in self.step else ""
+        where = ""
+        if self.path and self.path not in self.step:
+            where = f" ({self.path})" if " " in self.step else f" {self.path}"
         return f"{self.step}{where}: {errno.errorcode.get(self.errno or 0, self.errno)} ({self.strerror})"
 
 

@@ -77,3 +77,5 @@ def test_the_path_of_a_step_is_the_filename_of_an_os_error() -> None:
     copied = pickle.loads(pickle.dumps(error))
     assert (copied.filename, str(copied)) == ("/no/such", str(error))
     assert SetupError("setsid", errno.EPERM).filename is None
+    error = SetupError("set net.x to 1", errno.ENOENT, "sys/net/x")
+    assert str(error) == "set net.x to 1 (sys/net/x): ENOENT (No such file or directory)"
