@@ -101,6 +101,7 @@ NAMESPACES = {
     "pid": CLONE_NEWPID,
     "network": CLONE_NEWNET,
 }
+CLONE_CLEAR_SIGHAND = 0x100000000
 CLONE_INTO_CGROUP = 0x200000000
 
 # linux/fcntl.h, linux/openat2.h

@@ -171,6 +171,7 @@ class Container:
         self.status: socket.socket | None = None
         self.channel: socket.socket | None = None
         self.far_end = -1  # the other end of the channel, until the first process has it
+        self.has: layout.Mark | None = None  # of plans, if it makes its steps in machine code
         self.target: Container | None = None  # the container that it is a further process of
         self.pid = -1
         self.pidfd = -1
@@ -256,7 +257,10 @@ class Container:
             arguments[1] = ctypes.addressof(pidfd)
             arguments[4] = signal.SIGCHLD
             arguments[10] = max(into, 0)
-            self.pid = machine.clone(arguments, first) if isinstance(first, int) else child.clone(arguments, first)
+            if isinstance(first, int):
+                self.pid, self.has = machine.clone(arguments, first), layout.mark()
+            else:
+                self.pid = child.clone(arguments, first)
             self.pidfd = pidfd.value
         except OSError as error:
             raise StepFailed(label, error.errno or errno.EPROTO) from None

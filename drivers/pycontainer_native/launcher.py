@@ -74,8 +74,8 @@ class Launcher:
         self.starting: set[Container] = set()
         self.spare: Container | None = None
         self.wanted: tuple[Any, ...] = ()  # what the last request had prepared, and so the next spare will be
+        self.machine_code = False  # whether the last start could be made in it, and so the spare is
         self.prepared: tuple[Any, ...] = ()  # what the spare is
-        self.spare_has = layout.now()  # of plans, if it makes its steps in machine code
         self.sections: list[bytes] = []  # of the last request, and most of them of the next one
         self.count = 0
         self.unfinished: set[Container] = set()
@@ -149,16 +149,14 @@ class Launcher:
                 return
             request = Request(*fields)
             begin, *self.sections = request.sections
-            frame = None
-            is_for_spare = self.spare is not None and not request.target
             if machine.present():
                 layout.make_room()
                 layout.expect(self.sections)
-                frame = layout.lay(request, self.spare_has if is_for_spare else None)
             if not request.target:
                 groups = [(*group[:4], [], *group[5:]) for group in request.groups]
-                self.wanted = (request.flags, groups, begin, frame is not None)
-                container = self.take_spare()
+                self.wanted = (request.flags, groups, begin)
+                self.machine_code = layout.takes(request)
+                container, frame = self.take_spare(request)
                 if container is not None:
                     try:
                         container.dispatch(request, message, frame, fds, status)
@@ -166,14 +164,13 @@ class Launcher:
                     except DiedError:
                         container = None  # somebody killed the spare
             container = self.new_container(self.find(request.target) if request.target else None)
+            frame = layout.lay(request, None)
             if frame is None:
                 self.bind_sections()
-            elif is_for_spare:
-                frame = layout.lay(request, None)  # it was laid for another process
             container.prepare(request.groups)
             container.dispatch(request, message, frame, fds, status)
             container.clone(request.flags, begin, machine_code=frame is not None)
-        except (StepFailed, OSError, ValueError, EOFError, TypeError, MemoryError) as error:
+        except Exception as error:  # whatever a plan that is none makes of itself here
             label = error.label if isinstance(error, StepFailed) else "read the request"
             number = getattr(error, "errno", None) or errno.EPROTO
             if container is not None:
@@ -313,13 +310,16 @@ class Launcher:
             raise StepFailed("find the container", errno.ESRCH)
         return found
 
-    def take_spare(self) -> Container | None:
-        """The process that was cloned ahead, if it is what is wanted."""
+    def take_spare(self, request: Request) -> tuple[Container | None, layout.Frame | None]:
+        """The process that was cloned ahead, if it is what is wanted, and what it takes in the place of *request*."""
         spare, self.spare = self.spare, None
-        if spare is not None and self.prepared != self.wanted:
+        if spare is None:
+            return None, None
+        frame = None if spare.has is None else layout.lay(request, spare.has)
+        if self.prepared != self.wanted or (spare.has is not None and frame is None):
             spare.kill()
-            return None
-        return spare
+            return None, None
+        return spare, frame
 
     def on_mounts(self) -> None:
         """Something was mounted or unmounted here: the spare has a copy of what was there before, and would keep it."""
@@ -329,14 +329,13 @@ class Launcher:
 
     def make_spare(self) -> None:
         """Clone ahead: what the next start then saves is about a third of its time."""
-        flags, groups, begin, machine_code = self.wanted
-        if not machine_code:
+        flags, groups, begin = self.wanted
+        if not self.machine_code:
             self.bind_sections()
         spare = self.new_container()
         try:
             spare.prepare(groups)
-            spare.clone(flags, begin, machine_code=machine_code)
-            self.spare_has = layout.now()
+            spare.clone(flags, begin, machine_code=self.machine_code)
             self.spare, self.prepared = spare, self.wanted
         except StepFailed:
             self.wanted = ()  # the next start will say why
@@ -392,8 +391,8 @@ class Launcher:
 def protect_image() -> None:
     """Make the mount that holds nothing but this process's image noexec: no payload will execute it again.
 
-    With ``#!/proc/self/exe`` a container's first process, which still is a copy
-    of this one, would start the host's interpreter (CVE-2019-5736).
+    With ``#!/proc/self/exe`` a container's first process, which still has the
+    image of this one, would start the host's interpreter (CVE-2019-5736).
     """
     attributes = abi.MOUNT_ATTR_NOEXEC.to_bytes(8, sys.byteorder) + bytes(24)  # struct mount_attr
     if (

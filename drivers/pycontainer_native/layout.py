@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Cells = dict[int, list[int]]
     #: the address of the first step, that behind the last one, how many they are
     Place = tuple[int, int, int]
-    #: what a clone has of what is kept: how often that had been begun, and the address behind the last of it
+    #: what a clone has of what is kept: its generation, and the address behind the last of it
     Mark = tuple[int, int]
     #: what a request puts into a clone's frame, and what the clone has to have for that
     Frame = tuple[bytes, Mark]
@@ -35,6 +35,7 @@ _STEP = struct.Struct("=16q")
 _ROW = struct.Struct("=3q")
 _MARK = struct.Struct("=2q")
 _MSGHDR = 56  # the size of struct msghdr
+_PADDING = [bytes(length) for length in range(8)]
 
 #: What comes with a message: the length of the control data, the flags, and struct cmsghdr; descriptors follow it.
 _CAME = struct.Struct("=QQQii")
@@ -43,11 +44,12 @@ _WANTED = 16 + abi.RIGHTS_SPACE
 #: The slots that a request fills, none of which is, and that nothing came.
 _EMPTY = b"\xff" * (8 * (abi.CHANNEL + abi.MOST_GIVEN)) + bytes(_WANTED)
 
-#: A request that is larger does not go into one message.
+#: A frame that is larger is no message: less than half of net.core.wmem_default, and of machine.FRAME_SIZE.
 MOST = 96 << 10
 
-#: So many sections may have been seen once without being kept.
-_MOST_SEEN = 256
+#: So many sections may have been seen once without being kept; and one that is larger (laid out it is three times as
+#: large) would soon have all others forgotten.
+_MOST_SEEN, _MOST_KEPT = 4096, machine.KEPT_SIZE // 16
 
 
 class _Writer:
@@ -61,10 +63,9 @@ class _Writer:
 
     def put(self, data: bytes) -> int:
         """Its address; what follows is aligned to eight bytes."""
-        at = len(self.data)
-        self.data += data
-        self.data += bytes(-len(data) % 8)
-        return self.base + at
+        at = self.base + len(self.data)
+        self.data += data + _PADDING[-len(data) % 8]
+        return at
 
     def word(self, value: int) -> int:
         """The address of a word with that value."""
@@ -146,15 +147,15 @@ class _Kept:
     """What stays in the launcher's memory, and so is in its clones'."""
 
     def __init__(self) -> None:
-        self.times = 0
+        self.generation = 0
         self.end = machine.KEPT
-        self.seen: set[bytes] = set()  # what has come once
-        self.begin()
+        self.seen: set[int] = set()  # the hashes of what has come once: a wrong one is kept too early
+        self.forget()
 
-    def begin(self) -> None:
-        """Forget all of it. Who was cloned before has what was there then, and what is the same each time."""
-        ctypes.memset(machine.KEPT, 0, self.end - machine.KEPT)
-        self.times += 1
+    def forget(self) -> None:
+        """Begin anew, with what is the same each time. Who was cloned before has what was there then."""
+        ctypes.memset(machine.KEPT, 0, self.end - machine.KEPT)  # those who come later are to have none of it
+        self.generation += 1
         self.places: dict[bytes, Place] = {}
         self.end = machine.KEPT
         self.reception = self.add(_reception(self.end), 3)
@@ -224,28 +225,31 @@ _OWN: int = _TABLE - _MARK.size
 _kept = _Kept()
 
 
-def now() -> Mark:
+def mark() -> Mark:
     """What somebody has who is cloned now."""
-    return _kept.times, _kept.end
+    return _kept.generation, _kept.end
 
 
 def make_room() -> None:
-    """Forget what is kept, if there is little room; not between :func:`lay` and the clone."""
+    """Forget what is kept, if there is little room.
+
+    Neither this nor :func:`expect` comes between :func:`lay` and the clone: the mark would be another one.
+    """
     if _kept.end > machine.KEPT + machine.KEPT_SIZE // 2:
-        _kept.begin()
+        _kept.forget()
 
 
 def expect(sections: list[bytes]) -> None:
     """Keep those that have come more than once, as far as there is room."""
     for data in sections:
-        if data in _kept.seen:
+        if hash(data) in _kept.seen and len(data) <= _MOST_KEPT:
             try:
                 _kept.keep(data)
             except OSError:
-                break
+                continue
     if len(_kept.seen) > _MOST_SEEN:
         _kept.seen.clear()
-    _kept.seen.update(sections)
+    _kept.seen.update(map(hash, sections))
 
 
 def table(begin: bytes) -> int:
@@ -255,35 +259,48 @@ def table(begin: bytes) -> int:
     """
     place = _kept.keep(begin)
     rows = _ROW.pack(*place[:2], 0) + _ROW.pack(*_kept.reception[:2], place[2])
-    own = _MARK.pack(*now()) + rows
+    own = _MARK.pack(*mark()) + rows
     ctypes.memmove(_OWN, own, len(own))
     return _TABLE
 
 
-def lay(request: Request, known: Mark | None) -> Frame | None:
+def takes(request: Request) -> bool:
+    """Whether there is a loop that can do all of it, and it is not too large, as far as can be seen at once."""
+    _, _, programs = request.hooks or (-1, b"", {})
+    if not machine.present() or request.fork == "init" or programs.keys() & {"createContainer", "startContainer"}:
+        return False
+    program = sum([len(text) + 9 for strings in request.program for text in strings])
+    new = sum([len(data) for data in request.sections[1:] if data not in _kept.places])
+    return program + 3 * new <= MOST  # laid out a section is almost three times as large
+
+
+def lay(request: Request, has: Mark | None) -> Frame | None:
     """The frame for *request*; None if it is too large, or takes more than the loop can do.
 
-    *known* is what its process has; None: it is to be cloned next.  As
-    :func:`pycontainer_native.child.child` does it: the sections, before that
-    of the process that is born inside the fork, where the hooks on the host
-    come the wait for them, before the last one the report, at the end the
-    program.
+    *has* is what its process has; None: it is to be cloned next.  The rows are
+    what :func:`pycontainer_native.child.child` does:
+
+    * its sections;
+    * the fork, before the first section of the process that is born inside;
+    * the wait for the hooks on the host, before the section that comes after them;
+    * the report that the program is next, before the last section;
+    * the program.
     """
-    waits, _, programs = request.hooks or (-1, b"", {})
-    if request.fork == "init" or programs.keys() & {"createContainer", "startContainer"}:
+    if not takes(request):
         return None
+    waits = request.hooks[0] if request.hooks else -1
     begin, *sections = request.sections
     try:
         index = _kept.keep(begin)[2]
     except OSError:
         return None
-    known = known or now()
-    times, end = known
+    has = has or mark()
+    generation, end = has
     frame = _Frame(len(sections) + bool(request.outside) + bool(request.hooks) + 2)
     places = []
     for data in sections:
         place = _kept.places.get(data)
-        if place is None or times != _kept.times or place[0] >= end:
+        if place is None or generation != _kept.generation or place[0] >= end:
             place = frame.add(marshal.loads(data))
         places.append(place)
     total = index + sum([steps for _, _, steps in places])
@@ -298,7 +315,7 @@ def lay(request: Request, known: Mark | None) -> Frame | None:
         index += place[2]
     frame.row(frame.add_program(*request.program), total)
     data = frame.finish()
-    return (data, known) if len(data) <= MOST else None
+    return (data, has) if len(data) <= MOST else None
 
 
 class _Frame:
@@ -364,5 +381,5 @@ def message(frame: Frame, slots: list[int]) -> bytes:
         data[at : at + 8] = fd + bytes(4)
         at = len(_EMPTY) - _WANTED + _CAME.size + 4 * number
         data[at : at + 4] = fd
-    content, known = frame
-    return bytes(data + _MARK.pack(*known) + content)
+    content, has = frame
+    return bytes(data + _MARK.pack(*has) + content)

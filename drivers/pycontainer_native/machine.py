@@ -4,7 +4,7 @@ A copy of the launcher that goes on in Python costs its page tables and some
 three hundred page faults.  This loop and what it works on are a few pages, and
 those are all that the clone gets: while it is made, everything else is marked
 MADV_DONTFORK.  So the process is small, and nothing of the launcher's memory
-but plans that it has kept is ever near a container.
+but plans that are kept, and a page of libc's, is ever near a container.
 
 It is there on x86_64, where memory may be made executable (SELinux's execmem
 and systemd's MemoryDenyWriteExecute forbid that); elsewhere
@@ -15,6 +15,7 @@ and systemd's MemoryDenyWriteExecute forbid that); elsewhere
 from __future__ import annotations
 
 import ctypes
+import errno
 
 from pycontainer_native import abi
 from pycontainer_native.libc import libc
@@ -94,7 +95,7 @@ out:
     488907         mov qword ptr [rdi], rax
     4883c608       add rsi, 8
     ebef           jmp out
-check:
+check:  # cmp: no bytes at all are equal
     488b7340       mov rsi, qword ptr [rbx + 0x40]
     488b7b48       mov rdi, qword ptr [rbx + 0x48]
     488b4b50       mov rcx, qword ptr [rbx + 0x50]
@@ -104,7 +105,7 @@ check:
     48837b6800     cmp qword ptr [rbx + 0x68], 0
     7405           je good
     4885c0         test rax, rax
-    7578           jne parent
+    757a           jne parent
 good:
     488b4b60       mov rcx, qword ptr [rbx + 0x60]
 skip:
@@ -140,7 +141,7 @@ fail:  # FAILED, index and errno, and exit_group(1)
     894305         mov dword ptr [rbx + 5], eax
     ba09000000     mov edx, 9
     41bd01000000   mov r13d, 1
-report:
+report:  # ud2: where a filter denies even exit_group
     498b3e         mov rdi, qword ptr [r14]
     4889de         mov rsi, rbx
     b801000000     mov eax, 1
@@ -148,12 +149,13 @@ report:
     4489ef         mov edi, r13d
     b8e7000000     mov eax, 0xe7
     0f05           syscall
+    0f0b           ud2
 parent:  # FORKED and the pid, and exit_group(0)
     c60370         mov byte ptr [rbx], 0x70
     894301         mov dword ptr [rbx + 1], eax
     ba05000000     mov edx, 5
     4531ed         xor r13d, r13d
-    ebd9           jmp report
+    ebd7           jmp report
 """
 
 PAGE = 4096
@@ -163,7 +165,7 @@ CLONE_ARGS = 88
 KEPT_SIZE, FRAME_SIZE = 2 << 20, 128 << 10
 _SLOTS_SIZE = (8 * abi.SLOTS + PAGE - 1) // PAGE * PAGE
 
-#: Between them is what a process has mapped: vm.mmap_min_addr, and TASK_SIZE.
+#: Between them is what a process has mapped: vm.mmap_min_addr, and DEFAULT_MAP_WINDOW, above which nothing is unasked.
 _LOWEST, _HIGHEST = 0x10000, (1 << 47) - PAGE
 
 _PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
@@ -245,16 +247,26 @@ def clone(arguments: Any, table: int) -> int:
     Raises OSError.
     """
     assert _clone is not None
-    _mark(_MADV_DONTFORK)
+    arguments[0] |= abi.CLONE_CLEAR_SIGHAND  # it has not got the code of a handler
     try:
+        _advise(_MADV_DONTFORK)
         pid = _clone(ctypes.addressof(arguments), table, SLOTS + 8 * abi.CHANNEL)
     finally:
-        _mark(_MADV_DOFORK)
+        _advise(_MADV_DOFORK)
     if pid < 0:
         raise OSError(-pid, "clone3")
     return pid
 
 
-def _mark(advice: int) -> None:
+def _advise(advice: int) -> None:
+    """Mark or unmark what a clone does without. Raises OSError if it cannot be marked."""
     for address, length in _ranges:
-        libc.madvise(address, length, advice)  # ENOMEM: there are holes in it
+        for _ in range(abi.RETRIES):
+            if libc.madvise(address, length, advice) == 0:
+                break
+            number = ctypes.get_errno()
+            if number == errno.ENOMEM:
+                break  # there are holes in it, as there should be
+            if advice == _MADV_DONTFORK:
+                raise OSError(number, "madvise")
+            # EAGAIN, want of memory: what stays marked, the next fork would miss.

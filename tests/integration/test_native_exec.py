@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import marshal
 import os
+import random
 import resource
 import shutil
 import signal
@@ -377,6 +379,47 @@ one.close()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"send the request {errno.EFBIG}\n"
+
+
+@pytest.mark.parametrize("wrong", [None, (), "close", 1 << 70])
+def test_a_step_that_is_none_harms_nobody(busybox_rootfs: Path, native: NativeDriver, wrong: Any) -> None:
+    section = plan.Section((), 0, marshal.dumps([(wrong, (), None, {}, 0, None)]))
+    kept: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": native}
+    with pycontainer.Container(["sleep", "100"], **kept) as box, pytest.MonkeyPatch.context() as patch:
+        compile_exec = plan.compile_exec
+
+        def with_it(*inputs: Any) -> plan.Plan:
+            whole = compile_exec(*inputs)
+            return attrs.evolve(whole, sections=(*whole.sections[:2], section, *whole.sections[2:]))
+
+        patch.setattr(plan, "compile_exec", with_it)
+        with pytest.raises(pycontainer.SetupError):
+            box.exec(["true"])
+        patch.undo()
+        assert box.exec(["true"]).returncode == 0
+
+
+def test_starts_in_any_order_find_what_they_need(busybox_rootfs: Path, native: NativeDriver) -> None:
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"init": True},
+        {"network": "host"},
+        {"hostname": "box"},
+        {"user": "alice"},
+        {"env": {"BIG": "x" * 100_000}},
+        {"hooks": pycontainer.Hooks(create_container=[pycontainer.Hook("/bin/true")])},
+    ]
+    order = random.Random(20140310).choices(kinds, k=60)
+    script = ["sh", "-c", "grep Seccomp: /proc/self/status; id -u; hostname"]
+    for number, kind in enumerate(order):
+        asked: dict[str, Any] = {"rootfs": busybox_rootfs, "driver": native, "capture_output": True, "text": True}
+        done = pycontainer.run(script, **asked, name=f"order-{number}", timeout=60, **kind)
+        filter, uid, hostname = done.stdout.splitlines()
+        assert filter.split() == ["Seccomp:", "2"], kind
+        assert (uid == "0") == ("user" not in kind)
+        assert "hostname" not in kind or hostname == "box"
+        if number % 3:
+            time.sleep(0.01)  # so that the next one is cloned ahead
 
 
 def test_a_launcher_that_was_stopped_delays_nobody_for_ever(busybox_rootfs: Path, own_driver: NativeDriver) -> None:

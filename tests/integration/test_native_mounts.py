@@ -482,5 +482,5 @@ def test_a_root_that_is_no_mount_point(bound: bool, tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
     else:
         assert done.returncode == 125
-        assert "make mounts private /: EINVAL" in done.stderr
+        assert "make mounts private (/): EINVAL" in done.stderr
         assert "'mount --bind DIR DIR' before that" in done.stderr

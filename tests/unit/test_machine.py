@@ -7,6 +7,8 @@ import errno
 import marshal
 import os
 import re
+import signal
+import struct
 import subprocess
 import sys
 from typing import Any
@@ -44,7 +46,7 @@ class Process:
             self.pid = child.clone(arguments, child.bind(begin))
         else:
             self.pid = machine.clone(arguments, layout.table(begin))
-            self.has = layout.now()
+            self.has = layout.mark()
         self.theirs.close()
 
     def send(self, message, given):
@@ -333,13 +335,13 @@ def test_a_section_is_kept_when_it_comes_again_and_for_who_is_cloned_then() -> N
         for number in range(2000):
             layout.table(marshal.dumps([step("write", 1, b"%d" % number * 100, 1)]))
 
-    before = layout.now()
+    before = layout.mark()
     layout.expect(sections[1:])
     assert not has(None)
     layout.expect(sections[1:])
     assert has(None)
     assert not has(before)
-    after = layout.now()
+    after = layout.mark()
     assert has(after)
     fill_up()
     assert has(after)
@@ -368,9 +370,27 @@ def test_what_is_kept_and_forgotten_meanwhile_makes_no_difference() -> None:
 
 
 def test_a_process_that_has_not_what_its_frame_relies_on_goes_no_further() -> None:
-    code = CODE.replace("frame = layout.lay(request, has)", "frame = layout.lay(request, has); layout._kept.begin()")
+    code = CODE.replace("frame = layout.lay(request, has)", "frame = layout.lay(request, has); layout._kept.forget()")
     sections = [[TAKE_STDOUT], big(b"1"), []]
     assert runs("machine", [asked(sections)], code) == [([failed(0, errno.ESTALE)], b"", 1, 0)]
+
+
+def test_a_filter_that_denies_even_its_end_ends_it() -> None:
+    instructions = [(0x20, 0, 0, 0), (0x15, 0, 1, abi.NR["execve"]), (0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x50001)]
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
+    confine = step("seccomp", abi.SECCOMP_SET_MODE_FILTER, 0, [len(instructions), code])
+    sections = [[TAKE_STDOUT, step("prctl", abi.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)], [confine]]
+    request = asked(sections, ([b"/nowhere/program"], [b""], []))
+    assert runs("machine", [request]) == [([b"x"], b"", -signal.SIGILL, 0)]
+
+
+def test_a_large_section_is_laid_out_for_its_frame_alone() -> None:
+    sections = [marshal.dumps(section) for section in (BEGIN, [wrote(b"%d" % n * 100) for n in range(900)], [])]
+    request = Request("", 0, [], sections, PROGRAM, "", 0, True, "", None, None, 0, None)
+    for _ in range(3):
+        layout.expect(sections[1:])
+        assert not layout.takes(request)
+        assert layout.lay(request, None) is None
 
 
 def test_a_row_has_the_index_of_its_first_step() -> None:
