@@ -259,6 +259,20 @@ def test_a_result_is_an_argument_and_a_word_of_a_structure_later_on() -> None:
     assert both(sections)[1] == b"by its slot, (from a structuredone\n"
 
 
+@pytest.mark.parametrize(
+    ("fourth", "fifth", "sixth", "error"),
+    [(0, 0, 0, 0), (1, 0, 0, errno.EINVAL), (0, 1, 0, errno.EINVAL), (0, 0, 1, errno.EAGAIN)],
+)
+def test_the_last_of_many_arguments_have_their_places(fourth: int, fifth: int, sixth: int, error: int) -> None:
+    bound = step("prctl", abi.PR_SET_NO_NEW_PRIVS, 1, 0, fourth, fifth)  # all but the second have to be 0
+    word = ("buffer", bytes(8))
+    requeue = (202, (word, 4, 0, 0, word, sixth), None, {}, 0, None)  # futex, FUTEX_CMP_REQUEUE: the word has to be it
+    outcome = both([[TAKE_STDOUT, bound, requeue], []])
+    assert outcome == (
+        ([failed(1 if error == errno.EINVAL else 2, error)], b"", 1) if error else ([b"x"], b"done\n", 0)
+    )
+
+
 @pytest.mark.parametrize(("wanted", "outcome"), [(b"/", ([b"x"], b"done\n", 0)), (b"(", ([failed(1, 95)], b"", 1))])
 def test_what_a_call_writes_is_compared(wanted: bytes, outcome: Any) -> None:
     looked = step("getcwd", ("buffer", 4096), 4096, check=(wanted, 95))
