@@ -83,10 +83,10 @@ again:
     4c8b08         mov r9, qword ptr [rax]
     488b03         mov rax, qword ptr [rbx]
     4885c0         test rax, rax
-    787d           js wrong
+    787b           js wrong
     0f05           syscall
     483d00f0ffff   cmp rax, -0x1000
-    7746           ja error
+    7744           ja error
     488b7338       mov rsi, qword ptr [rbx + 0x38]
 out:
     488b3e         mov rdi, qword ptr [rsi]
@@ -95,11 +95,10 @@ out:
     488907         mov qword ptr [rdi], rax
     4883c608       add rsi, 8
     ebef           jmp out
-check:  # cmp: no bytes at all are equal
+check:  # where nothing is compared, what was is equal: je was taken
     488b7340       mov rsi, qword ptr [rbx + 0x40]
     488b7b48       mov rdi, qword ptr [rbx + 0x48]
     488b4b50       mov rcx, qword ptr [rbx + 0x50]
-    39c0           cmp eax, eax
     f3a6           repe cmpsb byte ptr [rsi], byte ptr [rdi]
     754c           jne wrong
     48837b6800     cmp qword ptr [rbx + 0x68], 0
@@ -112,7 +111,7 @@ skip:
     48ffc1         inc rcx
     48c1e107       shl rcx, 7
     4801cb         add rbx, rcx
-    e96cffffff     jmp next
+    e96effffff     jmp next
 error:
     48f7d8         neg rax
     488b7358       mov rsi, qword ptr [rbx + 0x58]
@@ -129,7 +128,7 @@ found:
     4885c9         test rcx, rcx
     79ce           jns skip
     ffcd           dec ebp
-    0f8553ffffff   jne again
+    0f8555ffffff   jne again
     eb04           jmp fail
 wrong:
     488b4370       mov rax, qword ptr [rbx + 0x70]
