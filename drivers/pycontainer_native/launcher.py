@@ -330,14 +330,14 @@ class Launcher:
     def make_spare(self) -> None:
         """Clone ahead: what the next start then saves is about a third of its time."""
         flags, groups, begin = self.wanted
-        if not self.machine_code:
-            self.bind_sections()
         spare = self.new_container()
         try:
+            if not self.machine_code:
+                self.bind_sections()
             spare.prepare(groups)
             spare.clone(flags, begin, machine_code=self.machine_code)
             self.spare, self.prepared = spare, self.wanted
-        except StepFailed:
+        except Exception:  # a plan that is none, too
             self.wanted = ()  # the next start will say why
             spare.remove_cgroups()
             spare.close()
