@@ -44,7 +44,7 @@ _WANTED = 16 + abi.RIGHTS_SPACE
 #: The slots that a request fills, none of which is, and that nothing came.
 _EMPTY = b"\xff" * (8 * (abi.CHANNEL + abi.MOST_GIVEN)) + bytes(_WANTED)
 
-#: A frame that is larger is no message: less than half of net.core.wmem_default, and of machine.FRAME_SIZE.
+#: A frame that is larger is no message: this is less than half of net.core.wmem_default, and fits into FRAME_SIZE.
 MOST = 96 << 10
 
 #: So many sections may have been seen once without being kept; and one that is larger (laid out it is three times as

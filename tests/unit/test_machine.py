@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import errno
 import marshal
 import os
 import re
+import resource
 import signal
 import struct
 import subprocess
@@ -396,6 +398,33 @@ def test_a_filter_that_denies_even_its_end_ends_it() -> None:
     sections = [[TAKE_STDOUT, step("prctl", abi.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)], [confine]]
     request = asked(sections, ([b"/nowhere/program"], [b""], []))
     assert runs("machine", [request]) == [([b"x"], b"", -signal.SIGILL, 0)]
+
+
+def test_a_handler_of_the_launchers_is_not_the_clones() -> None:
+    code = CODE.replace(
+        "ahead = None\nprint", "import signal\nsignal.signal(signal.SIGXFSZ, print)\nahead = None\nprint"
+    )
+    limit = step("prlimit64", 0, resource.RLIMIT_FSIZE, bytes(16), 0)
+    memory = (319, (b"", 0), FIRST, {}, 0, None)  # memfd_create
+    sections = [[TAKE_STDOUT, memory, limit, step("write", (FIRST,), b"x", 1)], []]
+    assert runs("machine", [asked(sections)], code) == [([], b"", -signal.SIGXFSZ, 0)]
+
+
+def test_what_cannot_be_marked_is_not_cloned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    advised = []
+
+    def refuse(address: int, length: int, advice: int) -> int:
+        advised.append((advice, address))
+        ctypes.set_errno(errno.EAGAIN if advice == machine._MADV_DONTFORK and len(advised) == 2 else errno.ENOMEM)
+        return -1
+
+    monkeypatch.setattr(machine.libc, "madvise", refuse)
+    monkeypatch.setattr(machine, "_clone", None.__eq__)  # which is not called
+    with pytest.raises(OSError, match="madvise") as caught:
+        machine.clone((ctypes.c_ulong * 11)(), 0)
+    assert caught.value.errno == errno.EAGAIN
+    assert [address for advice, address in advised[2:]] == [address for address, _ in machine._ranges]
+    assert {advice for advice, _ in advised[2:]} == {machine._MADV_DOFORK}
 
 
 def test_a_large_section_is_laid_out_for_its_frame_alone() -> None:
